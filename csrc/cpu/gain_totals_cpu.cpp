@@ -1,0 +1,45 @@
+#include "../gain_totals.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace plop_ext {
+namespace {
+
+template <typename T>
+void add_cell(const GainTotalsArgs& args, const GainRecord& record, int64_t sample) {
+  const T* s_in = static_cast<const T*>(args.sumsq) + record.in_start;
+  const T* s_out = static_cast<const T*>(args.sumsq) + record.out_start;
+  double sums[kTotalsFields] = {};
+  const int64_t begin = std::max<int64_t>(args.offsets[sample], 0);
+  const int64_t end = std::min(args.offsets[sample + 1], args.n_rows);
+  for (int64_t t = begin; t < end; ++t) {
+    if (!args.counted[t]) continue;
+    const double in = static_cast<double>(s_in[t]);
+    const double out = static_cast<double>(s_out[t]);
+    if (!std::isfinite(in) || !std::isfinite(out)) {
+      sums[4] += 1.0;
+    } else if (in == 0.0) {
+      sums[3] += 1.0;
+    } else {
+      const double gain_sq = out / in;
+      sums[0] += std::sqrt(gain_sq);
+      sums[1] += gain_sq;
+      sums[2] += 1.0;
+    }
+  }
+  double* cell = args.totals + (record.module * args.n_samples + sample) * kTotalsFields;
+  for (int field = 0; field < kTotalsFields; ++field) cell[field] += sums[field];
+}
+
+}  // namespace
+
+void gain_totals_cpu(const GainTotalsArgs& args, const GainRecord& record, int64_t sample) {
+  if (args.dtype == DType::kFloat64) {
+    add_cell<double>(args, record, sample);
+  } else {
+    add_cell<float>(args, record, sample);
+  }
+}
+
+}  // namespace plop_ext

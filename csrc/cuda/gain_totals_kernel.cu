@@ -1,0 +1,76 @@
+// One block per (sample, record) cell. The records travel as a kernel parameter: nothing is copied to the device and the
+// host never waits. Within a launch no two records share a module, so each cell has one owner.
+#include <cuda_runtime.h>
+
+#include "../gain_totals.h"
+#include "reduce.cuh"
+
+namespace plop_ext {
+namespace {
+
+constexpr int kThreads = 128;
+// 128 records of 24 bytes stay under the 4 KiB of parameters that every architecture takes.
+constexpr int kMaxRecords = 128;
+
+struct RecordBatch {
+  GainRecord records[kMaxRecords];
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsArgs args, const RecordBatch batch) {
+  __shared__ double scratch[kThreads / kWarpSize];
+  const GainRecord& record = batch.records[blockIdx.y];
+  const T* __restrict__ s_in = static_cast<const T*>(args.sumsq) + record.in_start;
+  const T* __restrict__ s_out = static_cast<const T*>(args.sumsq) + record.out_start;
+
+  for (int64_t sample = blockIdx.x; sample < args.n_samples; sample += gridDim.x) {
+    double sums[kTotalsFields] = {};
+    const int64_t begin = max(args.offsets[sample], int64_t{0});
+    const int64_t end = min(args.offsets[sample + 1], args.n_rows);
+    for (int64_t t = begin + threadIdx.x; t < end; t += kThreads) {
+      if (!args.counted[t]) continue;
+      const double in = static_cast<double>(s_in[t]);
+      const double out = static_cast<double>(s_out[t]);
+      if (!isfinite(in) || !isfinite(out)) {
+        sums[4] += 1.0;
+      } else if (in == 0.0) {
+        sums[3] += 1.0;
+      } else {
+        const double gain_sq = out / in;
+        sums[0] += sqrt(gain_sq);
+        sums[1] += gain_sq;
+        sums[2] += 1.0;
+      }
+    }
+    double* cell = args.totals + (record.module * args.n_samples + sample) * kTotalsFields;
+#pragma unroll
+    for (int field = 0; field < kTotalsFields; ++field) {
+      const double sum = block_sum<kThreads>(sums[field], scratch);
+      if (threadIdx.x == 0) cell[field] += sum;
+    }
+  }
+}
+
+}  // namespace
+
+const char* launch_gain_totals(const GainTotalsArgs& args, const GainRecord* records, int64_t n_records, void* stream) {
+  constexpr int64_t kMaxGrid = 65535;
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const unsigned samples = static_cast<unsigned>(args.n_samples < kMaxGrid ? args.n_samples : kMaxGrid);
+  for (int64_t first = 0; first < n_records; first += kMaxRecords) {
+    const int64_t count = n_records - first < kMaxRecords ? n_records - first : kMaxRecords;
+    RecordBatch batch = {};
+    for (int64_t i = 0; i < count; ++i) batch.records[i] = records[first + i];
+    const dim3 grid(samples, static_cast<unsigned>(count));
+    if (args.dtype == DType::kFloat64) {
+      gain_totals_kernel<double><<<grid, kThreads, 0, cuda_stream>>>(args, batch);
+    } else {
+      gain_totals_kernel<float><<<grid, kThreads, 0, cuda_stream>>>(args, batch);
+    }
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
+  return nullptr;
+}
+
+}  // namespace plop_ext

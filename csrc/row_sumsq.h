@@ -1,0 +1,32 @@
+// out[r] = sum_k (x[r, k] - bias[k])^2 for every `step`-th row of x.
+// A row's result depends on its values, K and the dtype alone, never on strides, alignment or the other rows:
+// each element belongs to a fixed accumulator, and accumulators are added in a fixed order.
+#pragma once
+
+#include "types.h"
+
+namespace plop_ext {
+
+struct RowSumsqArgs {
+  const void* x;           // [outer, inner, K] elements of `dtype`
+  const void* bias;        // [K] of `bias_dtype`, or nullptr
+  void* out;               // [n_rows], float32 (float64 if x is float64)
+  DType dtype;
+  DType bias_dtype;
+  int64_t n_rows;          // rows written: ceil((outer * inner - phase) / step)
+  int64_t inner;           // rows per outer index; outer * inner rows in all
+  int64_t in_features;     // K
+  int64_t outer_stride;    // in elements
+  int64_t row_stride;      // in elements
+  int64_t feature_stride;  // in elements; 1 for the fast path
+  int64_t step;            // distance in rows between the rows read
+  int64_t phase;           // first row read
+};
+
+// Computes rows [begin, end) of the output on the calling thread. `bias` must be float32 (float64 if x is).
+void row_sumsq_cpu(const RowSumsqArgs& args, int64_t begin, int64_t end);
+
+// Enqueues on `stream` (a cudaStream_t). Returns nullptr, or CUDA's text for a failed launch.
+const char* launch_row_sumsq(const RowSumsqArgs& args, void* stream);
+
+}  // namespace plop_ext

@@ -1,0 +1,1 @@
+"""PLoP: where in this model should LoRA go for this task?"""

@@ -1,0 +1,84 @@
+"""The oracle: NFN by its definition, naive and in float64. Shares no code with what it checks.
+
+It keeps every activation and multiplies W z again, so it is for tests and small models only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def token_gains(weight: Tensor, inputs: Tensor) -> Tensor:
+    """Gain ||W z|| / ||z|| of each row of `inputs`.
+
+    Args:
+        weight: [M, K], any float dtype.
+        inputs: [..., K].
+
+    Returns:
+        [...] float64; NaN where the input is zero.
+    """
+    z = inputs.detach().to("cpu", torch.float64)
+    w = weight.detach().to("cpu", torch.float64)
+    return torch.linalg.vector_norm(z @ w.T, dim=-1) / torch.linalg.vector_norm(z, dim=-1)
+
+
+def frobenius_baseline(weight: Tensor) -> float:
+    """||W||_F / sqrt(K)."""
+    w = weight.detach().to("cpu", torch.float64)
+    return float(w.square().sum().sqrt() / w.shape[1] ** 0.5)
+
+
+def nfn(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], module_names: Iterable[str], count_padding: bool = False
+) -> dict[str, float]:
+    """NFN of each named `nn.Linear` over all counted tokens of `batches` (design: mean gain over baseline).
+
+    Args:
+        model: Any model; called as `model(**batch)` in evaluation mode without gradients.
+        batches: Dicts of tensors; `attention_mask` [B, T], if there, says which tokens count.
+        module_names: Full names of the `nn.Linear` modules to score.
+        count_padding: Count every token, as the published script does.
+
+    Returns:
+        Module name to NFN.
+    """
+    modules = dict(model.named_modules())
+    names = list(module_names)
+    gains: dict[str, list[Tensor]] = {name: [] for name in names}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            seen: dict[str, list[Tensor]] = {name: [] for name in names}
+            handles = [
+                modules[name].register_forward_hook(
+                    lambda module, args, output, name=name: seen[name].append(
+                        token_gains(module.weight, args[0]).reshape(-1)
+                    )
+                )
+                for name in names
+            ]
+            try:
+                with torch.no_grad():
+                    model(**batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            mask = batch.get("attention_mask")
+            for name in names:
+                for values in seen[name]:
+                    keep = torch.isfinite(values)
+                    if mask is not None and not count_padding and values.numel() == mask.numel():
+                        keep &= mask.reshape(-1).bool().cpu()
+                    gains[name].append(values[keep])
+    finally:
+        model.train(was_training)
+    return {
+        name: float(torch.cat(values).mean()) / frobenius_baseline(modules[name].weight)
+        for name, values in gains.items()
+    }

@@ -1,0 +1,160 @@
+"""Build of plop_ext: package metadata is in pyproject.toml, this file builds the native kernels with ninja.
+
+Environment:
+    PLOP_CUDA              auto (default): build the CUDA kernels where nvcc is found; 1: fail without nvcc; 0: CPU kernels only.
+    CUDA_HOME              Folder of the CUDA toolkit; default: the folder above the `nvcc` on PATH, or /usr/local/cuda.
+    TORCH_CUDA_ARCH_LIST   Architectures, as in torch ("8.0;9.0+PTX"); default: all of DEFAULT_ARCHS the toolkit knows + PTX.
+    DEBUG                  1: warnings are errors, debug symbols.
+    MAX_JOBS               Parallel compilations; default: ninja's own choice.
+
+Two files come out: `libplop_ext.so`, the kernels, which depends on the libtorch stable ABI (torch >= 2.10) and on no Python
+version, and `_C`, a pybind11 module that loads it. Without torch, a C++ compiler, pybind11 or ninja the package is built
+without either and runs on its PyTorch kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "plop_ext/_version.py").read_text()).group(1)
+TORCH_TARGET = "2.10"
+TORCH_TARGET_VERSION = "0x020a000000000000"
+DEFAULT_ARCHS = ("80", "86", "89", "90", "100", "120")
+KERNEL_SOURCES = ("row_sumsq.cpp", "gain_totals.cpp", "cpu/row_sumsq_cpu.cpp", "cpu/gain_totals_cpu.cpp")
+CUDA_SOURCES = ("cuda/row_sumsq_kernel.cu", "cuda/gain_totals_kernel.cu")
+DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
+
+
+def find_nvcc() -> Path | None:
+    """The nvcc to use, or None: PLOP_CUDA=0, or none found."""
+    wish = os.environ.get("PLOP_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        sys.exit(f"PLOP_CUDA must be 0, 1 or auto, got {wish!r}")
+    if wish == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None) or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if found is None and wish == "1":
+        sys.exit("PLOP_CUDA=1 but there is no nvcc: install the CUDA toolkit and set CUDA_HOME to its folder, or set PLOP_CUDA=0")
+    return Path(found).resolve() if found else None
+
+
+def missing_tools() -> list[str]:
+    """What keeps the native kernels from being built here."""
+    missing = [name for name in ("torch", "pybind11", "ninja") if importlib.util.find_spec(name) is None]
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        missing.append("a C++ compiler (g++, or the one named by CXX)")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        missing.append("the Python headers")
+    return missing
+
+
+def arch_flags(nvcc: Path) -> tuple[list[str], str]:
+    """nvcc's -gencode flags and the readable list they stand for."""
+    wish = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wish:
+        names = [name for name in re.split(r"[;\s]+", wish.strip()) if name]
+        archs = [re.sub(r"\+PTX$", "", name).replace(".", "") for name in names]
+        ptx = [arch for name, arch in zip(names, archs, strict=True) if name.endswith("+PTX")]
+    else:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+        archs = [arch for arch in DEFAULT_ARCHS if f"compute_{arch}" in listed.split()]
+        ptx = archs[-1:]
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    flags += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ptx]
+    return flags, " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in ptx])
+
+
+class BuildNative(build_ext):
+    """Writes a build.ninja for the two libraries and runs it."""
+
+    def run(self) -> None:
+        import ninja
+        import pybind11
+        import torch
+        from torch.utils.cpp_extension import include_paths
+
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        package = ROOT / "plop_ext" if self.inplace else Path(self.build_lib).resolve() / "plop_ext"
+        package.mkdir(parents=True, exist_ok=True)
+        loader = package / Path(self.get_ext_filename("plop_ext._C")).name
+        cxx = shutil.which(os.environ.get("CXX", "g++"))
+        nvcc = find_nvcc()
+        torch_lib = Path(torch.__file__).parent / "lib"
+
+        common = f"-O{1 if DEBUG else 3} -std=c++17" + (" -g" if DEBUG else "")
+        warnings = "-Wall -Wextra" + (" -Werror" if DEBUG else "")
+        includes = " ".join(f"-isystem {path}" for path in include_paths())
+        gencode, archs = arch_flags(nvcc) if nvcc else ([], "")
+        cuda_version = ""
+        if nvcc:
+            release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+            cuda_version = re.search(r"release ([\d.]+)", release).group(1)
+        # libtorch.so must be NEEDED though no symbol of it is used: in CUDA builds of torch it alone pulls in libtorch_cuda,
+        # where the weak stream symbol lives. nvcc links because it knows where its own static runtime is.
+        linker = f"{nvcc} -cudart static -Xlinker --no-as-needed" if nvcc else f"{cxx} -Wl,--no-as-needed"
+        facts = {
+            "PLOP_VERSION": VERSION,
+            "PLOP_CUDA_VERSION": cuda_version,
+            "PLOP_CUDA_ARCHS": archs,
+            "PLOP_TORCH_TARGET": TORCH_TARGET,
+            "PLOP_BUILD_TORCH": torch.__version__,
+        }
+        defines = " ".join(f"""'-D{name}="{value}"'""" for name, value in facts.items())
+        kernel_flags = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}" + (" -DUSE_CUDA -DPLOP_WITH_CUDA" if nvcc else "")
+
+        host = f"{common} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden -MMD -MF $out.d"
+        lines = [
+            "ninja_required_version = 1.5",
+            f"rule cxx\n  command = {cxx} {host} {kernel_flags} {includes} -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule nvcc\n  command = {nvcc} {common} -lineinfo -Xcompiler -fPIC,-fvisibility=hidden {' '.join(gencode)}"
+            " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule link\n  command = {linker} -shared $in -o $out -L{torch_lib} -ltorch -ltorch_cpu -lc10",
+            f"rule loader\n  command = {cxx} {host} {defines} -shared -I{pybind11.get_include()}"
+            f" -isystem {sysconfig.get_paths()['include']} $in -o $out -ldl\n  depfile = $out.d\n  deps = gcc",
+        ]
+        objects = []
+        for rule, sources in (("cxx", KERNEL_SOURCES), ("nvcc", CUDA_SOURCES if nvcc else ())):
+            for source in sources:
+                objects.append(build / (source.replace("/", "_") + ".o"))
+                lines.append(f"build {objects[-1]}: {rule} {ROOT / 'csrc' / source}")
+        library = build / "libplop_ext.so"
+        lines.append(f"build {library}: link {' '.join(map(str, objects))}")
+        lines.append(f"build {build / loader.name}: loader {ROOT / 'csrc/python/module.cpp'}")
+        (build / "build.ninja").write_text("\n".join(lines) + "\n")
+
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", build, *jobs], check=True, stdout=sys.stderr)
+        for built in (library, build / loader.name):
+            staged = package / f".{built.name}.new"
+            shutil.copy2(built, staged)
+            os.replace(staged, package / built.name)  # a process that has the old file open keeps it whole
+
+    def get_outputs(self) -> list[str]:
+        package = Path(self.build_lib) / "plop_ext"
+        return [str(package / "libplop_ext.so"), str(package / Path(self.get_ext_filename("plop_ext._C")).name)]
+
+
+missing = missing_tools()
+if missing:
+    find_nvcc()  # PLOP_CUDA=1 without nvcc is an error here too
+    if os.environ.get("PLOP_CUDA") == "1":
+        sys.exit(f"PLOP_CUDA=1 but the kernels cannot be built: missing {', '.join(missing)} (with pip, add --no-build-isolation)")
+    print(f"plop_ext: building without native kernels, missing {', '.join(missing)}", file=sys.stderr)
+
+setup(
+    ext_modules=[] if missing else [Extension("plop_ext._C", ["csrc/python/module.cpp"])],
+    cmdclass={} if missing else {"build_ext": BuildNative},
+)
