@@ -44,9 +44,13 @@ def find_nvcc() -> Path | None:
     if wish == "0":
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None) or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None) or shutil.which(
+        "nvcc", path="/usr/local/cuda/bin"
+    )
     if found is None and wish == "1":
-        sys.exit("PLOP_CUDA=1 but there is no nvcc: install the CUDA toolkit and set CUDA_HOME to its folder, or set PLOP_CUDA=0")
+        sys.exit(
+            "PLOP_CUDA=1 but there is no nvcc: install the CUDA toolkit and set CUDA_HOME to its folder, or set PLOP_CUDA=0"
+        )
     return Path(found).resolve() if found else None
 
 
@@ -113,7 +117,9 @@ class BuildNative(build_ext):
             "PLOP_BUILD_TORCH": torch.__version__,
         }
         defines = " ".join(f"""'-D{name}="{value}"'""" for name, value in facts.items())
-        kernel_flags = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}" + (" -DUSE_CUDA -DPLOP_WITH_CUDA" if nvcc else "")
+        kernel_flags = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}" + (
+            " -DUSE_CUDA -DPLOP_WITH_CUDA" if nvcc else ""
+        )
 
         host = f"{common} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden -MMD -MF $out.d"
         lines = [
@@ -151,7 +157,9 @@ missing = missing_tools()
 if missing:
     find_nvcc()  # PLOP_CUDA=1 without nvcc is an error here too
     if os.environ.get("PLOP_CUDA") == "1":
-        sys.exit(f"PLOP_CUDA=1 but the kernels cannot be built: missing {', '.join(missing)} (with pip, add --no-build-isolation)")
+        sys.exit(
+            f"PLOP_CUDA=1 but the kernels cannot be built: missing {', '.join(missing)} (with pip, add --no-build-isolation)"
+        )
     print(f"plop_ext: building without native kernels, missing {', '.join(missing)}", file=sys.stderr)
 
 setup(

@@ -1,1 +1,61 @@
-"""PLoP: where in this model should LoRA go for this task?"""
+"""PLoP: where in this model should LoRA go for this task? (arXiv 2506.20629)
+
+`score` a model on task data, `Scores.place` LoRA on the module types with the lowest normalized feature norm,
+`Placement.lora_config` for PEFT. Importing needs torch and numpy; transformers and PEFT load when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from plop_ext._version import __version__
+
+if TYPE_CHECKING:
+    from plop_ext.collector import Collector
+    from plop_ext.compare import Comparison, compare
+    from plop_ext.errors import InputError, SetupError
+    from plop_ext.finetune import FinetuneResult, finetune
+    from plop_ext.native import build_info
+    from plop_ext.placement import Placement
+    from plop_ext.scores import Scores
+    from plop_ext.scoring import find_plop_targets, score
+
+_HOMES = {
+    "Collector": "collector",
+    "Comparison": "compare",
+    "FinetuneResult": "finetune",
+    "InputError": "errors",
+    "Placement": "placement",
+    "Scores": "scores",
+    "SetupError": "errors",
+    "build_info": "native",
+    "compare": "compare",
+    "find_plop_targets": "scoring",
+    "finetune": "finetune",
+    "score": "scoring",
+}
+
+__all__ = [
+    "Collector",
+    "Comparison",
+    "FinetuneResult",
+    "InputError",
+    "Placement",
+    "Scores",
+    "SetupError",
+    "__version__",
+    "build_info",
+    "compare",
+    "find_plop_targets",
+    "finetune",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -42,7 +42,9 @@ def load() -> Status:
     if os.environ.get("PLOP_PURE_PYTHON", "0") not in ("", "0"):
         return Status(False, False, "PLOP_PURE_PYTHON is set")
     if not LIBRARY.exists():
-        reason = "this installation was built without native kernels (a C++ compiler and --no-build-isolation are needed)"
+        reason = (
+            "this installation was built without native kernels (a C++ compiler and --no-build-isolation are needed)"
+        )
         return _without(reason)
     try:
         _open(LIBRARY)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from plop_ext import native
+from plop_ext.totals import TOTALS_FIELDS
 
 NAMESPACE = "plop_ext"
-TOTALS_FIELDS = ("sum_gain", "sum_gain_sq", "tokens", "skipped_zero", "skipped_nonfinite")
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -135,7 +135,8 @@ def _gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: T
     for name, tensor in (("sumsq", sumsq), ("counted", counted), ("offsets", offsets)):
         _check_vector(op, name, tensor)
     _check(totals.is_contiguous(), f"{op}: totals must be contiguous, got a strided view")
-    _check(totals.shape[2] == 5, f"{op}: totals must be [M, B, 5], got {totals.shape[2]} fields")
+    fields = len(TOTALS_FIELDS)
+    _check(totals.shape[2] == fields, f"{op}: totals must be [M, B, {fields}], got {totals.shape[2]} fields")
     samples = totals.shape[1]
     _check(
         offsets.shape[0] == samples + 1,
@@ -157,7 +158,9 @@ def _gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: T
         )
     modules = list(records[0::3])
     for position, module in enumerate(modules):
-        _check(module not in modules[:position], f"{op}: records must name each module once, got module {module} twice")
+        _check(
+            module not in modules[:position], f"{op}: records must name each module once, got module {module} twice"
+        )
 
 
 def gain_totals_pytorch(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:

@@ -1,0 +1,116 @@
+"""Module types: the name of a module without its layer index, and what a type is for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+_ATTENTION_PARTS = ("attn", "attention", "selfattention", "encdecattention", "mixer")
+_ATTENTION_LEAVES = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "out_proj",
+    "c_attn",
+    "query_key_value",
+    "Wqkv",
+}
+_MLP_PARTS = ("mlp", "ffn", "feed_forward", "feedforward", "experts", "intermediate", "output", "densereludense")
+_MLP_LEAVES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc", "w1", "w2", "w3", "wi", "wo"}
+
+
+@dataclass(frozen=True)
+class ModulePath:
+    """A module name taken apart.
+
+    Attributes:
+        name: Full module name.
+        layer: Index of the outermost repeated block it sits in, or None.
+        type_path: The name without the indices of repeated blocks; modules of one type share it.
+        in_block: The part of `type_path` below the innermost repeated block; all of it where there is none.
+    """
+
+    name: str
+    layer: int | None
+    type_path: str
+    in_block: str
+
+
+def module_path(model: nn.Module, name: str) -> ModulePath:
+    """Take `name` apart, as a module of `model`.
+
+    A number is a block index if its parent is an `nn.ModuleList`, or if more of the name follows it. The last number of
+    `nn.Sequential(...)`'s children is their position, which tells what they are, and stays.
+    """
+    parts = name.split(".")
+    kept: list[str] = []
+    layer: int | None = None
+    last_index = -1
+    parent = model
+    for position, part in enumerate(parts):
+        if part.isdigit() and (isinstance(parent, nn.ModuleList) or position + 1 < len(parts)):
+            layer = int(part) if layer is None else layer
+            last_index = len(kept)
+        else:
+            kept.append(part)
+        parent = getattr(parent, part, parent)
+    in_block = kept[last_index:] if 0 <= last_index < len(kept) else kept
+    return ModulePath(name, layer, ".".join(kept) or name, ".".join(in_block) or name)
+
+
+def label_types(paths: Sequence[ModulePath]) -> list[str]:
+    """Label each module's type by its shortest suffix that no other type shares.
+
+    The whole path inside the block is a label too if it is no other type's: BERT's `output.dense` beside
+    `attention.output.dense`.
+
+    Returns:
+        One label per path, in order; two paths get the same label exactly if they share `type_path`.
+    """
+    blocks = {path.type_path: path.in_block for path in paths}
+    suffixes: Counter[str] = Counter()
+    for type_path in blocks:
+        suffixes.update(_suffixes(type_path))
+    whole = Counter(blocks.values())
+    labels: dict[str, str] = {}
+    for type_path, in_block in blocks.items():
+        labels[type_path] = next(
+            suffix
+            for suffix in _suffixes(type_path)
+            if suffixes[suffix] == 1 or (suffix == in_block and whole[suffix] == 1) or suffix == type_path
+        )
+    return [labels[path.type_path] for path in paths]
+
+
+def matches_suffix(name: str, pattern: str) -> bool:
+    """PEFT's rule for a list entry of `target_modules`: equal, or a suffix at a dot."""
+    return name == pattern or name.endswith("." + pattern)
+
+
+def family(type_label: str, name: str) -> str:
+    """`"attention"`, `"mlp"` or `"other"`, by the field's usual names.
+
+    Args:
+        type_label: The type's label.
+        name: Full name of one of its modules: the block it sits in often says what the label does not.
+    """
+    leaf = type_label.rsplit(".", 1)[-1]
+    parts = [part.lower() for part in name.split(".")[:-1]]
+    if leaf in _MLP_LEAVES:
+        return "mlp"
+    if leaf in _ATTENTION_LEAVES or any(word in part for part in parts for word in _ATTENTION_PARTS):
+        return "attention"
+    if any(part == word or part.endswith("_" + word) for part in parts for word in _MLP_PARTS):
+        return "mlp"
+    return "other"
+
+
+def _suffixes(path: str) -> list[str]:
+    """Suffixes of a dotted path, shortest first."""
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]

@@ -1,0 +1,383 @@
+"""Drives a model over data and returns its scores."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import inspect
+import logging
+import platform
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plop_ext import baseline as baselines
+from plop_ext import ops
+from plop_ext._version import __version__
+from plop_ext.collector import Collector
+from plop_ext.errors import InputError
+from plop_ext.layers import Discovery, discover
+from plop_ext.progress import progress_bar
+from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+
+logger = logging.getLogger(__name__)
+
+MASKS = ("attention", "completion", "all")
+COMPATS = (None, "paper-script")
+DEFAULT_SAMPLES = 16
+FEW_TOKENS = 16
+SAMPLE_IDS = "sample_ids"
+
+
+def score(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    *,
+    max_samples: int | None = DEFAULT_SAMPLES,
+    mask: str = "attention",
+    baseline: str = "frobenius",
+    probes: int = 256,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    token_step: int = 1,
+    seed: int = 0,
+    compat: str | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    data_name: str | None = None,
+    progress: bool = True,
+) -> Scores:
+    r"""Measure the normalized feature norm (NFN) of every linear module on task data.
+
+    \(NFN(W) = \mathrm{mean}_t (\lVert W z_t \rVert / \lVert z_t \rVert) / E_u \lVert W u \rVert\) with u uniform on the
+    unit sphere (PLoP, arXiv 2506.20629): 1 means the module sees its input as noise, larger means it is aligned with it.
+    One forward per batch, no gradients, no second matmul; the bias is not part of the feature. Model, hooks, training
+    mode and random states are left as found, also after an exception.
+
+    Args:
+        model: Any module made of `nn.Linear`. A `torch.compile`d model is scored eagerly.
+        dataloader: Batches: a dict is passed as keywords, a tuple or list as arguments, a tensor as the only one. A dict
+            may carry `sample_ids` [B], which is taken out.
+        max_samples: Stop after the batch that completes this many samples; None reads all. 16 settle the order of types;
+            single modules need 64 or more.
+        mask: `"attention"`: tokens with `attention_mask` 1 (all without one); `"completion"`: of these, tokens whose
+            `labels` are not -100; `"all"`: padding too.
+        baseline: `"frobenius"`: ||W||_F / sqrt(K), exact and free; `"probe"`: random inputs through the module.
+        probes: Random inputs per module for `"probe"`.
+        include: Score exactly the modules whose name ends with one of these; default: all inside repeated blocks.
+        exclude: Leave out the modules whose name ends with one of these.
+        token_step: Read every `token_step`-th token, from a random first one per batch. 8 costs no accuracy on ordinary
+            text and saves most of the overhead.
+        seed: Seed of the probes and of the first token read.
+        compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
+            weights, heads are scored, only the last call of a module counts, types match as substrings, probe baseline.
+        forward: How to run a batch, `forward(model, batch)`; default as described under `dataloader`.
+        data_name: Name of the data for the provenance.
+        progress: Show a progress bar.
+
+    Returns:
+        The scores; `Scores.place` turns them into a placement.
+
+    Raises:
+        InputError: If an argument is out of range, the data is empty or fully masked, or no module can be scored.
+    """
+    _check_arguments(mask, baseline, compat, max_samples, token_step, probes)
+    if compat == "paper-script":
+        mask, baseline, token_step = "all", "probe", 1
+    model = getattr(model, "_orig_mod", model)
+    found = discover(model, include=include, exclude=exclude, everything=compat is not None)
+    started = time.perf_counter()
+
+    ids: list[int] = []
+    batches: list[int] = []
+    phases = random.Random(seed)
+    with _undisturbed(model), torch.no_grad():
+        norms = baselines.frobenius_norms(found.layers)
+        if baseline == "probe":
+            values = baselines.probe_baselines(found.layers, probes=probes, seed=seed)
+        else:
+            values = baselines.frobenius_baselines(found.layers, norms)
+        collector = Collector(model, found.layers, last_call_only=compat is not None)
+        run = forward or _default_forward(model, found)
+        total = max_samples if max_samples is not None else _length(dataloader)
+        with collector, progress_bar("scoring", total, progress) as advance:
+            for number, batch in enumerate(dataloader):
+                batch, sample_ids = _take_sample_ids(batch, len(ids))
+                token_mask = _token_mask(batch, mask)
+                size = _batch_size(batch)
+                batch = _to_device(batch, _input_device(model))
+                collector.begin(size, token_mask, step=token_step, phase=phases.randrange(token_step))
+                run(model, batch)
+                collector.end()
+                ids += sample_ids if sample_ids is not None else range(len(ids), len(ids) + size)
+                batches += [number] * size
+                advance(size if max_samples is not None else 1)
+                if max_samples is not None and len(ids) >= max_samples:
+                    break
+        totals = collector.totals().numpy()
+    if not ids:
+        raise InputError("`dataloader` is empty; give it at least one batch")
+
+    device = found.layers[0].module.weight.device if found.layers else torch.device("cpu")
+    provenance = {
+        "model": _describe_model(model),
+        "data": {"name": data_name, "samples": len(ids)},
+        "settings": {
+            "mask": mask,
+            "baseline": baseline,
+            "probes": probes if baseline == "probe" else None,
+            "include": None if include is None else list(include),
+            "exclude": list(exclude),
+            "max_samples": max_samples,
+            "token_step": token_step,
+            "seed": seed,
+            "compat": compat,
+        },
+        "backend": ops.STATUS.backend(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "versions": _versions(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    scores = _assemble(found, collector, totals, norms, values, ids, batches, provenance)
+    _warn(scores, collector)
+    logger.info("scored %d modules on %d samples, backend %s", len(scores.modules), len(ids), provenance["backend"])
+    return scores
+
+
+def find_plop_targets(
+    model: nn.Module, dataloader: Iterable[Any], types: int = 3, **score_kwargs: Any
+) -> dict[str, Any]:
+    """Score `model` and return keyword arguments for `LoraConfig(**targets)`: the `types` lowest module types.
+
+    Args:
+        model: As for `score`.
+        dataloader: As for `score`.
+        types: How many module types.
+        **score_kwargs: Anything else `score` takes.
+
+    Example:
+        >>> targets = plop_ext.find_plop_targets(model, dataloader)
+        >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
+    """
+    return score(model, dataloader, **score_kwargs).place(types=types).targets()
+
+
+def _check_arguments(
+    mask: str, baseline: str, compat: str | None, max_samples: int | None, token_step: int, probes: int
+) -> None:
+    if mask not in MASKS:
+        raise InputError(f"`mask` must be one of {', '.join(MASKS)}, got {mask!r}")
+    if baseline not in baselines.BASELINES:
+        raise InputError(f"`baseline` must be one of {', '.join(baselines.BASELINES)}, got {baseline!r}")
+    if compat not in COMPATS:
+        raise InputError(f"`compat` must be None or 'paper-script', got {compat!r}")
+    for name, value in (("max_samples", max_samples), ("token_step", token_step), ("probes", probes)):
+        if value is not None and value < 1:
+            raise InputError(f"`{name}` must be at least 1, got {value}")
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's training flag and all random states as found afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _default_forward(model: nn.Module, found: Discovery) -> Callable[[nn.Module, Any], Any]:
+    """Call the model on a batch; a transformers model does no work that no scored module needs."""
+    extra: dict[str, Any] = {}
+    drop_labels = False
+    config = getattr(model, "config", None)
+    if hasattr(config, "model_type"):
+        parameters = inspect.signature(model.forward).parameters
+        if hasattr(config, "use_cache"):
+            extra["use_cache"] = False
+        scored = {id(layer.module) for layer in found.layers}
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if "logits_to_keep" in parameters and id(head) not in scored:
+            extra["logits_to_keep"] = 1
+        drop_labels = not getattr(config, "is_encoder_decoder", False)
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            inputs = {key: value for key, value in batch.items() if not (drop_labels and key == "labels")}
+            return model(**{**extra, **inputs})
+        if isinstance(batch, (tuple, list)):
+            return model(*batch)
+        return model(batch)
+
+    return run
+
+
+def _take_sample_ids(batch: Any, start: int) -> tuple[Any, list[int] | None]:
+    if not isinstance(batch, Mapping) or SAMPLE_IDS not in batch:
+        return batch, None
+    rest = {key: value for key, value in batch.items() if key != SAMPLE_IDS}
+    return rest, torch.as_tensor(batch[SAMPLE_IDS]).tolist()
+
+
+def _token_mask(batch: Any, mask: str) -> Tensor | None:
+    """[B, T] bool of the tokens that count, or None for all."""
+    fields = batch if isinstance(batch, Mapping) else {}
+    attention = fields.get("attention_mask")
+    if mask == "all":
+        return None
+    if attention is not None and attention.dim() != 2:
+        raise InputError(f"`attention_mask` in a batch must be [B, T], got {list(attention.shape)}; pass mask='all'")
+    counted = None if attention is None else attention.bool()
+    if mask == "completion":
+        labels = fields.get("labels")
+        if labels is None:
+            raise InputError("mask='completion' needs `labels` in every batch, -100 where a token does not count")
+        completion = labels != -100
+        counted = completion if counted is None else counted & completion
+    return counted
+
+
+def _batch_size(batch: Any) -> int:
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    for value in values:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    raise InputError("a batch of `dataloader` holds no tensor with a batch dimension; pass dicts, tuples or tensors")
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: _to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [_to_device(value, device) for value in batch]
+    return batch
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lives; the host if that is offloaded."""
+    parameter = next(model.parameters(), None)
+    if parameter is None or parameter.device.type == "meta":
+        return torch.device("cpu")
+    return parameter.device
+
+
+def _length(dataloader: Iterable[Any]) -> int | None:
+    try:
+        return len(dataloader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _describe_model(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    parameter = next(model.parameters(), None)
+    return {
+        "class": type(model).__name__,
+        "name": getattr(config, "_name_or_path", None) or None,
+        "type": getattr(config, "model_type", None),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"plop_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    for package in ("transformers", "peft"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _assemble(
+    found: Discovery,
+    collector: Collector,
+    totals: np.ndarray[Any, Any],
+    norms: list[float],
+    values: list[float],
+    ids: list[int],
+    batches: list[int],
+    provenance: dict[str, Any],
+) -> Scores:
+    """Split the layers into scored and unscored by what their totals hold."""
+    modules, kept = [], []
+    unscored = [UnscoredModule(item.name, item.layer_class, item.reason) for item in found.unscored]
+    for index, (layer, norm, value) in enumerate(zip(found.layers, norms, values, strict=True)):
+        seen = totals[index].sum(axis=0)
+        reason = collector.unassigned.get(layer.name, "")
+        if not reason and seen[2:].sum() == 0:
+            reason = "never called in the forward, or only with masked tokens"
+        elif not reason and seen[2] == 0:
+            reason = f"no usable token: {seen[3]:.0f} zero inputs, {seen[4]:.0f} non-finite"
+        elif not reason and not (value > 0 and np.isfinite(value)):
+            reason = f"its weight is all zero or not finite (baseline {value:g})"
+        if reason:
+            unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason))
+            continue
+        kept.append(index)
+        modules.append(
+            ScoredModule(layer.name, layer.type, layer.layer, layer.in_features, layer.out_features, value, norm)
+        )
+    if not kept:
+        if (totals[:, :, 2:].sum() == 0) and not collector.unassigned:
+            raise InputError(
+                "no token counts: every token of `dataloader` is masked, or no linear layer was called; "
+                "check `attention_mask`, `labels` and `mask`"
+            )
+        raise InputError(f"no module could be scored; `{unscored[-1].name}`: {unscored[-1].reason}")
+    return Scores(
+        tuple(modules),
+        np.ascontiguousarray(totals[kept]),
+        np.array(ids, dtype=np.int64),
+        np.array(batches, dtype=np.int64),
+        tuple(unscored),
+        provenance,
+    )
+
+
+def _warn(scores: Scores, collector: Collector) -> None:
+    """One warning per thing the user should know about the result."""
+    per_sample = scores.totals[:, :, 2].max(axis=0)
+    few = int((per_sample < FEW_TOKENS).sum())
+    if few:
+        warnings.warn(
+            f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
+            "use longer samples, or more of them",
+            stacklevel=3,
+        )
+    nonfinite = scores.totals[:, :, 4].sum(axis=1)
+    if nonfinite.any():
+        worst = int(nonfinite.argmax())
+        warnings.warn(
+            f"{int(nonfinite.sum())} token features are NaN or infinite and were left out, most in "
+            f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
+            stacklevel=3,
+        )
+    missing = [item for item in scores.unscored if "outside the repeated" not in item.reason]
+    missing = [item for item in missing if item.reason not in ("excluded", "not included")]
+    if missing:
+        names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"not scored: {names}{more}: {missing[0].reason}", stacklevel=3)
+    if collector.unmasked and (scores.provenance["settings"]["mask"] != "all"):
+        partly = sorted(collector.unmasked)
+        logger.info(
+            "all rows of %d modules count, because they are not the tokens of the mask: %s", len(partly), partly
+        )

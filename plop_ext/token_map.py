@@ -1,0 +1,76 @@
+"""Which rows of a layer's input are tokens that count, and which sample each belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plop_ext.ops import rows_read
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """Rows of one layer call, as `ops.gain_totals_` takes them.
+
+    Attributes:
+        counted: [R] bool, on the layer's device.
+        offsets: [B + 1] int64, on the layer's device.
+        rows: R, the rows read.
+        masked: Whether `counted` comes from the batch's mask; False where the rows are not its tokens.
+    """
+
+    counted: Tensor
+    offsets: Tensor
+    rows: int
+    masked: bool
+
+
+class BatchTokens:
+    """Token maps of one batch, made once per number of rows and device.
+
+    Args:
+        batch_size: B, samples in the batch.
+        mask: [B, T] bool, True where a token counts; None counts every token.
+        step: Distance between the rows read, as for `ops.row_sumsq_`.
+        phase: First row read.
+    """
+
+    def __init__(self, batch_size: int, mask: Tensor | None, step: int = 1, phase: int = 0) -> None:
+        self.batch_size = batch_size
+        self.step = step
+        self.phase = phase
+        self._mask = None if mask is None else mask.detach().reshape(-1).to(torch.bool)
+        self._maps: dict[tuple[int, torch.device], TokenMap | None] = {}
+
+    def map_for(self, rows: int, device: torch.device) -> TokenMap | None:
+        """The map for a call that sees `rows` token vectors, or None if they cannot be assigned to the samples.
+
+        As many rows as the mask has tokens: the mask, whatever the shape ([B, T, K], [B * T, K], [B, 1, T, K]).
+        Otherwise any multiple of B: that many rows per sample, all counted (pooled vectors, image patches).
+        """
+        key = (rows, device)
+        if key not in self._maps:
+            self._maps[key] = self._make(rows, device)
+        return self._maps[key]
+
+    def _make(self, rows: int, device: torch.device) -> TokenMap | None:
+        masked = self._mask is not None and rows == self._mask.numel()
+        if not masked and rows % self.batch_size:
+            return None
+        counted = self._mask if masked and self._mask is not None else torch.ones(rows, dtype=torch.bool)
+        starts = torch.arange(self.batch_size + 1) * (rows // self.batch_size)
+        # Row i is the ((i - phase) / step)-th row read: a sample starts at the first one read that is not before it.
+        offsets = ((starts - self.phase + self.step - 1) // self.step).clamp_(min=0)
+        counted = counted[self.phase :: self.step].contiguous()
+        return TokenMap(
+            _to_device(counted, device), _to_device(offsets, device), rows_read(rows, self.step, self.phase), masked
+        )
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move without making the host wait: through pinned memory if the device is a CUDA device."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,184 @@
+"""The training loop of an adapter: the trainer of transformers, without its files, output and reports."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plop_ext.data import Encoded
+from plop_ext.data.batching import pad
+from plop_ext.errors import InputError
+
+OnStep = Callable[[int, "float | None"], None]
+
+_HISTORY_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training loop did: steps taken, wall-clock seconds, and pairs of a step and a mean training loss."""
+
+    steps: int
+    seconds: float
+    history: tuple[tuple[int, float], ...]
+
+
+def train_adapter(
+    adapted: Any,
+    train: Sequence[Encoded],
+    pad_token_id: int,
+    arguments: dict[str, Any],
+    on_step: OnStep | None,
+) -> Run:
+    """Train the trainable parameters of a model in place; stop early once the loss is not finite.
+
+    Args:
+        adapted: The model, on the device to train on.
+        train: Samples to train on.
+        pad_token_id: Id to pad with.
+        arguments: Arguments of `transformers.TrainingArguments`, `max_steps` among them.
+        on_step: Called after each step with its number and the latest loss.
+
+    Returns:
+        What was done.
+    """
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    device, max_steps = adapted.device, arguments["max_steps"]
+    history: list[tuple[int, float]] = []
+    with tempfile.TemporaryDirectory() as scratch, _current(device):
+        settings = TrainingArguments(
+            output_dir=scratch,
+            bf16=_bfloat16(device),
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=device.type == "cuda",
+            logging_steps=max(1, max_steps // _HISTORY_POINTS),
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            **arguments,
+        )
+        settings._n_gpu = min(settings.n_gpu, 1)  # with more, the model would be wrapped in DataParallel
+        trainer = Trainer(
+            model=adapted,
+            args=settings,
+            train_dataset=train,
+            data_collator=lambda samples: pad(samples, pad_token_id),
+            callbacks=[_observer(history, on_step)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter()
+        trainer.train()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        trainer.accelerator.unwrap_model(adapted, keep_fp32_wrapper=False)
+    return Run(trainer.state.global_step, seconds, tuple(history))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return the autocast context of a training step on a device."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(device))
+
+
+def free_folder(path: str | os.PathLike[str] | None) -> Path | None:
+    """Check that a folder can be written to `path`, without creating it.
+
+    Raises:
+        InputError: If `path` is a file or a folder with something in it, or its parent cannot be written.
+    """
+    if path is None:
+        return None
+    folder = Path(path).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"`output_dir` {folder} is a file; name a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"`output_dir` {folder} is not empty; name a new folder, or remove this one")
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise InputError(f"`output_dir` {folder}: its parent is no writable folder; create it, or name another")
+    return folder
+
+
+def save_adapter(adapted: Any, folder: Path) -> None:
+    """Write an adapter to `folder`, which is new or empty and appears whole or not at all."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        # With "auto", PEFT would ask the hub whether the vocabulary was resized.
+        adapted.save_pretrained(scratch, save_embedding_layers=False)
+        umask = os.umask(0)
+        os.umask(umask)
+        scratch.chmod(0o777 & ~umask)  # mkdtemp makes it private
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _observer(history: list[tuple[int, float]], on_step: OnStep | None) -> Any:
+    """Return a callback that keeps the losses, reports each step, and ends a run whose loss is not finite."""
+    from transformers import TrainerCallback
+
+    class Observer(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in (logs or {}):
+                history.append((state.global_step, float(logs["loss"])))
+                if not math.isfinite(history[-1][1]):
+                    control.should_training_stop = True
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if on_step is not None:
+                on_step(state.global_step, history[-1][1] if history else None)
+
+    return Observer()
+
+
+@contextmanager
+def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int, str], None] | None]:
+    """Show a bar with the steps done, a text and the remaining time on standard error if that is a terminal.
+
+    Args:
+        total: Steps in all.
+        wanted: False never shows it.
+
+    Yields:
+        A function of the steps done and the text, or None without a bar.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(TextColumn("training"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """Make a CUDA device the current one: the trainer takes that, not the model's."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+def _bfloat16(device: torch.device) -> bool:
+    """Tell whether training on a device is autocast to bfloat16."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
