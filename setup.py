@@ -1,15 +1,15 @@
 """Build of plop_ext: package metadata is in pyproject.toml, this file builds the native kernels with ninja.
 
 Environment:
-    PLOP_CUDA              auto (default): build the CUDA kernels where nvcc is found; 1: fail without nvcc; 0: CPU kernels only.
-    CUDA_HOME              Folder of the CUDA toolkit; default: the folder above the `nvcc` on PATH, or /usr/local/cuda.
-    TORCH_CUDA_ARCH_LIST   Architectures, as in torch ("8.0;9.0+PTX"); default: all of DEFAULT_ARCHS the toolkit knows + PTX.
-    DEBUG                  1: warnings are errors, debug symbols.
-    MAX_JOBS               Parallel compilations; default: ninja's own choice.
+    PLOP_CUDA             auto (default): CUDA kernels where nvcc is found; 1: fail without nvcc; 0: CPU kernels only
+    CUDA_HOME             the CUDA toolkit's folder; default: that of the nvcc on PATH, or /usr/local/cuda
+    TORCH_CUDA_ARCH_LIST  as in torch ("8.0;9.0+PTX"); default: those of DEFAULT_ARCHS the toolkit knows, and PTX
+    DEBUG                 1: warnings are errors, debug symbols
+    MAX_JOBS              parallel compilations; default: ninja's own choice
 
-Two files come out: `libplop_ext.so`, the kernels, which depends on the libtorch stable ABI (torch >= 2.10) and on no Python
-version, and `_C`, a pybind11 module that loads it. Without torch, a C++ compiler, pybind11 or ninja the package is built
-without either and runs on its PyTorch kernels.
+Two files come out: `libplop_ext.so`, the kernels, which depends on the libtorch stable ABI (torch >= 2.10) and on no
+Python version, and `_C`, a pybind11 module that loads it. Without torch, a C++ compiler, pybind11 or ninja the package
+is built without either and runs on its PyTorch kernels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "plop_ext/_version.py").read_text()).group(1)
+VERSION = (ROOT / "plop_ext/_version.py").read_text().split('"')[-2]
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
 DEFAULT_ARCHS = ("80", "86", "89", "90", "100", "120")
@@ -43,14 +43,12 @@ def find_nvcc() -> Path | None:
         sys.exit(f"PLOP_CUDA must be 0, 1 or auto, got {wish!r}")
     if wish == "0":
         return None
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None) or shutil.which(
-        "nvcc", path="/usr/local/cuda/bin"
-    )
+    home = os.environ.get("CUDA_HOME")
+    places = [str(Path(home) / "bin")] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    found = next((path for place in places if (path := shutil.which("nvcc", path=place))), None)
     if found is None and wish == "1":
-        sys.exit(
-            "PLOP_CUDA=1 but there is no nvcc: install the CUDA toolkit and set CUDA_HOME to its folder, or set PLOP_CUDA=0"
-        )
+        where = f"in CUDA_HOME={home}" if home else "on PATH or in /usr/local/cuda"
+        sys.exit(f"PLOP_CUDA=1 but there is no nvcc {where}: install the CUDA toolkit, or set PLOP_CUDA=0")
     return Path(found).resolve() if found else None
 
 
@@ -105,10 +103,7 @@ class BuildNative(build_ext):
         cuda_version = ""
         if nvcc:
             release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-            cuda_version = re.search(r"release ([\d.]+)", release).group(1)
-        # libtorch.so must be NEEDED though no symbol of it is used: in CUDA builds of torch it alone pulls in libtorch_cuda,
-        # where the weak stream symbol lives. nvcc links because it knows where its own static runtime is.
-        linker = f"{nvcc} -cudart static -Xlinker --no-as-needed" if nvcc else f"{cxx} -Wl,--no-as-needed"
+            cuda_version = release.split("release ")[1].split(",")[0]
         facts = {
             "PLOP_VERSION": VERSION,
             "PLOP_CUDA_VERSION": cuda_version,
@@ -117,19 +112,20 @@ class BuildNative(build_ext):
             "PLOP_BUILD_TORCH": torch.__version__,
         }
         defines = " ".join(f"""'-D{name}="{value}"'""" for name, value in facts.items())
-        kernel_flags = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}" + (
-            " -DUSE_CUDA -DPLOP_WITH_CUDA" if nvcc else ""
-        )
-
-        host = f"{common} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden -MMD -MF $out.d"
+        kernels = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}" + (" -DUSE_CUDA -DPLOP_WITH_CUDA" if nvcc else "")
+        deps = "-MMD -MF $out.d"
+        depfile = "\n  depfile = $out.d\n  deps = gcc"
+        host = f"{common} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden {deps}"
+        device = f"{common} -lineinfo -Xcompiler -fPIC,-fvisibility=hidden {' '.join(gencode)} {deps}"
+        python = f"-I{pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
+        # libtorch.so must be NEEDED though no symbol of it is used: in CUDA builds of torch it alone pulls in
+        # libtorch_cuda, where the weak stream symbol lives. nvcc links since it knows where its static runtime is.
+        linker = f"{nvcc} -cudart static -Xlinker --no-as-needed" if nvcc else f"{cxx} -Wl,--no-as-needed"
         lines = [
-            "ninja_required_version = 1.5",
-            f"rule cxx\n  command = {cxx} {host} {kernel_flags} {includes} -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-            f"rule nvcc\n  command = {nvcc} {common} -lineinfo -Xcompiler -fPIC,-fvisibility=hidden {' '.join(gencode)}"
-            " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule cxx\n  command = {cxx} {host} {kernels} {includes} -c $in -o $out{depfile}",
+            f"rule nvcc\n  command = {nvcc} {device} -c $in -o $out{depfile}",
             f"rule link\n  command = {linker} -shared $in -o $out -L{torch_lib} -ltorch -ltorch_cpu -lc10",
-            f"rule loader\n  command = {cxx} {host} {defines} -shared -I{pybind11.get_include()}"
-            f" -isystem {sysconfig.get_paths()['include']} $in -o $out -ldl\n  depfile = $out.d\n  deps = gcc",
+            f"rule loader\n  command = {cxx} {host} {defines} -shared {python} $in -o $out -ldl{depfile}",
         ]
         objects = []
         for rule, sources in (("cxx", KERNEL_SOURCES), ("nvcc", CUDA_SOURCES if nvcc else ())):
@@ -157,9 +153,8 @@ missing = missing_tools()
 if missing:
     find_nvcc()  # PLOP_CUDA=1 without nvcc is an error here too
     if os.environ.get("PLOP_CUDA") == "1":
-        sys.exit(
-            f"PLOP_CUDA=1 but the kernels cannot be built: missing {', '.join(missing)} (with pip, add --no-build-isolation)"
-        )
+        needed = f"missing {', '.join(missing)}"
+        sys.exit(f"PLOP_CUDA=1 but the kernels cannot be built: {needed} (with pip, add --no-build-isolation)")
     print(f"plop_ext: building without native kernels, missing {', '.join(missing)}", file=sys.stderr)
 
 setup(

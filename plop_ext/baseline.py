@@ -27,16 +27,17 @@ def frobenius_norms(layers: Sequence[LinearLayer]) -> list[float]:
 
 
 def frobenius_baselines(layers: Sequence[LinearLayer], norms: Sequence[float]) -> list[float]:
-    r"""\(b = \lVert W \rVert_F / \sqrt{K}\), the root mean square of ||W u|| over the unit sphere (design: E||Wu|| <= b)."""
+    r"""\(b = \lVert W \rVert_F / \sqrt{K}\), the root mean square of ||W u|| over the unit sphere; E||W u|| <= b."""
     return [norm / math.sqrt(layer.in_features) for layer, norm in zip(layers, norms, strict=True)]
 
 
 def probe_baselines(layers: Sequence[LinearLayer], *, probes: int, seed: int) -> list[float]:
-    r"""Monte-Carlo estimate of \(b = E_u \lVert W u \rVert\), u uniform on the unit sphere: the paper's own definition.
+    r"""Monte-Carlo estimate of \(b = E_u \lVert W u \rVert\), u uniform on the unit sphere: the paper's definition.
 
-    Pushes `probes` random inputs through the module's own forward, so it needs no readable weight. Each module draws from
-    a generator seeded by `seed` and its name: a module's baseline does not depend on which others are scored. The global
-    random state is not touched. The standard error is at most 1 / sqrt(2 * rank(W) * probes) of b for a well-conditioned W.
+    Pushes `probes` random inputs through the module's own forward, so it needs no readable weight. Each module draws
+    from a generator seeded by `seed` and its name: a module's baseline does not depend on which others are scored. The
+    global random state is not touched. The standard error is at most 1 / sqrt(2 * rank(W) * probes) of b for a
+    well-conditioned W.
 
     Args:
         layers: What to probe, hooks not attached.

@@ -15,8 +15,8 @@ from plop_ext.layers import LinearLayer
 from plop_ext.token_map import BatchTokens, TokenMap
 from plop_ext.totals import TOTALS_FIELDS
 
-# Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing, since
-# a reduction costs a launch of some microseconds.
+# Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
+# since a reduction costs a launch of some microseconds.
 _ARENA_ELEMENTS = 1 << 20
 
 
@@ -24,12 +24,12 @@ class Collector:
     """Context manager that hooks `layers` and turns each forward into per-(module, sample) totals.
 
     Everything stays in buffers of the collector, nothing on the model; leaving the context removes every hook, also
-    after an exception. The host never waits for a device before `totals`. Hooks run wherever the layers run; each device
-    must use one stream during a batch.
+    after an exception. The host never waits for a device before `totals`. Hooks run wherever the layers run; each
+    device must use one stream during a batch.
 
     Args:
-        model: The model the layers are part of. Compiled submodules run eagerly inside the context, because hooks added
-            after compilation would not fire.
+        model: The model the layers are part of. Compiled submodules run eagerly inside the context, because hooks
+            added after compilation would not fire.
         layers: What to score (`plop_ext.layers.discover`).
         last_call_only: Keep only the last call of a layer called several times in one forward, as the published script
             does. By default every call adds.
@@ -110,7 +110,7 @@ class Collector:
             self._transfers.append((merged.cpu(), None))
 
     def totals(self) -> Tensor:
-        """Totals of all closed batches: [M, S, 5] float64 on the CPU, samples in the order seen. Waits for the devices."""
+        """[M, S, 5] float64 on the CPU: totals of all closed batches, samples as seen. Waits for the devices."""
         self._drain(wait=True)
         if not self._finished:
             return torch.zeros(len(self.layers), 0, len(TOTALS_FIELDS), dtype=torch.float64)

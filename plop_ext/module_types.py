@@ -44,8 +44,8 @@ class ModulePath:
 def module_path(model: nn.Module, name: str) -> ModulePath:
     """Take `name` apart, as a module of `model`.
 
-    A number is a block index if its parent is an `nn.ModuleList`, or if more of the name follows it. The last number of
-    `nn.Sequential(...)`'s children is their position, which tells what they are, and stays.
+    A number is a block index if its parent is an `nn.ModuleList`, or if more of the name follows it. The last number
+    of `nn.Sequential(...)`'s children is their position, which tells what they are, and stays.
     """
     parts = name.split(".")
     kept: list[str] = []

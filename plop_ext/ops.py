@@ -34,10 +34,10 @@ torch.library.define(
 def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
     r"""Write the sum of squares of each row of `x` to `out`: \(out_r = \sum_k (x_{rk} - b_k)^2\).
 
-    Accumulates in float32 (float64 for float64 input). NaN and infinite elements make their row NaN or infinite, and so
-    does an element above 1.8e19, whose square leaves float32; `gain_totals_` leaves such rows out. On CUDA the work is
-    enqueued on the current stream and nothing waits for it. A row's result never depends on the other rows, on strides
-    or on alignment, and is bitwise repeatable.
+    Accumulates in float32 (float64 for float64 input). NaN and infinite elements make their row NaN or infinite, and
+    so does an element above 1.8e19, whose square leaves float32; `gain_totals_` leaves such rows out. On CUDA the
+    work is enqueued on the current stream and nothing waits for it. A row's result never depends on the other rows,
+    on strides or on alignment, and is bitwise repeatable.
 
     Args:
         out: [R] float32 (float64 if `x` is float64), contiguous, where R = `rows_read(rows of x, step, phase)`.
@@ -102,8 +102,8 @@ def gain_totals_(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor
 
     The gain of a token is \(r_t = \lVert W z_t \rVert / \lVert z_t \rVert = \sqrt{s^{out}_t / s^{in}_t}\) (PLoP, arXiv
     2506.20629). Each record adds, over the counted rows of every sample, (sum r, sum r^2, tokens, zero-input tokens,
-    non-finite tokens) in float64 and in a fixed order. A token whose input is exactly zero or whose sums are not finite
-    only adds to its skip count. Nothing is copied to the device and nothing waits for it.
+    non-finite tokens) in float64 and in a fixed order. A token whose input is exactly zero or whose sums are not
+    finite only adds to its skip count. Nothing is copied to the device and nothing waits for it.
 
     Args:
         totals: [M, B, 5] float64, contiguous; fields as in `TOTALS_FIELDS`.

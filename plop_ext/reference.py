@@ -57,7 +57,7 @@ def nfn(
             seen: dict[str, list[Tensor]] = {name: [] for name in names}
             handles = [
                 modules[name].register_forward_hook(
-                    lambda module, args, output, name=name: seen[name].append(
+                    lambda module, args, output, gains=seen[name]: gains.append(
                         token_gains(module.weight, args[0]).reshape(-1)
                     )
                 )

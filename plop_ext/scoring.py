@@ -55,28 +55,29 @@ def score(
 ) -> Scores:
     r"""Measure the normalized feature norm (NFN) of every linear module on task data.
 
-    \(NFN(W) = \mathrm{mean}_t (\lVert W z_t \rVert / \lVert z_t \rVert) / E_u \lVert W u \rVert\) with u uniform on the
-    unit sphere (PLoP, arXiv 2506.20629): 1 means the module sees its input as noise, larger means it is aligned with it.
-    One forward per batch, no gradients, no second matmul; the bias is not part of the feature. Model, hooks, training
-    mode and random states are left as found, also after an exception.
+    \(NFN(W) = \mathrm{mean}_t (\lVert W z_t \rVert / \lVert z_t \rVert) / E_u \lVert W u \rVert\) with u uniform on
+    the unit sphere (PLoP, arXiv 2506.20629): 1 means the module sees its input as noise, larger means it is aligned
+    with it. One forward per batch, no gradients, no second matmul; the bias is not part of the feature. Model, hooks,
+    training mode and random states are left as found, also after an exception.
 
     Args:
         model: Any module made of `nn.Linear`. A `torch.compile`d model is scored eagerly.
-        dataloader: Batches: a dict is passed as keywords, a tuple or list as arguments, a tensor as the only one. A dict
-            may carry `sample_ids` [B], which is taken out.
-        max_samples: Stop after the batch that completes this many samples; None reads all. 16 settle the order of types;
-            single modules need 64 or more.
+        dataloader: Batches: a dict is passed as keywords, a tuple or list as arguments, a tensor as the only one. A
+            dict may carry `sample_ids` [B], which is taken out.
+        max_samples: Stop after the batch that completes this many samples; None reads all. 16 settle the order of
+            types; single modules need 64 or more.
         mask: `"attention"`: tokens with `attention_mask` 1 (all without one); `"completion"`: of these, tokens whose
             `labels` are not -100; `"all"`: padding too.
         baseline: `"frobenius"`: ||W||_F / sqrt(K), exact and free; `"probe"`: random inputs through the module.
         probes: Random inputs per module for `"probe"`.
         include: Score exactly the modules whose name ends with one of these; default: all inside repeated blocks.
         exclude: Leave out the modules whose name ends with one of these.
-        token_step: Read every `token_step`-th token, from a random first one per batch. 8 costs no accuracy on ordinary
-            text and saves most of the overhead.
+        token_step: Read every `token_step`-th token, from a random first one per batch. 8 costs no accuracy on
+            ordinary text and saves most of the overhead.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
-            weights, heads are scored, only the last call of a module counts, types match as substrings, probe baseline.
+            weights, heads are scored, only the last call of a module counts, types match as substrings, probe
+            baseline.
         forward: How to run a batch, `forward(model, batch)`; default as described under `dataloader`.
         data_name: Name of the data for the provenance.
         progress: Show a progress bar.
@@ -124,7 +125,7 @@ def score(
     if not ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
 
-    device = found.layers[0].module.weight.device if found.layers else torch.device("cpu")
+    device = found.layers[0].adapter.weight_rows(found.layers[0].module).device
     provenance = {
         "model": _describe_model(model),
         "data": {"name": data_name, "samples": len(ids)},
@@ -210,7 +211,8 @@ def _default_forward(model: nn.Module, found: Discovery) -> Callable[[nn.Module,
         if hasattr(config, "use_cache"):
             extra["use_cache"] = False
         scored = {id(layer.module) for layer in found.layers}
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        get_head = getattr(model, "get_output_embeddings", None)
+        head = get_head() if callable(get_head) else None
         if "logits_to_keep" in parameters and id(head) not in scored:
             extra["logits_to_keep"] = 1
         drop_labels = not getattr(config, "is_encoder_decoder", False)

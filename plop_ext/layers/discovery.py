@@ -125,10 +125,9 @@ def discover(
         else:
             chosen.append((path, module, adapter))
     if patterns_unused:
-        known = ", ".join(f"`{label}`" for label in sorted(set(label_types([path for path, _, _ in candidates]))))
-        raise InputError(
-            f"`{sorted(patterns_unused)[0]}` in `include`/`exclude` matches no linear layer; there are {known or 'none'}"
-        )
+        known = ", ".join(sorted(set(label_types([path for path, _, _ in candidates])))) or "none"
+        pattern = sorted(patterns_unused)[0]
+        raise InputError(f"`{pattern}` in `include`/`exclude` matches no linear layer; there are {known}")
     if not chosen:
         seen = f"; not scored: {', '.join(sorted({item.layer_class for item in unscored}))}" if unscored else ""
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,26 @@ class LinearAdapter:
         return isinstance(module, nn.Linear)
 
     def check(self, module: nn.Module) -> None:
-        weight = module.weight
+        linear = cast(nn.Linear, module)
+        weight = linear.weight
         if weight.device.type == "meta":
             raise Unsupported("its weight is on the meta device (offloaded or not loaded)")
         # A quantized weight stored in an `nn.Linear` subclass, or a tensor subclass that dequantizes on use: its raw
         # values are codes, and their norm would be silently wrong.
         plain = type(weight) in (nn.Parameter, Tensor) or type(weight.data) is Tensor
-        if not plain or weight.dtype not in _READABLE or weight.shape != (module.out_features, module.in_features):
+        if not plain or weight.dtype not in _READABLE or weight.shape != (linear.out_features, linear.in_features):
             kind = f"{type(weight.data).__name__} of {str(weight.dtype).removeprefix('torch.')}"
             raise Unsupported(f"its weight is not a plain floating-point matrix ({kind})")
 
     def features(self, module: nn.Module) -> tuple[int, int]:
-        return int(module.in_features), int(module.out_features)
+        linear = cast(nn.Linear, module)
+        return linear.in_features, linear.out_features
 
     def weight_rows(self, module: nn.Module) -> Tensor:
-        return module.weight
+        return cast(nn.Linear, module).weight
 
     def bias(self, module: nn.Module) -> Tensor | None:
-        return module.bias
+        return cast(nn.Linear, module).bias
 
     def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         return args[0] if args else kwargs["input"]
