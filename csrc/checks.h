@@ -36,8 +36,8 @@ inline void check_contiguous(const char* op, const Tensor& t, const char* name) 
 }
 
 inline void check_dtype(const char* op, const Tensor& t, const char* name, ScalarType expected) {
-  STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must be ", torch::headeronly::toString(expected), ", got ",
-                  torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must be ", torch::headeronly::toString(expected),
+                  ", got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 inline DType element_type(const char* op, const Tensor& t, const char* name) {

@@ -44,12 +44,12 @@ Checked checked_args(const Tensor& totals,   // [M, B, 5]
   check_contiguous(kOp, sumsq, "sumsq");
   check_contiguous(kOp, counted, "counted");
   check_contiguous(kOp, offsets, "offsets");
-  STD_TORCH_CHECK(totals.size(2) == kTotalsFields, kOp, ": totals must be [M, B, ", kTotalsFields, "], got ", totals.size(2),
-                  " fields");
-  STD_TORCH_CHECK(offsets.size(0) == totals.size(1) + 1, kOp, ": offsets must have ", totals.size(1) + 1, " elements, got ",
-                  offsets.size(0));
-  STD_TORCH_CHECK(records.size() % kRecordFields == 0, kOp, ": records must be (module, in_start, out_start) triples, got ",
-                  records.size(), " numbers");
+  STD_TORCH_CHECK(totals.size(2) == kTotalsFields, kOp, ": totals must be [M, B, ", kTotalsFields, "], got ",
+                  totals.size(2), " fields");
+  STD_TORCH_CHECK(offsets.size(0) == totals.size(1) + 1, kOp, ": offsets must have ", totals.size(1) + 1,
+                  " elements, got ", offsets.size(0));
+  STD_TORCH_CHECK(records.size() % kRecordFields == 0, kOp,
+                  ": records must be (module, in_start, out_start) triples, got ", records.size(), " numbers");
 
   const int64_t rows = counted.size(0);
   const int64_t last = sumsq.size(0) - rows;
@@ -58,8 +58,9 @@ Checked checked_args(const Tensor& totals,   // [M, B, 5]
     const GainRecord record = {records[i], records[i + 1], records[i + 2]};
     STD_TORCH_CHECK(record.module >= 0 && record.module < totals.size(0), kOp, ": records must name modules in [0, ",
                     totals.size(0), "), got ", record.module);
-    STD_TORCH_CHECK(record.in_start >= 0 && record.in_start <= last && record.out_start >= 0 && record.out_start <= last, kOp,
-                    ": records must start in [0, ", last, "], got ", record.in_start, " and ", record.out_start);
+    STD_TORCH_CHECK(
+        record.in_start >= 0 && record.in_start <= last && record.out_start >= 0 && record.out_start <= last, kOp,
+        ": records must start in [0, ", last, "], got ", record.in_start, " and ", record.out_start);
     STD_TORCH_CHECK(seen.insert(record.module).second, kOp, ": records must name each module once, got module ",
                     record.module, " twice");
     checked.records.push_back(record);
@@ -93,8 +94,9 @@ void gain_totals_on_cuda(Tensor totals, Tensor sumsq, Tensor counted, Tensor off
   const Checked checked = checked_args(totals, sumsq, counted, offsets, records);
   if (checked.records.empty() || checked.args.n_samples == 0 || counted.size(0) == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(sumsq.get_device_index());
-  const char* error = launch_gain_totals(checked.args, checked.records.data(), static_cast<int64_t>(checked.records.size()),
-                                         current_cuda_stream(sumsq.get_device_index()));
+  const char* error =
+      launch_gain_totals(checked.args, checked.records.data(), static_cast<int64_t>(checked.records.size()),
+                         current_cuda_stream(sumsq.get_device_index()));
   STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
 }
 #endif

@@ -1,6 +1,6 @@
-// totals[m, b] += (sum g, sum g^2, tokens, zero-input tokens, non-finite tokens) over the counted rows of sample b, where
-// g = sqrt(s_out / s_in) is the gain ||W z|| / ||z|| of one token. One thread block (CPU: one task) owns a (record, sample)
-// cell and adds in a fixed order, in float64: no atomics, the same bits on every run.
+// totals[m, b] += (sum g, sum g^2, tokens, zero-input tokens, non-finite tokens) over the counted rows of sample b,
+// where g = sqrt(s_out / s_in) is the gain ||W z|| / ||z|| of one token. One thread block (CPU: one task) owns a
+// (record, sample) cell and adds in a fixed order, in float64: no atomics, the same bits on every run.
 #pragma once
 
 #include "types.h"
@@ -21,8 +21,8 @@ struct GainTotalsArgs {
   const uint8_t* counted;  // [n_rows] 0: row left out (padding, prompt)
   const int64_t* offsets;  // [B + 1] rows of sample b: offsets[b] .. offsets[b + 1]
   DType dtype;
-  int64_t n_samples;       // B
-  int64_t n_rows;          // offsets past it are cut to it
+  int64_t n_samples;  // B
+  int64_t n_rows;     // offsets past it are cut to it
 };
 
 // Adds one (record, sample) cell on the calling thread.

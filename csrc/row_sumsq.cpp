@@ -15,9 +15,9 @@ namespace {
 
 constexpr const char* kOp = "row_sumsq_";
 
-RowSumsqArgs checked_args(const Tensor& out,                 // [R]
-                          const Tensor& x,                   // [T, K] or [N, T, K]
-                          const std::optional<Tensor>& bias, // [K]
+RowSumsqArgs checked_args(const Tensor& out,                  // [R]
+                          const Tensor& x,                    // [T, K] or [N, T, K]
+                          const std::optional<Tensor>& bias,  // [K]
                           int64_t step, int64_t phase) {
   check_same_device(kOp, out, "out", x);
   if (bias) check_same_device(kOp, *bias, "bias", x);
@@ -27,7 +27,8 @@ RowSumsqArgs checked_args(const Tensor& out,                 // [R]
   check_dtype(kOp, out, "out", args.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
   if (bias) {
     args.bias_dtype = element_type(kOp, *bias, "bias");
-    const bool fits = args.bias_dtype == args.dtype || (args.bias_dtype == DType::kFloat32 && args.dtype != DType::kFloat64);
+    const bool fits =
+        args.bias_dtype == args.dtype || (args.bias_dtype == DType::kFloat32 && args.dtype != DType::kFloat64);
     STD_TORCH_CHECK(fits, kOp, ": bias must be ", torch::headeronly::toString(x.scalar_type()), " or float32, got ",
                     torch::headeronly::toString(bias->scalar_type()));
   }
@@ -115,7 +116,8 @@ void row_sumsq_on_cpu(Tensor out, Tensor x, std::optional<Tensor> bias, int64_t 
   // Below this many elements a second thread costs more than it saves.
   constexpr int64_t kGrain = 32768;
   const int64_t grain = 1 + kGrain / (args.in_features + 1);
-  torch::stable::parallel_for(0, args.n_rows, grain, [&args](int64_t begin, int64_t end) { row_sumsq_cpu(args, begin, end); });
+  torch::stable::parallel_for(0, args.n_rows, grain,
+                              [&args](int64_t begin, int64_t end) { row_sumsq_cpu(args, begin, end); });
 }
 
 #ifdef PLOP_WITH_CUDA

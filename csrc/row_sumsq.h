@@ -8,9 +8,9 @@
 namespace plop_ext {
 
 struct RowSumsqArgs {
-  const void* x;           // [outer, inner, K] elements of `dtype`
-  const void* bias;        // [K] of `bias_dtype`, or nullptr
-  void* out;               // [n_rows], float32 (float64 if x is float64)
+  const void* x;     // [outer, inner, K] elements of `dtype`
+  const void* bias;  // [K] of `bias_dtype`, or nullptr
+  void* out;         // [n_rows], float32 (float64 if x is float64)
   DType dtype;
   DType bias_dtype;
   int64_t n_rows;          // rows written: ceil((outer * inner - phase) / step)

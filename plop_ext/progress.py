@@ -47,3 +47,5 @@ def progress_bar(description: str, total: int | None, enabled: bool = True) -> I
             progress.update(task, advance=steps, note=note)
 
         yield advance
+        # Data may run out before the total that was announced: what is done is all there was.
+        progress.update(task, total=progress.tasks[task].completed)

@@ -10,8 +10,7 @@ import platform
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from plop_ext._version import __version__
 from plop_ext.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, discover
+from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.scores import ScoredModule, Scores, UnscoredModule
 
@@ -98,7 +98,7 @@ def score(
     ids: list[int] = []
     batches: list[int] = []
     phases = random.Random(seed)
-    with _undisturbed(model), torch.no_grad():
+    with random_state(), evaluating(model):
         norms = baselines.frobenius_norms(found.layers)
         if baseline == "probe":
             values = baselines.probe_baselines(found.layers, probes=probes, seed=seed)
@@ -182,23 +182,6 @@ def _check_arguments(
     for name, value in (("max_samples", max_samples), ("token_step", token_step), ("probes", probes)):
         if value is not None and value < 1:
             raise InputError(f"`{name}` must be at least 1, got {value}")
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's training flag and all random states as found afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 def _default_forward(model: nn.Module, found: Discovery) -> Callable[[nn.Module, Any], Any]:

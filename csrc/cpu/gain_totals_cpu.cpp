@@ -1,7 +1,7 @@
-#include "../gain_totals.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "../gain_totals.h"
 
 namespace plop_ext {
 namespace {

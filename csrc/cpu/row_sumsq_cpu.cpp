@@ -1,8 +1,9 @@
 // Sum of squares per row on the CPU. Element k is added to accumulator k % kLanes, so the compiler can keep the
-// accumulators in vector registers without reordering any sum; the instruction set is chosen when the library is loaded.
-#include "../row_sumsq.h"
-
+// accumulators in vector registers without reordering any sum; the instruction set is chosen when the library is
+// loaded.
 #include <cstring>
+
+#include "../row_sumsq.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define PLOP_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

@@ -1,5 +1,5 @@
-// One block per (sample, record) cell. The records travel as a kernel parameter: nothing is copied to the device and the
-// host never waits. Within a launch no two records share a module, so each cell has one owner.
+// One block per (sample, record) cell. The records travel as a kernel parameter: nothing is copied to the device and
+// the host never waits. Within a launch no two records share a module, so each cell has one owner.
 #include <cuda_runtime.h>
 
 #include "../gain_totals.h"

@@ -1,7 +1,7 @@
 // Sum of squares per row: a group of 8 or 32 threads or a whole block per row, by K alone. A row is cut into chunks of
-// 16 bytes; chunk c belongs to thread c % group and there to accumulator (c / group) % kUnroll, whether it is read by one
-// 16-byte load or element by element, so both paths give the same bits. Reads each activation once and writes 4 bytes a
-// row: bound by memory bandwidth.
+// 16 bytes; chunk c belongs to thread c % group and there to accumulator (c / group) % kUnroll, whether it is read by
+// one 16-byte load or element by element, so both paths give the same bits. Reads each activation once and writes 4
+// bytes a row: bound by memory bandwidth.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) row_sumsq_kernel(const RowSumsqArgs 
     if (kGroup == kThreads) {
       sum = block_sum<kThreads>(sum, scratch);
     } else {
-      sum = group_sum<kGroup < kWarpSize ? kGroup : kWarpSize>(sum);
+      sum = group_sum < kGroup<kWarpSize ? kGroup : kWarpSize>(sum);
     }
     if (active && lane == 0) out[r] = sum;
   }

@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up all they need in .venv. `make gpu-test` runs in the active Python of a machine with
+# a CUDA GPU, where torch, transformers, peft, pytest, pybind11 and ninja are installed.
+PYTHON ?= python3
+VENV ?= .venv
+# An exact version: a range lets pip replace an installed CPU build by gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+NATIVE_SOURCES := setup.py $(shell find csrc -type f -name '*.[ch]*')
+
+.PHONY: setup demo test lint wheel-test gpu-test gpu-bench clean
+
+setup: $(VENV)/.native
+
+$(VENV)/.python: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet 'setuptools>=77' wheel 'pybind11>=2.13' ninja
+	PLOP_CUDA=$${PLOP_CUDA:-auto} $(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
+	touch $@
+
+$(VENV)/.native: $(VENV)/.python $(NATIVE_SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+demo: setup
+	$(BIN)/plop demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.[ch]*' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# The sdist builds, and its wheel installs and scores in an empty environment.
+wheel-test: setup
+	BIN=$(BIN) TORCH='$(TORCH)' bash scripts/check_wheel.sh
+
+gpu-test:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	PLOP_REQUIRE_CUDA=1 $(PYTHON) -m pytest -m gpu
+
+clean:
+	rm -rf build dist *.egg-info plop_ext/*.so $(VENV)/.native

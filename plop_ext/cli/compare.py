@@ -1,0 +1,82 @@
+"""`plop compare MODEL DATA --scores SCORES`: which placement learns the task best at equal parameters?"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from plop_ext.cli import options
+from plop_ext.cli.finetune import add_training
+from plop_ext.cli.options import console
+from plop_ext.errors import InputError
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="finetune several placements at equal trainable parameters")
+    options.add_model(parser)
+    options.add_data(parser)
+    parser.add_argument("--scores", required=True, metavar="FILE", help="file written by plop score")
+    parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the comparison as JSON")
+    parser.add_argument("--plot", default=None, metavar="FILE", help="draw it (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--strategies",
+        default="lowest,inverse",
+        help="what to compare (default: lowest,inverse); all-linear is always added; random:1 is random with seed 1",
+    )
+    parser.add_argument("--types", type=int, default=3, help="module types of lowest, inverse and random (default: 3)")
+    parser.add_argument("--max-params", type=int, default=None, help="default: what the first has at --rank")
+    parser.add_argument("--rates", default="5e-4,2e-3,8e-3", help="learning rates to tune over (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the final runs (default: 3)")
+    add_training(parser)
+    options.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from plop_ext.report import plots, tables
+    from plop_ext.scores import Scores
+    from plop_ext.training import compare
+
+    options.check_output(args.output)
+    options.check_output(args.plot)
+    scores = Scores.load(args.scores)
+    placements = [_place(scores, name, args.types) for name in args.strategies.split(",")]
+    model, tokenizer = options.load_model(args, for_training=True)
+    train, held_out = options.train_and_held_out(args, tokenizer)
+    comparison = compare(
+        model,
+        tokenizer,
+        scores,
+        train,
+        held_out,
+        placements,
+        max_params=args.max_params,
+        r=args.rank,
+        learning_rates=_rates(args.rates),
+        seeds=range(args.seed, args.seed + args.seeds),
+        max_steps=args.steps,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    console.print(tables.comparison_table(comparison))
+    if args.plot:
+        plots.comparison_plot(comparison, args.plot)
+        console.print(f"plot: {args.plot}", highlight=False)
+    if args.output:
+        comparison.save(args.output)
+        console.print(f"comparison: {args.output}", highlight=False)
+
+
+def _place(scores: Any, name: str, types: int) -> Any:
+    strategy, _, seed = name.strip().partition(":")
+    if seed and not (strategy == "random" and seed.isdigit()):
+        raise InputError(f"`--strategies`: {name!r} is not a strategy; a seed goes with random only, as random:1")
+    count = None if strategy in ("attention", "mlp", "all") else types
+    return scores.place(types=count, strategy=strategy, seed=int(seed or 0))
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(rate) for rate in text.split(",")]
+    except ValueError:
+        raise InputError(f"`--rates` must be numbers separated by commas, got {text!r}") from None

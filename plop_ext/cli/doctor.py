@@ -1,0 +1,27 @@
+"""`plop doctor`: which kernels run here, and why."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from plop_ext.cli.options import console
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="say which kernels run here, and why")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from plop_ext.doctor import examine
+
+    table = Table(box=None, show_header=False)
+    findings = examine()
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.good else "[red]no[/]"
+        table.add_row(mark, finding.what, finding.value)
+    console.print(table)
+    return 0 if all(finding.good for finding in findings) else 1

@@ -1,0 +1,63 @@
+"""`plop finetune MODEL DATA`: train a LoRA adapter on a placement."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from plop_ext.cli import options
+from plop_ext.cli.options import console
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Held-out data and the training budget; shared with `plop compare`."""
+    parser.add_argument("--eval", default=None, metavar="DATA", help="held-out data; default: a part of DATA")
+    parser.add_argument("--eval-samples", type=int, default=256, help="held-out samples at most (default: 256)")
+    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank (default: 16)")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")
+    parser.add_argument("--batch-size", type=int, default=16, help="samples per step (default: 16)")
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("finetune", help="train a LoRA adapter on a placement")
+    options.add_model(parser)
+    options.add_data(parser)
+    parser.add_argument("--placement", required=True, metavar="FILE", help="file written by plop place")
+    parser.add_argument("-o", "--output", default=None, metavar="FOLDER", help="new folder for the adapter")
+    add_training(parser)
+    parser.add_argument("--alpha", type=int, default=None, help="lora_alpha (default: 2 x rank)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3); see plop compare")
+    options.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from plop_ext.placement import Placement
+    from plop_ext.report import tables
+    from plop_ext.training import finetune
+
+    placement = Placement.load(args.placement)
+    model, tokenizer = options.load_model(args, for_training=True)
+    placement.check_model(model)
+    train, held_out = options.train_and_held_out(args, tokenizer)
+    for line in tables.placement_lines(placement, args.rank):
+        console.print(line, highlight=False)
+    result = finetune(
+        model,
+        tokenizer,
+        train,
+        held_out,
+        placement,
+        r=args.rank,
+        lora_alpha=args.alpha or 2 * args.rank,
+        learning_rate=args.lr,
+        max_steps=args.steps,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        output_dir=args.output,
+        progress=not args.quiet,
+    )
+    state = "; the run diverged, try a lower --lr" if result.diverged else ""
+    console.print(f"held-out loss {result.loss_before:.4f} -> {result.loss_after:.4f}{state}", highlight=False)
+    if result.output_dir:
+        console.print(f"adapter: {result.output_dir}", highlight=False)

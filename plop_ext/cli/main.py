@@ -1,0 +1,45 @@
+"""Entry point of the `plop` command. A user's mistake is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from plop_ext._version import __version__
+from plop_ext.cli import compare, demo, doctor, finetune, place, score
+from plop_ext.errors import InputError, SetupError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Command line without the program's name; default `sys.argv`.
+
+    Returns:
+        Exit code: 0; 2 for a user's mistake; 130 if interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="plop", description="Where in this model should LoRA go for this task?")
+    parser.add_argument("--version", action="version", version=f"plop_ext {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (score, place, finetune, compare, demo, doctor):
+        command.add_parser(commands)
+    args = parser.parse_args(arguments)
+
+    logging.basicConfig(format="plop: %(message)s", level=logging.WARNING)
+    warnings.showwarning = _show_warning
+    try:
+        return int(args.run(args) or 0)
+    except (InputError, SetupError) as error:
+        print(f"plop: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("plop: interrupted; nothing half-written is left behind", file=sys.stderr)
+        return 130
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"plop: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,108 @@
+"""Options that several subcommands share, and the models and data they name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from plop_ext.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from plop_ext.data import Encoded
+
+# Without a terminal rich assumes 80 columns and wraps the tables.
+console = Console(width=None if Console().is_terminal else 120)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --dtype, --device."""
+    parser.add_argument("model", metavar="MODEL", help="model folder, hub name, or the embedded plop-tiny")
+    parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, ...")
+    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """DATA and how to read it."""
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a .jsonl, .json, .csv, .parquet or .txt file, a hub dataset, or the embedded arithmetic or prose",
+    )
+    parser.add_argument("--column", default=None, help="the text column; default: text, prompt+completion or messages")
+    parser.add_argument("--split", default="train", help="split of a hub dataset (default: train)")
+    parser.add_argument("--max-length", type=int, default=1024, help="cut samples to this many tokens (default: 1024)")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """--seed and --quiet."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def load_model(
+    args: argparse.Namespace, for_training: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer that `args` names."""
+    from plop_ext import models
+
+    with console.status(f"loading {args.model}"):
+        return models.load_model(args.model, dtype=args.dtype, device=args.device, for_training=for_training)
+
+
+def load_data(
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: int | None,
+    *,
+    source: str | None = None,
+    split: str | None = None,
+    mask: str = "attention",
+) -> list[Encoded]:
+    """Encoded samples of the data that `args` names."""
+    from plop_ext.data import encode, load_rows
+
+    if mask not in ("attention", "completion"):
+        raise InputError(f"`--mask` must be attention or completion, got {mask!r}")
+    rows = load_rows(source or args.data, split=split or args.split, max_samples=samples, seed=args.seed)
+    column = args.column if source is None or source == args.data else None
+    return encode(
+        rows,
+        tokenizer,
+        column=column,
+        mask="completion" if mask == "completion" else "attention",
+        max_length=args.max_length,
+    )
+
+
+def train_and_held_out(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Encoded], list[Encoded]]:
+    """Training and held-out samples: `--eval DATA`, the test split of an embedded data set, or a part cut off."""
+    import random
+
+    from plop_ext.embedded import DATASETS
+
+    if args.eval is not None:
+        held_out = load_data(args, tokenizer, args.eval_samples, source=args.eval)
+        return load_data(args, tokenizer, None), held_out
+    if args.data in DATASETS:
+        held_out = load_data(args, tokenizer, args.eval_samples, split="test")
+        return load_data(args, tokenizer, None, split="train"), held_out
+    samples = load_data(args, tokenizer, None)
+    count = min(args.eval_samples, len(samples) // 5)
+    if count < 1:
+        raise InputError(f"`{args.data}` has {len(samples)} samples, too few to hold some out; give --eval DATA")
+    order = list(range(len(samples)))
+    random.Random(args.seed).shuffle(order)
+    return [samples[i] for i in sorted(order[count:])], [samples[i] for i in sorted(order[:count])]
+
+
+def check_output(path: str | None) -> None:
+    """Refuse an output file whose folder does not exist, before anything takes time."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise InputError(f"cannot write `{path}`: its folder does not exist; create it or name another")

@@ -1,0 +1,64 @@
+"""`plop score MODEL DATA`: measure NFN, print the table, write the scores."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from plop_ext.cli import options
+from plop_ext.cli.options import console
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("score", help="measure the NFN of every linear module on task data")
+    options.add_model(parser)
+    options.add_data(parser)
+    parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the scores as JSON")
+    parser.add_argument("--heatmap", default=None, metavar="FILE", help="draw layers x types (.png, .svg, .pdf)")
+    parser.add_argument("--samples", type=int, default=16, help="samples to score (default: 16; single modules: 64)")
+    parser.add_argument("--batch-size", type=int, default=8, help="samples per forward (default: 8)")
+    parser.add_argument("--mask", default="attention", help="which tokens count: attention (default) or completion")
+    parser.add_argument("--baseline", default="frobenius", help="frobenius (default), or probe as in the paper")
+    parser.add_argument("--probes", type=int, default=256, help="random inputs per module for --baseline probe")
+    parser.add_argument("--include", action="append", default=None, metavar="NAME", help="score only these")
+    parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="leave these out; repeatable")
+    parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
+    parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
+    options.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from plop_ext.data import batches
+    from plop_ext.report import plots, tables
+    from plop_ext.scoring import score
+
+    options.check_output(args.output)
+    options.check_output(args.heatmap)
+    model, tokenizer = options.load_model(args)
+    encoded = options.load_data(args, tokenizer, args.samples, mask=args.mask)
+    scores = score(
+        model,
+        batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
+        max_samples=None,
+        mask=args.mask,
+        baseline=args.baseline,
+        probes=args.probes,
+        include=args.include,
+        exclude=args.exclude,
+        token_step=args.token_step,
+        seed=args.seed,
+        compat=args.compat,
+        data_name=args.data,
+        progress=not args.quiet,
+    )
+    default = scores.place(types=min(3, len(scores.types)))
+    console.print(tables.scores_table(scores, chosen=default.types))
+    for line in tables.unscored_lines(scores):
+        console.print(line, style="dim", highlight=False)
+    if args.heatmap:
+        plots.heatmap(scores, args.heatmap, chosen=default.types)
+        console.print(f"heatmap: {args.heatmap}", highlight=False)
+    if args.output:
+        scores.save(args.output)
+        console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
