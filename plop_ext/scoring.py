@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import inspect
 import logging
 import platform
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from plop_ext import baseline as baselines
 from plop_ext import ops
-from plop_ext._version import __version__
+from plop_ext.batch import (
+    batch_size,
+    batch_to_device,
+    default_forward,
+    input_device,
+    length,
+    take_sample_ids,
+    token_mask,
+)
 from plop_ext.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, discover
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
+from plop_ext.provenance import describe_model, versions
 from plop_ext.scores import ScoredModule, Scores, UnscoredModule
 
 logger = logging.getLogger(__name__)
@@ -33,7 +40,6 @@ MASKS = ("attention", "completion", "all")
 COMPATS = (None, "paper-script")
 DEFAULT_SAMPLES = 16
 FEW_TOKENS = 16
-SAMPLE_IDS = "sample_ids"
 
 
 def score(
@@ -105,15 +111,15 @@ def score(
         else:
             values = baselines.frobenius_baselines(found.layers, norms)
         collector = Collector(model, found.layers, last_call_only=compat is not None)
-        run = forward or _default_forward(model, found)
-        total = max_samples if max_samples is not None else _length(dataloader)
+        run = forward or default_forward(model, [layer.module for layer in found.layers])
+        total = max_samples if max_samples is not None else length(dataloader)
         with collector, progress_bar("scoring", total, progress) as advance:
             for number, batch in enumerate(dataloader):
-                batch, sample_ids = _take_sample_ids(batch, len(ids))
-                token_mask = _token_mask(batch, mask)
-                size = _batch_size(batch)
-                batch = _to_device(batch, _input_device(model))
-                collector.begin(size, token_mask, step=token_step, phase=phases.randrange(token_step))
+                batch, sample_ids = take_sample_ids(batch)
+                counted = token_mask(batch, mask)
+                size = batch_size(batch)
+                batch = batch_to_device(batch, input_device(model))
+                collector.begin(size, counted, step=token_step, phase=phases.randrange(token_step))
                 run(model, batch)
                 collector.end()
                 ids += sample_ids if sample_ids is not None else range(len(ids), len(ids) + size)
@@ -127,7 +133,7 @@ def score(
 
     device = found.layers[0].adapter.weight_rows(found.layers[0].module).device
     provenance = {
-        "model": _describe_model(model),
+        "model": describe_model(model),
         "data": {"name": data_name, "samples": len(ids)},
         "settings": {
             "mask": mask,
@@ -142,7 +148,7 @@ def score(
         },
         "backend": ops.STATUS.backend(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "versions": _versions(),
+        "versions": versions(),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -182,113 +188,6 @@ def _check_arguments(
     for name, value in (("max_samples", max_samples), ("token_step", token_step), ("probes", probes)):
         if value is not None and value < 1:
             raise InputError(f"`{name}` must be at least 1, got {value}")
-
-
-def _default_forward(model: nn.Module, found: Discovery) -> Callable[[nn.Module, Any], Any]:
-    """Call the model on a batch; a transformers model does no work that no scored module needs."""
-    extra: dict[str, Any] = {}
-    drop_labels = False
-    config = getattr(model, "config", None)
-    if hasattr(config, "model_type"):
-        parameters = inspect.signature(model.forward).parameters
-        if hasattr(config, "use_cache"):
-            extra["use_cache"] = False
-        scored = {id(layer.module) for layer in found.layers}
-        get_head = getattr(model, "get_output_embeddings", None)
-        head = get_head() if callable(get_head) else None
-        if "logits_to_keep" in parameters and id(head) not in scored:
-            extra["logits_to_keep"] = 1
-        drop_labels = not getattr(config, "is_encoder_decoder", False)
-
-    def run(model: nn.Module, batch: Any) -> Any:
-        if isinstance(batch, Mapping):
-            inputs = {key: value for key, value in batch.items() if not (drop_labels and key == "labels")}
-            return model(**{**extra, **inputs})
-        if isinstance(batch, (tuple, list)):
-            return model(*batch)
-        return model(batch)
-
-    return run
-
-
-def _take_sample_ids(batch: Any, start: int) -> tuple[Any, list[int] | None]:
-    if not isinstance(batch, Mapping) or SAMPLE_IDS not in batch:
-        return batch, None
-    rest = {key: value for key, value in batch.items() if key != SAMPLE_IDS}
-    return rest, torch.as_tensor(batch[SAMPLE_IDS]).tolist()
-
-
-def _token_mask(batch: Any, mask: str) -> Tensor | None:
-    """[B, T] bool of the tokens that count, or None for all."""
-    fields = batch if isinstance(batch, Mapping) else {}
-    attention = fields.get("attention_mask")
-    if mask == "all":
-        return None
-    if attention is not None and attention.dim() != 2:
-        raise InputError(f"`attention_mask` in a batch must be [B, T], got {list(attention.shape)}; pass mask='all'")
-    counted = None if attention is None else attention.bool()
-    if mask == "completion":
-        labels = fields.get("labels")
-        if labels is None:
-            raise InputError("mask='completion' needs `labels` in every batch, -100 where a token does not count")
-        completion = labels != -100
-        counted = completion if counted is None else counted & completion
-    return counted
-
-
-def _batch_size(batch: Any) -> int:
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    for value in values:
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return int(value.shape[0])
-    raise InputError("a batch of `dataloader` holds no tensor with a batch dimension; pass dicts, tuples or tensors")
-
-
-def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [_to_device(value, device) for value in batch]
-    return batch
-
-
-def _input_device(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives; the host if that is offloaded."""
-    parameter = next(model.parameters(), None)
-    if parameter is None or parameter.device.type == "meta":
-        return torch.device("cpu")
-    return parameter.device
-
-
-def _length(dataloader: Iterable[Any]) -> int | None:
-    try:
-        return len(dataloader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def _describe_model(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
-    parameter = next(model.parameters(), None)
-    return {
-        "class": type(model).__name__,
-        "name": getattr(config, "_name_or_path", None) or None,
-        "type": getattr(config, "model_type", None),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"plop_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    for package in ("transformers", "peft"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _assemble(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plop_ext.ops import rows_read
+from plop_ext.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +66,5 @@ class BatchTokens:
         offsets = ((starts - self.phase + self.step - 1) // self.step).clamp_(min=0)
         counted = counted[self.phase :: self.step].contiguous()
         return TokenMap(
-            _to_device(counted, device), _to_device(offsets, device), rows_read(rows, self.step, self.phase), masked
+            to_device(counted, device), to_device(offsets, device), rows_read(rows, self.step, self.phase), masked
         )
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move without making the host wait: through pinned memory if the device is a CUDA device."""
-    if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 # Numbers inside the cells are readable up to this many layers.
 _ANNOTATED_LAYERS = 24
-_CHOSEN = "#d1495b"
-_PLAIN = "#5b7c99"
+_CHOSEN = "#1b7f5c"
+_PLAIN = "#7d8b99"
 
 
 def heatmap(scores: Scores, path: str | os.PathLike[str], chosen: Collection[str] = ()) -> None:
@@ -52,16 +52,16 @@ def heatmap(scores: Scores, path: str | os.PathLike[str], chosen: Collection[str
     bars.bar(positions, means, width=0.7, color=colors)
     bars.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     for x, mean in zip(positions, means, strict=True):
-        bars.annotate(f"{mean:.2f}", (x, mean), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+        text = {"ha": "center", "va": "top", "fontsize": 8, "color": "white"}
+        bars.annotate(f"{mean:.2f}", (x, mean), (0, -3), textcoords="offset points", **text)
     bars.set_ylabel("mean NFN")
-    bars.margins(y=0.2)
     bars.tick_params(axis="x", length=0, labelbottom=False)
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     data = scores.provenance["data"]
     title = f"{scores.provenance['model']['class']}, {data['samples']} samples"
     title += f" of {data['name']}" if data["name"] else ""
-    bars.set_title(title + (" (red: LoRA)" if chosen else ""), fontsize=10, loc="left")
+    bars.set_title(title + (" (green: LoRA)" if chosen else ""), fontsize=10, loc="left")
 
     finite = grid[np.isfinite(grid)]
     spread = max(float(np.abs(finite - 1.0).max()), 1e-3)

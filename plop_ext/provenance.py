@@ -1,0 +1,36 @@
+"""Where a result comes from: the model and the software that made it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+from torch import nn
+
+from plop_ext._version import __version__
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Class, name, architecture, size and type of a model."""
+    config = getattr(model, "config", None)
+    parameter = next(model.parameters(), None)
+    return {
+        "class": type(model).__name__,
+        "name": getattr(config, "_name_or_path", None) or None,
+        "type": getattr(config, "model_type", None),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those a score depends on, where they are installed."""
+    found = {"plop_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    for package in ("transformers", "peft"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

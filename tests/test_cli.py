@@ -1,0 +1,152 @@
+"""The `plop` command on the embedded model: the whole path, and one mistake of each kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from plop_ext import embedded
+from plop_ext.cli.main import main
+from plop_ext.placement import Placement
+from plop_ext.scores import Scores
+
+
+@pytest.fixture(scope="module")
+def scores_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "scores.json"
+    assert main(["score", "plop-tiny", "arithmetic", "--quiet", "--device", "cpu", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def placement_file(scores_file: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "placement.json"
+    assert main(["place", str(scores_file), "-o", str(path)]) == 0
+    return path
+
+
+def test_score_writes_table_scores_and_heatmap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, heatmap = tmp_path / "s.json", tmp_path / "h.png"
+    arguments = ["score", "plop-tiny", "arithmetic", "--quiet", "--device", "cpu", "--mask", "completion"]
+    assert main([*arguments, "-o", str(output), "--heatmap", str(heatmap)]) == 0
+    scores = Scores.load(output)
+    printed = capsys.readouterr().out
+    for label in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert label in scores.types and label in printed
+    assert scores.provenance["settings"]["mask"] == "completion"
+    assert scores.provenance["data"] == {"name": "arithmetic", "samples": 16}
+    assert heatmap.read_bytes().startswith(b"\x89PNG")
+
+
+def test_place_prints_peft_targets_or_writes_a_placement(
+    scores_file: Path, placement_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["place", str(scores_file)]) == 0
+    targets = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert tuple(targets["target_modules"]) == Placement.load(placement_file).modules
+    assert Placement.load(placement_file).types == Scores.load(scores_file).types[:3]
+
+
+def test_finetune_lowers_the_held_out_loss_and_writes_an_adapter(
+    placement_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter"
+    budget = ["--steps", "8", "--batch-size", "4", "--eval-samples", "16", "--quiet", "--device", "cpu"]
+    arguments = ["finetune", "plop-tiny", "arithmetic", "--placement", str(placement_file), "-o", str(adapter)]
+    assert main([*arguments, *budget, "--lr", "3e-3"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("held-out loss"))
+    before, after = (float(word) for word in line.split() if word[0].isdigit())
+    assert after < before
+    assert (adapter / "adapter_model.safetensors").is_file()
+
+
+def test_compare_prints_plots_and_saves(scores_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, plot = tmp_path / "c.json", tmp_path / "c.png"
+    budget = ["--steps", "2", "--batch-size", "2", "--eval-samples", "4", "--seeds", "2", "--rates", "1e-3,4e-3"]
+    arguments = ["compare", "plop-tiny", "arithmetic", "--scores", str(scores_file), "--device", "cpu", "--quiet"]
+    files = ["-o", str(output), "--plot", str(plot)]
+    assert main([*arguments, *budget, *files, "--strategies", "lowest,random:1"]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["label"] for row in rows] == ["lowest-3", "random-3 (seed 1)", "all-linear"]
+    assert "all-linear" in capsys.readouterr().out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_leaves_scores_heatmap_and_placement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "-o", str(tmp_path / "demo"), "--steps", "2", "--quiet"]) == 0
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "heatmap.png",
+        "placement.json",
+        "scores.json",
+    ]
+    printed = capsys.readouterr().out
+    assert "lowest-3" in printed and "inverse-3" in printed
+
+
+def test_doctor_names_the_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert "native-cpu, checked" in printed
+
+
+def _truncated_checkpoint(folder: Path) -> Path:
+    shutil.copytree(embedded.model_path(), folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "plop-tiny", "arithmetic", "--column", "nope"], "nope"),
+        (["score", "plop-tiny", "missing.jsonl"], "no such file"),
+        (["score", "plop-tiny", "{empty}"], "holds no row"),
+        (["score", "no-such-folder/", "arithmetic"], "no-such-folder"),
+        (["score", "{corrupt}", "arithmetic"], "corrupt"),
+        (["score", "plop-tiny", "arithmetic", "--include", "nope"], "`nope` in `include`/`exclude` matches no"),
+        (["score", "plop-tiny", "prose", "--mask", "completion"], "completion"),
+        (["score", "plop-tiny", "arithmetic", "--mask", "none"], "`--mask` must be"),
+        (["score", "plop-tiny", "arithmetic", "--baseline", "none"], "`baseline` must be one of"),
+        (["score", "plop-tiny", "arithmetic", "--token-step", "0"], "`token_step` must be at least 1"),
+        (["score", "plop-tiny", "arithmetic", "-o", "no/such/folder/s.json"], "its folder does not exist"),
+        (["place", "missing.json"], "cannot read"),
+        (["place", "{scores}", "--types", "8"], "`types` must be between 1 and 7"),
+        (["place", "{scores}", "--types", "nope"], "there is no type `nope`"),
+        (["place", "{scores}", "--modules", "x"], "`--modules` must be a count"),
+        (["place", "{scores}", "--types", "2", "--max-nfn", "1"], "exclude each other"),
+        (["place", "{old}"], "has version 0"),
+        (["finetune", "plop-tiny", "arithmetic", "--placement", "{scores}"], "is not a plop_ext.placement file"),
+        (["finetune", "plop-tiny", "arithmetic", "--placement", "{other}"], "made for another model"),
+        (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--rates", "fast"], "`--rates` must be"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    scores_file: Path,
+    placement_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = {name: tmp_path / f"{name}.json" for name in ("old", "other")}
+    files |= {"empty": tmp_path / "empty.jsonl", "corrupt": tmp_path / "corrupt", "scores": scores_file}
+    files["empty"].write_text("")
+    files["old"].write_text(json.dumps({**json.loads(scores_file.read_text()), "version": 0}))
+    files["other"].write_text(placement_file.read_text().replace("layers.0.", "layers.90."))
+    if "{corrupt}" in arguments:
+        _truncated_checkpoint(files["corrupt"])
+    existing = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+
+    device = [] if arguments[0] == "place" else ["--quiet", "--device", "cpu"]
+    assert main([*(argument.format(**files) for argument in arguments), *device]) == 2
+
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("plop: ") and message in lines[0]
+    assert sorted(tmp_path.rglob("*")) == existing

@@ -1,0 +1,88 @@
+"""Tables and pictures of constructed results."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from plop_ext.errors import InputError
+from plop_ext.report import plots, tables
+from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+
+TYPES = ("q_proj", "v_proj", "down_proj")
+
+
+def make_scores(layers: int) -> Scores:
+    """NFN of q_proj 2, v_proj 0.5, down_proj 1, the same in each layer."""
+    gains = {"q_proj": 2.0, "v_proj": 0.5, "down_proj": 1.0}
+    modules = tuple(
+        ScoredModule(f"layers.{layer}.{label}", label, layer, 8, 8, 1.0, 8.0**0.5)
+        for layer in range(layers)
+        for label in TYPES
+    )
+    totals = np.zeros((len(modules), 2, 5))
+    totals[:, :, 2] = 10
+    totals[:, :, 0] = 10 * np.array([[gains[module.type]] for module in modules])
+    provenance = {
+        "model": {"class": "Toy"},
+        "data": {"name": "toy", "samples": 2},
+        "settings": {"compat": None},
+    }
+    unscored = (UnscoredModule("head", "Linear", "outside the repeated blocks"),)
+    return Scores(modules, totals, np.arange(2), np.zeros(2, dtype=np.int64), unscored, provenance)
+
+
+def render(renderable: object) -> str:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_scores_table_lists_types_lowest_first_and_marks_the_chosen() -> None:
+    lines = [
+        line for line in render(tables.scores_table(make_scores(2), chosen=["v_proj"])).splitlines() if "proj" in line
+    ]
+    assert [next(label for label in TYPES if label in line) for line in lines] == ["v_proj", "down_proj", "q_proj"]
+    assert "0.500" in lines[0] and "yes" in lines[0] and "yes" not in lines[1]
+
+
+def test_unscored_lines_name_module_and_reason() -> None:
+    assert tables.unscored_lines(make_scores(1)) == ["not scored, outside the repeated blocks: head (Linear)"]
+
+
+@pytest.mark.parametrize("layers", [1, 4, 80])
+def test_heatmap_is_a_picture_at_any_depth(layers: int, tmp_path: Path) -> None:
+    plots.heatmap(make_scores(layers), tmp_path / "h.png", chosen=["v_proj"])
+    header = (tmp_path / "h.png").read_bytes()[:24]
+    width, height = struct.unpack(">II", header[16:24])
+    assert header.startswith(b"\x89PNG") and width > 500 and height > 300 + 4 * layers
+
+
+def test_heatmap_as_svg_names_every_type(tmp_path: Path) -> None:
+    plots.heatmap(make_scores(2), tmp_path / "h.svg")
+    assert "<svg" in (tmp_path / "h.svg").read_text()
+
+
+def test_unknown_picture_format_names_the_ones_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot draw a \.bmp; use \.png, \.svg, \.pdf"):
+        plots.heatmap(make_scores(1), tmp_path / "h.bmp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_layer_grid_leaves_missing_cells_empty() -> None:
+    scores = make_scores(2)
+    partial = Scores(
+        scores.modules[:-1],
+        scores.totals[:-1].copy(),
+        scores.sample_ids.copy(),
+        scores.sample_batches.copy(),
+        (),
+        scores.provenance,
+    )
+    layers, grid = plots._layer_grid(partial, list(TYPES))
+    assert layers == [0, 1]
+    assert np.isnan(grid[1, 2]) and np.allclose(grid[0], [2.0, 0.5, 1.0])
