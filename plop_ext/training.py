@@ -55,7 +55,6 @@ def train_adapter(
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     device, max_steps = adapted.device, arguments["max_steps"]
-    history: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as scratch, _current(device):
         settings = TrainingArguments(
             output_dir=scratch,
@@ -71,22 +70,22 @@ def train_adapter(
             label_names=["labels"],
             **arguments,
         )
+        observer = _observer(on_step)
         settings._n_gpu = min(settings.n_gpu, 1)  # with more, the model would be wrapped in DataParallel
         trainer = Trainer(
             model=adapted,
             args=settings,
             train_dataset=train,
             data_collator=lambda samples: pad(samples, pad_token_id),
-            callbacks=[_observer(history, on_step)],
+            callbacks=[observer],
         )
         trainer.remove_callback(PrinterCallback)
-        start = time.perf_counter()
         trainer.train()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - observer.started
         trainer.accelerator.unwrap_model(adapted, keep_fp32_wrapper=False)
-    return Run(trainer.state.global_step, seconds, tuple(history))
+    return Run(trainer.state.global_step, seconds, tuple(observer.history))
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -126,47 +125,30 @@ def save_adapter(adapted: Any, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _observer(history: list[tuple[int, float]], on_step: OnStep | None) -> Any:
+def _observer(on_step: OnStep | None) -> Any:
     """Return a callback that keeps the losses, reports each step, and ends a run whose loss is not finite."""
     from transformers import TrainerCallback
 
     class Observer(TrainerCallback):
+        started = 0.0
+
+        def __init__(self) -> None:
+            self.history: list[tuple[int, float]] = []
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.perf_counter()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in (logs or {}):
-                history.append((state.global_step, float(logs["loss"])))
-                if not math.isfinite(history[-1][1]):
+                self.history.append((state.global_step, float(logs["loss"])))
+                if not math.isfinite(self.history[-1][1]):
                     control.should_training_stop = True
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if on_step is not None:
-                on_step(state.global_step, history[-1][1] if history else None)
+                on_step(state.global_step, self.history[-1][1] if self.history else None)
 
     return Observer()
-
-
-@contextmanager
-def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int, str], None] | None]:
-    """Show a bar with the steps done, a text and the remaining time on standard error if that is a terminal.
-
-    Args:
-        total: Steps in all.
-        wanted: False never shows it.
-
-    Yields:
-        A function of the steps done and the text, or None without a bar.
-    """
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(TextColumn("training"), *columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, text: bar.update(task, completed=done, description=text)
 
 
 @contextmanager

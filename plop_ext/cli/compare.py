@@ -33,9 +33,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from plop_ext.compare import compare
     from plop_ext.report import plots, tables
     from plop_ext.scores import Scores
-    from plop_ext.training import compare
 
     options.check_output(args.output)
     options.check_output(args.plot)

@@ -32,9 +32,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from plop_ext.finetune import finetune
     from plop_ext.placement import Placement
     from plop_ext.report import tables
-    from plop_ext.training import finetune
 
     placement = Placement.load(args.placement)
     model, tokenizer = options.load_model(args, for_training=True)

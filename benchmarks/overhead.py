@@ -1,0 +1,191 @@
+"""What scoring adds to a forward: candidates, memory and statistics of `scoring_overhead` and `cpu_overhead`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.results import Row
+from benchmarks.rivals import BestHooks, PublishedScript, UsualHooks
+from benchmarks.timing import Candidate, measure, ratios, summarize, time_once
+from plop_ext.baseline import frobenius_norms
+from plop_ext.collector import Collector
+from plop_ext.layers import LinearLayer, discover
+
+PLAIN = "plain forward"
+OURS = "plop_ext"
+USUAL = "usual hooks"
+BEST = "best plain-PyTorch hooks"
+PUBLISHED = "published script"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the batch it runs on.
+
+    Attributes:
+        model: In evaluation mode.
+        input_ids: [B, T], on the model's device.
+        mask: [B, T] bool on the host, where a dataloader leaves it; every token counts.
+        layers: What is scored.
+    """
+
+    model: nn.Module
+    input_ids: Tensor
+    mask: Tensor
+    layers: tuple[LinearLayer, ...]
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.model(input_ids=self.input_ids, use_cache=False)
+
+    def scored(self, collector: Collector, step: int = 1) -> None:
+        """One forward as `plop_ext.score` runs it."""
+        collector.begin(len(self.input_ids), self.mask, step=step, phase=step // 2)
+        self.forward()
+        collector.end()
+
+
+def make_case(model: nn.Module, vocab_size: int, batch: int, tokens: int, device: torch.device) -> Case:
+    ids = torch.randint(0, vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(1))
+    return Case(model, ids.to(device), torch.ones(batch, tokens, dtype=torch.bool), discover(model).layers)
+
+
+def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate]:
+    """The plain forward, plop_ext reading every `steps`-th token, and both kinds of plain-PyTorch hooks."""
+    modules = {layer.name: layer.module for layer in case.layers}
+
+    def ours(step: int) -> Candidate:
+        name = OURS if step == 1 else f"{OURS}, token_step={step}"
+        return Candidate(name, lambda hooks: case.scored(hooks, step), lambda: Collector(case.model, case.layers))
+
+    def usual(hooks: UsualHooks) -> None:
+        case.forward()
+
+    def best(hooks: BestHooks) -> None:
+        case.forward()
+        hooks.end()
+
+    return [
+        Candidate(PLAIN, lambda _: case.forward()),
+        *(ours(step) for step in steps),
+        Candidate(USUAL, usual, lambda: UsualHooks(modules)),
+        Candidate(BEST, best, lambda: BestHooks(modules, case.input_ids.numel(), case.input_ids.device)),
+    ]
+
+
+def published_candidate(case: Case) -> Candidate:
+    """The published algorithm on the same forward."""
+
+    def run(hooks: PublishedScript) -> None:
+        case.forward()
+        hooks.end()
+
+    return Candidate(PUBLISHED, run, lambda: PublishedScript(case.model))
+
+
+def measure_case(case: Case, *, rounds: int, published_rounds: int) -> list[Row]:
+    """One row per candidate: time, ratio to the plain forward of the same round, extra peak memory.
+
+    The published script takes seconds and heats the device, so it runs last, in rounds of its own with a plain
+    forward.
+    """
+    device = case.input_ids.device
+    everyone = hook_candidates(case)
+    for _ in range(2):
+        time_once(everyone[0], device)
+    memory = {candidate.name: peak_memory(candidate, device) for candidate in everyone}
+    seconds = dict(measure(everyone, device, rounds=rounds))
+    rows = [_row(name, values, seconds[PLAIN], memory) for name, values in seconds.items()]
+    for row in rows:
+        print(f"{row['candidate']}: {row['ms']:.2f} ms, x {row['ratio']:.4f}", flush=True)
+    if published_rounds:
+        published = published_candidate(case)
+        memory[PUBLISHED] = peak_memory(published, device)
+        pair = measure([everyone[0], published], device, rounds=published_rounds, warmup=0)
+        rows.append(_row(PUBLISHED, pair[PUBLISHED], pair[PLAIN], memory))
+        # Against ours from the interleaved rounds, not right after seconds of float32 matmuls.
+        rows[-1]["times_plop_ext"] = round(rows[-1]["ms"] / summarize(seconds[OURS]).median / 1e3, 2)
+        print(f"{PUBLISHED}: {rows[-1]['ms']:.1f} ms, x {rows[-1]['ratio']:.2f}", flush=True)
+    return rows
+
+
+def peak_memory(candidate: Candidate, device: torch.device) -> int | None:
+    """Peak bytes of tensors above what lay there before the run; None where torch does not count them."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    time_once(candidate, device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def read_bytes(case: Case) -> dict[str, int]:
+    """Bytes of activations the candidates have to read: each distinct tensor once, and each input once per module."""
+    counts = {"shared": 0, "per_module": 0}
+    last: list[Tensor | None] = [None]
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        fresh = args[0] is not last[0]
+        last[0] = args[0]
+        counts["shared"] += output.nbytes + (args[0].nbytes if fresh else 0)
+        counts["per_module"] += output.nbytes + args[0].nbytes
+
+    handles = [layer.module.register_forward_hook(hook) for layer in case.layers]
+    try:
+        case.forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def weight_norm_seconds(case: Case) -> float:
+    """Seconds to the Frobenius norms of all weights, which scoring needs once per run; second of two runs."""
+    for _ in range(2):
+        started = time.perf_counter()
+        frobenius_norms(case.layers)
+        elapsed = time.perf_counter() - started
+    return elapsed
+
+
+def waits(case: Case) -> dict[str, bool]:
+    """Whether a plain and a scored forward make the host wait for the CUDA device, as torch's own check sees it."""
+    found = {PLAIN: _waits(case.forward)}
+    with Collector(case.model, case.layers) as collector:
+        for step in (1, 8):
+            name = OURS if step == 1 else f"{OURS}, token_step={step}"
+            found[name] = _waits(lambda step=step: case.scored(collector, step))
+    return found
+
+
+def _waits(run: Any) -> bool:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def _row(name: str, values: Sequence[float], plain: Sequence[float], memory: Mapping[str, int | None]) -> Row:
+    extra, base = memory[name], memory[PLAIN]
+    return {
+        "candidate": name,
+        **summarize([value * 1e3 for value in values]).row("ms"),
+        **ratios(values, plain).row("ratio"),
+        "extra_peak_mib": None if extra is None or base is None else round((extra - base) / MIB, 1),
+        "rounds": len(values),
+    }

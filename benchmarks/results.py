@@ -1,0 +1,77 @@
+"""Command line and result file that all benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment
+from plop_ext.files import write_text_atomic
+
+Row = dict[str, Any]
+
+
+def parser(description: str | None, device: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark.
+
+    Args:
+        description: The module's docstring.
+        device: Default device; None takes CUDA where there is one.
+    """
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--output", type=Path, help="write the result here as JSON; without it only print")
+    result.add_argument("--quick", action="store_true", help="tiny sizes: does the script run? Figures mean nothing")
+    result.add_argument("--device", default=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return result
+
+
+def parse(result: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, and refuse a device that is not there and an output of another kind before anything is measured."""
+    args = result.parse_args(argv)
+    try:
+        args.device = torch.device(args.device)
+    except RuntimeError as error:
+        result.error(f"--device: {str(error).splitlines()[0]}")
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        result.error("--device cuda: torch sees no CUDA device; use --device cpu")
+    if args.output is not None and args.output.suffix != ".json":
+        result.error(f"--output: must end in .json, got {args.output.name}")
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return args
+
+
+def save(args: argparse.Namespace, benchmark: str, rows: Sequence[Row], **settings: Any) -> Mapping[str, Any]:
+    """Write the result of `benchmark` to `args.output`, if there is one.
+
+    Args:
+        args: What `parse` returned.
+        benchmark: Name of the script.
+        rows: One dict per figure.
+        **settings: What the rows have in common.
+    """
+    result = {
+        "benchmark": benchmark,
+        "quick": args.quick,
+        "environment": environment.describe(args.device, _command(args, benchmark)),
+        "settings": settings,
+        "rows": list(rows),
+    }
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(args.output, json.dumps(result, indent=1) + "\n")
+        print(f"wrote {args.output}")
+    return result
+
+
+def _command(args: argparse.Namespace, benchmark: str) -> str:
+    """The command line, with the output file's name for its path."""
+    output = None if args.output is None else str(args.output)
+    words = [part if output is None else part.replace(output, args.output.name) for part in args.argv]
+    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *words])

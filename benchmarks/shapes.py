@@ -1,0 +1,88 @@
+"""Models of named shapes with random weights, made from their configuration: nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama-3.2-1b": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    },
+    "llama-75m": {
+        "model_type": "llama",
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
+    "tiny": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+    },
+}
+
+
+def build(
+    shape: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    head: bool = False,
+) -> nn.Module:
+    """A transformers model of `shape` in evaluation mode, initialised where it will run.
+
+    Args:
+        shape: Key of `SHAPES`.
+        overrides: Fields of the configuration, instead of the shape's.
+        device: Where it is made.
+        dtype: Of its weights.
+        seed: Of its weights.
+        head: With `lm_head`; without it the model ends at the last hidden state.
+    """
+    import transformers
+
+    fields = {**SHAPES[shape], **(overrides or {})}
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    make = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model: nn.Module = make.from_config(config, dtype=dtype)
+    return model.eval()

@@ -1,0 +1,104 @@
+"""Times candidates in interleaved rounds, so that drift of clocks and temperature hits all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+# About 2 ms: longer than the host needs to launch what a queued candidate launches.
+_SLEEP_CYCLES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time.
+
+    Attributes:
+        name: Its name in the result.
+        run: What is timed; receives what `attach` yields.
+        attach: Context entered before and left after each timing, outside of it (hooks).
+        queued: Let a CUDA device wait until the host has launched some milliseconds of work: kernels are timed back to
+            back. Otherwise the launches count as far as the device waits for them, as in a forward.
+    """
+
+    name: str
+    run: Callable[[Any], object]
+    attach: Callable[[], AbstractContextManager[Any]] = nullcontext
+    queued: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+    def row(self, prefix: str, digits: int = 4) -> dict[str, float]:
+        """The three values as fields of a result row, named `prefix`, `prefix_p20` and `prefix_p80`."""
+        return {
+            prefix: round(self.median, digits),
+            f"{prefix}_p20": round(self.p20, digits),
+            f"{prefix}_p80": round(self.p80, digits),
+        }
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    low, middle, high = np.quantile(np.asarray(values), (0.2, 0.5, 0.8))
+    return Summary(float(middle), float(low), float(high))
+
+
+def ratios(values: Sequence[float], base: Sequence[float]) -> Summary:
+    """Summary of value / base round by round: what both share in a round cancels."""
+    return summarize([value / other for value, other in zip(values, base, strict=True)])
+
+
+def time_once(candidate: Candidate, device: torch.device) -> float:
+    """Seconds of one run: between CUDA events on a CUDA device, wall clock elsewhere."""
+    with candidate.attach() as attached:
+        if device.type != "cuda":
+            started = time.perf_counter()
+            candidate.run(attached)
+            return time.perf_counter() - started
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        if candidate.queued:
+            torch.cuda._sleep(_SLEEP_CYCLES)
+        start.record()
+        candidate.run(attached)
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+
+def measure(
+    candidates: Sequence[Candidate], device: torch.device, *, rounds: int, warmup: int = 1
+) -> Mapping[str, list[float]]:
+    """Seconds of each candidate in each round, in the order A B C A B C ..., after `warmup` uncounted rounds."""
+    seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    for number in range(-warmup, rounds):
+        for candidate in candidates:
+            elapsed = time_once(candidate, device)
+            if number >= 0:
+                seconds[candidate.name].append(elapsed)
+    return seconds
+
+
+def captured(run: Callable[[], object]) -> Callable[[], object]:
+    """`run` as a CUDA graph: its kernels back to back, without the host's launch cost."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay

@@ -1,0 +1,168 @@
+"""Renders result files as Markdown tables, so that no figure is copied by hand.
+
+python -m benchmarks.to_markdown benchmarks/results/*.json                       prints the tables
+python -m benchmarks.to_markdown benchmarks/results/*.json --update README.md    puts them between their markers
+python -m benchmarks.to_markdown benchmarks/results/*.json --check README.md     fails if the file says something else
+
+The markers of `results/NAME.json` are `<!-- benchmark: NAME -->` and `<!-- /benchmark: NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plop_ext.files import write_text_atomic
+
+Result = Mapping[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: first column left, the others right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def caption(result: Result) -> str:
+    """Where the figures come from, in one line."""
+    env = result["environment"]
+    device = f"{env['gpu']}, driver {env['driver']}" if env["gpu"] else f"{env['cpu']}, {env['threads']} threads"
+    commit = (env["commit"] or "unknown commit").split("-")
+    origin = "-".join([commit[0][:10], *commit[1:]])
+    parts = [device, f"torch {env['torch']}", f"transformers {env['transformers']}", f"backend {env['backend']}"]
+    quick = "**quick run, figures mean nothing**; " if result["quick"] else ""
+    return f"{quick}{', '.join(parts)}; {origin}, {env['date'][:10]}; `{env['command']}`"
+
+
+def kernel_bandwidth(result: Result) -> str:
+    """One row per dtype, input and way of launching; GB/s of each candidate and its share of the copy."""
+    names = list(dict.fromkeys(row["candidate"] for row in result["rows"]))
+    cells: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in result["rows"]:
+        key = (row["dtype"], f"[{row['rows']}, {row['features']}]", f"{row['mib']:g}", row["launch"])
+        text = f"{row['gb_per_s']:.0f}"
+        cells.setdefault(key, {})[row["candidate"]] = (
+            text if row["candidate"] == "copy" else f"{text} ({row['of_copy']:.2f})"
+        )
+    header = ["dtype", "input", "MiB", "launch", *(f"{name}, GB/s" if name == "copy" else name for name in names)]
+    return table(header, [[*key, *(values[name] for name in names)] for key, values in cells.items()])
+
+
+def overhead(result: Result) -> str:
+    """One row per candidate."""
+    settings = result["settings"]
+    rows = []
+    for row in result["rows"]:
+        spread = f"{row['ratio']:.3f} ({row['ratio_p20']:.3f}-{row['ratio_p80']:.3f})"
+        memory = row["extra_peak_mib"]
+        rows.append(
+            [
+                row["candidate"],
+                f"{row['ms']:.1f}",
+                spread if row["ratio"] < 3 else f"{row['ratio']:.1f}",
+                "" if memory is None else f"{memory:+.1f}",
+                str(row["rounds"]),
+            ]
+        )
+    header = ["candidate", "ms", "x plain forward, median (p20-p80)", "extra peak memory, MiB", "rounds"]
+    if all(row["extra_peak_mib"] is None for row in result["rows"]):
+        header.pop(3)
+        for line in rows:
+            line.pop(3)
+    depth = f", {settings['layers']} layers" if "layers" in settings else ""
+    facts = [f"{settings['shape']}{depth}, {settings['batch']} x {settings['tokens']} tokens, {settings['dtype']}"]
+    if "ratio_by_bytes" in settings:
+        facts.append(
+            f"reading the activations once more at the speed of a copy ({settings['copy_gb_per_s']:.0f} GB/s) would "
+            f"be x {settings['ratio_by_bytes']:.3f}"
+        )
+    facts.append(f"the weight norms take {settings['weight_norms_ms']:.1f} ms once per run")
+    if settings.get("host_waits"):
+        waits = [name for name, value in settings["host_waits"].items() if value]
+        facts.append(f"host waits for the device: {', '.join(waits) or 'none'}")
+    published = [row["times_plop_ext"] for row in result["rows"] if "times_plop_ext" in row]
+    if published:
+        facts.append(f"the published script takes {published[0]:.1f} times as long as plop_ext")
+    return "; ".join(facts) + ".\n\n" + table(header, rows)
+
+
+def accuracy(result: Result) -> str:
+    """Models, then biases."""
+    models, biases = [], []
+    for row in result["rows"]:
+        if "max_relative_error" in row:
+            case = row["case"] + (f" x {row['bias_ratio']}" if "bias_ratio" in row else "")
+            predicted = f"{row['predicted']:.1e}" if "predicted" in row else ""
+            models.append(
+                [
+                    case,
+                    row["dtype"],
+                    str(row["modules"]),
+                    f"{row['max_relative_error']:.1e}",
+                    f"{row['mean_relative_error']:+.1e}",
+                    predicted,
+                ]
+            )
+        else:
+            biases.append(
+                [
+                    f"{row['bias_ratio']}",
+                    row["dtype"],
+                    f"{row['relative_error']:+.1e}",
+                    f"{row['predicted']:.1e}",
+                    f"{row['predicted_from_spacing']:.1e}",
+                ]
+            )
+    header = ["model", "dtype", "modules", "largest relative error", "mean relative error", "predicted mean"]
+    bias_header = ["bias norm / feature norm", "dtype", "relative error of the gain", "predicted", "from the grid"]
+    return table(header, models) + "\n\n" + table(bias_header, biases)
+
+
+RENDERERS = {
+    "kernel_bandwidth": kernel_bandwidth,
+    "scoring_overhead": overhead,
+    "cpu_overhead": overhead,
+    "accuracy": accuracy,
+}
+
+
+def render(result: Result) -> str:
+    """The tables of one result file and where they come from."""
+    return f"{RENDERERS[result['benchmark']](result)}\n\n{caption(result)}\n"
+
+
+def place(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the markers of `name`; unchanged where it has none."""
+    begin, end = f"<!-- benchmark: {name} -->", f"<!-- /benchmark: {name} -->"
+    return re.sub(
+        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{content}{end}", text, flags=re.DOTALL
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="files that the benchmarks wrote")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--update", type=Path, metavar="FILE")
+    target.add_argument("--check", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    tables = {path.stem: render(json.loads(path.read_text(encoding="utf-8"))) for path in args.results}
+    document = args.update or args.check
+    if document is None:
+        print("\n".join(f"## {name}\n\n{content}" for name, content in tables.items()), end="")
+        return
+    before = after = document.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        after = place(after, name, content)
+    if args.update is not None:
+        write_text_atomic(document, after)
+    elif after != before:
+        raise SystemExit(f"{document} does not show these results; run with --update {document}")
+
+
+if __name__ == "__main__":
+    main()

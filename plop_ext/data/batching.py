@@ -1,0 +1,85 @@
+"""Padded batches of encoded samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from plop_ext.data.encoding import IGNORED, Encoded
+from plop_ext.errors import InputError
+
+
+class Batches:
+    """Batches of encoded samples, padded on the right; every iteration makes the same ones. See `batches`."""
+
+    def __init__(self, encoded: Sequence[Encoded], batch_size: int, pad_token_id: int, sort: bool) -> None:
+        self._encoded = encoded
+        self._batch_size = batch_size
+        self._pad_token_id = pad_token_id
+        order = range(len(encoded))
+        self._order = sorted(order, key=lambda index: -len(encoded[index]["input_ids"])) if sort else list(order)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self._order) // self._batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches."""
+        for start in range(0, len(self._order), self._batch_size):
+            chosen = self._order[start : start + self._batch_size]
+            batch = pad([self._encoded[index] for index in chosen], self._pad_token_id)
+            batch["sample_ids"] = torch.tensor(chosen)
+            yield batch
+
+
+def batches(
+    encoded: Sequence[Encoded], *, batch_size: int = 8, pad_token_id: int | None, sort: bool = True
+) -> Batches:
+    """Batch encoded samples.
+
+    Args:
+        encoded: What `encode` returns.
+        batch_size: Samples in a batch; the last one may have fewer. Raise it while memory lasts.
+        pad_token_id: Id to pad with, usually `tokenizer.pad_token_id`. Padding is masked, so any valid id will do.
+        sort: Put samples of equal length together, longest first, so that little is padded and memory runs out at
+            once or never. Turn it off where the order matters.
+
+    Returns:
+        An iterable with a length. Its batches are dicts of int64 tensors on the CPU: `input_ids`, `attention_mask` and
+        `labels` [B, T], padded on the right with `pad_token_id`, 0 and -100, and `sample_ids` [B], the positions of
+        the samples in `encoded`.
+
+    Raises:
+        InputError: If there is nothing to batch, or an argument is out of range.
+    """
+    if not encoded:
+        raise InputError("`encoded` is empty; give at least one sample")
+    if batch_size < 1:
+        raise InputError(f"`batch_size` must be at least 1, got {batch_size}")
+    if pad_token_id is None:
+        raise InputError("`pad_token_id` is None; give an id, such as the tokenizer's eos_token_id")
+    return Batches(encoded, batch_size, pad_token_id, sort)
+
+
+def pad(samples: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
+    """Pad samples on the right to the longest of them.
+
+    Args:
+        samples: At least one sample.
+        pad_token_id: Id to pad with.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, int64 [B, T].
+    """
+    shape = (len(samples), max(len(sample["input_ids"]) for sample in samples))
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED)
+    for row, sample in enumerate(samples):
+        length = len(sample["input_ids"])
+        input_ids[row, :length] = torch.tensor(sample["input_ids"])
+        attention_mask[row, :length] = 1
+        labels[row, :length] = torch.tensor(sample["labels"])
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

@@ -1,0 +1,226 @@
+"""Token ids and labels of rows: plain text, prompt and completion, or a chat."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from plop_ext.data import chat
+from plop_ext.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""Label of a token that no loss and no completion mask counts."""
+
+
+class Encoded(TypedDict):
+    """One sample: `labels` repeats `input_ids`, with -100 where a token is not counted."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def encode(
+    rows: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    column: str | None = None,
+    mask: Literal["attention", "completion"] = "attention",
+    max_length: int = 1024,
+) -> list[Encoded]:
+    """Tokenize rows and label the tokens that count.
+
+    Three kinds of row are recognised by their columns, in this order:
+
+    - `messages`, a list of messages with `role` and `content`: rendered by the tokenizer's chat template; the tokens
+      of assistant turns count. They are taken from the template's `{% generation %}` marks; where it has none, a turn
+      starts after the template's generation prompt and ends where the rendering up to that turn ends, so that the
+      end-of-turn marker counts too.
+    - `prompt` and `completion`: two strings, tokenized apart so that no token straddles the boundary, the prompt with
+      the special tokens of a sequence start, the completion with the end-of-sequence token if the tokenizer has one.
+      Or two lists of messages, rendered as one chat. The completion's tokens count.
+    - `text`, or the column that `column` names: tokenized with the tokenizer's special tokens; every token counts.
+
+    Longer samples lose their end. Rows of which nothing that counts is left (an empty text, a prompt as long as
+    `max_length`, a chat without an assistant turn) are left out. Both are logged, with their number.
+
+    Args:
+        rows: What `load_rows` returns. All rows must have the columns that the first row is recognised by.
+        tokenizer: Tokenizer of the model.
+        column: Column that holds plain text. Default `text`; name it when it is called otherwise, or to use the plain
+            text of rows that also have other columns.
+        mask: `"completion"` refuses plain text, in which no part is a completion. It changes nothing else: samples
+            carry both kinds of mask.
+        max_length: Largest length of a sample in tokens. Lower it when memory is short.
+
+    Returns:
+        One dict for each row kept, in the order of the rows.
+
+    Raises:
+        InputError: If a column is missing or holds another type, the tokenizer lacks a chat template, `mask` does not
+            suit the rows, or nothing that counts is left in any row.
+
+    Example:
+        >>> from plop_ext.data import encode, load_rows
+        >>> from plop_ext.models import load_model
+        >>> _, tokenizer = load_model("plop-tiny")
+        >>> samples = encode(load_rows("prose", max_samples=2), tokenizer)
+        >>> samples[0]["labels"] == samples[0]["input_ids"]
+        True
+    """
+    if mask not in ("attention", "completion"):
+        raise InputError(f"`mask` must be 'attention' or 'completion', got {mask!r}")
+    if max_length < 1:
+        raise InputError(f"`max_length` must be at least 1, got {max_length}")
+    if not rows:
+        raise InputError("`rows` is empty; give at least one")
+    encoder, columns, kind = _recognise(rows[0], column, mask)
+    _check_rows(rows, columns, kind)
+    encoded: list[Encoded] = []
+    truncated = 0
+    for input_ids, labels in encoder(rows, tokenizer, columns):
+        truncated += len(input_ids) > max_length
+        # In a sample with a masked part the first token is never predicted, so it alone leaves nothing to learn.
+        kept = labels[:max_length]
+        if any(label != IGNORED for label in (kept if encoder is _encode_text else kept[1:])):
+            encoded.append(Encoded(input_ids=input_ids[:max_length], labels=kept))
+    if truncated:
+        logger.warning("%d of %d samples were cut to `max_length` = %d tokens", truncated, len(rows), max_length)
+    if not encoded:
+        raise InputError(
+            f"no row has a token to count in {', '.join(map(_quoted, columns))} within `max_length` = {max_length};"
+            " give longer texts, prompts shorter than that, or chats with an assistant turn"
+        )
+    if len(encoded) < len(rows):
+        logger.warning("%d of %d samples were left out: no token to count", len(rows) - len(encoded), len(rows))
+    return encoded
+
+
+def counted_tokens(sample: Encoded) -> int:
+    """Return how many tokens of a sample a causal model is asked to predict: all that count but the first of all."""
+    return sum(label != IGNORED for label in sample["labels"][1:])
+
+
+Encoder = Callable[
+    [Sequence[dict[str, Any]], "PreTrainedTokenizerBase", tuple[str, ...]], "list[tuple[list[int], list[int]]]"
+]
+
+
+def _recognise(row: dict[str, Any], column: str | None, mask: str) -> tuple[Encoder, tuple[str, ...], type]:
+    """Choose the encoder, the columns that it reads, and their type."""
+    there = f"the rows have {', '.join(map(_quoted, row)) or 'no columns'}"
+    if column is not None and column not in row:
+        raise InputError(f"`column` {column!r} does not exist; {there}")
+    if column is None:
+        if "messages" in row:
+            return _encode_chats, ("messages",), list
+        if "prompt" in row and "completion" in row:
+            if isinstance(row["prompt"], list):
+                return _encode_chat_pairs, ("prompt", "completion"), list
+            return _encode_pairs, ("prompt", "completion"), str
+        if "text" not in row:
+            raise InputError(
+                "`rows` have none of `messages`, `prompt` and `completion`, or `text`;"
+                f" {there}: name the one with the text in `column`"
+            )
+    if mask == "completion":
+        raise InputError(
+            f"`mask`='completion' needs `messages`, or `prompt` and `completion`, and only plain text is read;"
+            f" {there}: use mask='attention'"
+        )
+    return _encode_text, (column or "text",), str
+
+
+def _check_rows(rows: Sequence[dict[str, Any]], columns: tuple[str, ...], kind: type) -> None:
+    """Refuse a row that lacks a column, or holds another type in it than `kind`."""
+    wanted = "a string" if kind is str else "a list of messages"
+    for number, row in enumerate(rows, start=1):
+        for name in columns:
+            if name not in row:
+                raise InputError(
+                    f"`rows`: row {number} lacks the column {name!r}; it has {', '.join(map(_quoted, row))}:"
+                    " give every row the same columns"
+                )
+            if not isinstance(row[name], kind):
+                raise InputError(
+                    f"`rows`: row {number}, column {name!r} must be {wanted}, got {type(row[name]).__name__}"
+                )
+
+
+def _encode_text(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...]
+) -> list[tuple[list[int], list[int]]]:
+    """Encode plain text."""
+    ids = _tokenize(tokenizer, [row[columns[0]] for row in rows], special=True)
+    return [(sample, list(sample)) for sample in ids]
+
+
+def _encode_pairs(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...]
+) -> list[tuple[list[int], list[int]]]:
+    """Encode strings of prompt and completion."""
+    end = tokenizer.eos_token_id
+    prompts = _tokenize(tokenizer, [row["prompt"] for row in rows], special=True)
+    completions = _tokenize(tokenizer, [row["completion"] for row in rows], special=False)
+    pairs = []
+    for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+        # Some tokenizers end every sequence with a special token; here the sequence goes on.
+        closing = (tokenizer.eos_token, tokenizer.sep_token)
+        for token, text in zip((end, tokenizer.sep_token_id), closing, strict=True):
+            if token is not None and prompt[-1:] == [token] and not row["prompt"].endswith(str(text)):
+                prompt = prompt[:-1]
+        if end is not None and completion[-1:] != [end]:
+            completion = [*completion, end]
+        pairs.append((prompt + completion, [IGNORED] * len(prompt) + completion))
+    return pairs
+
+
+def _encode_chats(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...]
+) -> list[tuple[list[int], list[int]]]:
+    """Encode chats; the assistant's turns count."""
+    template = chat.template_of(tokenizer)
+    samples, unplaced = [], 0
+    for number, row in enumerate(rows, start=1):
+        ids, counted, lost = chat.encode_chat(row["messages"], tokenizer, template, number)
+        unplaced += lost
+        samples.append((ids, _masked(ids, counted)))
+    if unplaced:
+        logger.warning(
+            "%d assistant turns do not count: the chat template renders them differently once the chat goes on, so"
+            " their tokens cannot be told apart; mark them with {%% generation %%} in the template",
+            unplaced,
+        )
+    return samples
+
+
+def _encode_chat_pairs(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...]
+) -> list[tuple[list[int], list[int]]]:
+    """Encode a prompt and a completion given as messages; the completion counts."""
+    chat.template_of(tokenizer)
+    samples = []
+    for number, row in enumerate(rows, start=1):
+        ids, counted = chat.encode_continuation(row["prompt"], row["completion"], tokenizer, number)
+        samples.append((ids, _masked(ids, counted)))
+    return samples
+
+
+def _masked(ids: list[int], counted: list[bool]) -> list[int]:
+    """Return labels that keep the counted tokens."""
+    return [token if keep else IGNORED for token, keep in zip(ids, counted, strict=True)]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+    """Tokenize without the warning about the model's length: samples are cut after this."""
+    return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+
+
+def _quoted(name: object) -> str:
+    """Return a column's name in backticks."""
+    return f"`{name}`"

@@ -1,0 +1,303 @@
+"""Train a LoRA adapter on a placement and measure what it brings on held-out data."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from plop_ext.data import Encoded, batches, counted_tokens
+from plop_ext.errors import InputError
+from plop_ext.preserve import Snapshot, evaluating, random_state
+from plop_ext.progress import progress_bar
+from plop_ext.training import OnStep, autocast, free_folder, save_adapter, train_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from plop_ext.placement import Placement
+
+logger = logging.getLogger(__name__)
+
+SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
+
+# A run whose training loss ends this much above where it began has left the basin of the pretrained weights; the loss
+# of single batches scatters far less.
+_DIVERGED_FACTOR = 1.1
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What one run of finetuning gave.
+
+    Attributes:
+        loss_before: Held-out loss of the model without an adapter, in nats per counted token.
+        loss_after: Held-out loss with the trained adapter; NaN if the run broke down.
+        trainable_params: Number of trained parameters.
+        r: Rank of the adapter.
+        learning_rate: Peak learning rate.
+        seed: Seed of the run.
+        steps: Optimizer steps taken; fewer than asked for if the loss stopped being finite.
+        seconds: Wall-clock time of the training alone.
+        history: Pairs of a step and the mean training loss since the pair before.
+        diverged: Whether a loss was not finite, or the training loss ended over 10 % above where it began.
+        output_dir: Folder that the adapter was written to, if any.
+        model: The model with its adapter if it was to be kept, else None.
+    """
+
+    loss_before: float
+    loss_after: float
+    trainable_params: int
+    r: int
+    learning_rate: float
+    seed: int
+    steps: int
+    seconds: float
+    history: tuple[tuple[int, float], ...]
+    diverged: bool
+    output_dir: str | None = None
+    model: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean wall-clock time of an optimizer step."""
+        return self.seconds / max(self.steps, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the model, ready for JSON: a loss that is not finite becomes None."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "model"}
+        values |= {name: finite_or_none(values[name]) for name in ("loss_before", "loss_after")}
+        return values | {"history": [[step, finite_or_none(loss)] for step, loss in self.history]}
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Encoded],
+    eval: Sequence[Encoded],
+    placement: Placement,
+    *,
+    r: int = 16,
+    lora_alpha: int = 32,
+    learning_rate: float = 1e-3,
+    max_steps: int = 300,
+    batch_size: int = 16,
+    eval_batch_size: int = 32,
+    warmup_ratio: float = 0.03,
+    lr_scheduler: str = "cosine",
+    seed: int = 0,
+    output_dir: str | os.PathLike[str] | None = None,
+    keep: bool = False,
+    progress: bool = True,
+    on_step: OnStep | None = None,
+    loss_before: float | None = None,
+    lora_kwargs: dict[str, Any] | None = None,
+) -> FinetuneResult:
+    """Train a LoRA adapter on the modules of a placement, and measure the held-out loss before and after.
+
+    The model is left as it was found, also after an exception: modules, weights, flags, hooks, and the state of every
+    random generator. On CUDA the run is autocast to bfloat16 where the device supports it; on a CPU, half-precision
+    weights are turned to float32 for as long as it lasts, which is faster there, at the price of that much memory.
+    AdamW without weight decay, gradients clipped at norm 1.
+
+    Args:
+        model: Causal language model without adapters, on one device.
+        tokenizer: Its tokenizer; only the id to pad with is read.
+        train: Samples to train on, from `encode`; drawn at random, batch by batch, for `max_steps` steps.
+        eval: Held-out samples; never trained on.
+        placement: The modules to adapt.
+        r: Rank of the adapter on every module.
+        lora_alpha: The update is scaled by `lora_alpha / r`. Keep the quotient when the rank changes.
+        learning_rate: Peak learning rate. The right one depends on the placement: see `compare`.
+        max_steps: Optimizer steps.
+        batch_size: Samples in a step. Lower it when memory is short.
+        eval_batch_size: Samples in a batch of the held-out loss; changes nothing but memory and time.
+        warmup_ratio: Share of the steps over which the learning rate rises to its peak.
+        lr_scheduler: How it falls afterwards: `"cosine"`, `"linear"`, `"constant"` (which has no warm-up) or
+            `"constant_with_warmup"`.
+        seed: Fixes the adapter's initial weights, the order of the samples and the dropout.
+        output_dir: Folder to write the adapter to, new or empty, in PEFT's format; it appears whole or not at all, and
+            not after a run that diverged. Default none.
+        keep: Return the model with its adapter in `FinetuneResult.model`. The model is then not restored: it is the
+            base inside.
+        progress: Show a progress bar.
+        on_step: Called after each step with its number and the latest training loss, if there is one.
+        loss_before: Held-out loss without the adapter where it is known already, to save measuring it.
+        lora_kwargs: Further arguments of `peft.LoraConfig`, such as `lora_dropout` or `use_rslora`.
+
+    Returns:
+        The losses, the cost and the history of the run.
+
+    Raises:
+        InputError: If an argument is out of range, the model is no bare causal language model, `output_dir` is in use,
+            or PEFT adapts other modules than `placement` names.
+    """
+    _check_positive(r=r, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
+    _check_model(model)
+    placement.check_model(model)
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"`learning_rate` must be above 0, got {learning_rate}")
+    if not 0 <= warmup_ratio < 1:
+        raise InputError(f"`warmup_ratio` must be at least 0 and below 1, got {warmup_ratio}")
+    if lr_scheduler not in SCHEDULERS:
+        raise InputError(f"`lr_scheduler` must be one of {', '.join(SCHEDULERS)}, got {lr_scheduler!r}")
+    train, eval = learnable(train, "train"), learnable(eval, "eval")
+    destination = free_folder(output_dir)
+    pad_token_id = _pad_token_id(tokenizer)
+
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    config = placement.lora_config(r=r, lora_alpha=lora_alpha, **{"task_type": "CAUSAL_LM", **(lora_kwargs or {})})
+    snapshot = Snapshot(model)
+    kept = False
+    with random_state():
+        try:
+            if model.device.type == "cpu":
+                snapshot.widen()
+            measure = {"batch_size": eval_batch_size, "pad_token_id": pad_token_id}
+            before = held_out_loss(model, eval, **measure) if loss_before is None else loss_before
+            set_seed(seed)
+            with warnings.catch_warnings():
+                # PEFT reads attributes that newer releases of transformers have renamed.
+                warnings.simplefilter("ignore", FutureWarning)
+                adapted = get_peft_model(model, config)
+            placement.verify(adapted)
+            snapshot.protect()
+            arguments = {
+                "learning_rate": learning_rate,
+                "max_steps": max_steps,
+                "per_device_train_batch_size": batch_size,
+                "warmup_steps": round(warmup_ratio * max_steps),
+                "lr_scheduler_type": lr_scheduler,
+                "seed": seed,
+            }
+            with progress_bar("training", max_steps, progress) as advance:
+                run = train_adapter(adapted, train, pad_token_id, arguments, _reporter(advance, on_step))
+            after = held_out_loss(adapted, eval, **measure)
+            diverged = _diverged(run.history, after)
+            if diverged:
+                logger.warning(
+                    "%s diverged at learning rate %g%s",
+                    placement.label,
+                    learning_rate,
+                    "; no adapter is written" if destination else "",
+                )
+            elif destination is not None:
+                save_adapter(adapted, destination)
+            kept = keep
+            return FinetuneResult(
+                loss_before=before,
+                loss_after=after if math.isfinite(after) else math.nan,
+                trainable_params=sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
+                r=r,
+                learning_rate=learning_rate,
+                seed=seed,
+                steps=run.steps,
+                seconds=run.seconds,
+                history=run.history,
+                diverged=diverged,
+                output_dir=str(destination) if destination is not None and not diverged else None,
+                model=adapted.eval() if keep else None,
+            )
+        finally:
+            if kept:
+                snapshot.restore_types()
+                snapshot.restore_config()
+            else:
+                snapshot.restore()
+
+
+def held_out_loss(
+    model: torch.nn.Module, encoded: Sequence[Encoded], *, pad_token_id: int, batch_size: int = 32
+) -> float:
+    """Measure the loss of a causal language model: the mean over all counted tokens of all samples, in nats.
+
+    Every counted token weighs the same, whatever batch it is in. The model is run in eval mode and gets its modes
+    back; on CUDA it is autocast as in training.
+
+    Args:
+        model: Causal language model.
+        encoded: Samples, from `encode`. The first token of a sample has no prediction and is not counted.
+        pad_token_id: Id to pad with.
+        batch_size: Samples in a batch; changes nothing but memory and time.
+
+    Returns:
+        The loss.
+
+    Raises:
+        InputError: If no token is counted.
+    """
+    encoded = learnable(encoded, "encoded")
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with evaluating(model), autocast(device):
+        for batch in batches(encoded, batch_size=batch_size, pad_token_id=pad_token_id):
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            logits = model(**inputs, use_cache=False).logits
+            # Row by row, because logits in float32 are the largest tensor of all.
+            for row, labels in zip(logits, batch["labels"].to(device), strict=True):
+                total += functional.cross_entropy(row[:-1].float(), labels[1:], reduction="sum")
+    return total.item() / sum(map(counted_tokens, encoded))
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return what JSON can hold of a number."""
+    return value if math.isfinite(value) else None
+
+
+def _reporter(advance: Callable[..., None], on_step: OnStep | None) -> OnStep:
+    """Return a function that passes each step on to the progress bar and to the caller."""
+
+    def report(step: int, loss: float | None) -> None:
+        advance(note="" if loss is None else f"loss {loss:.4f}")
+        if on_step is not None:
+            on_step(step, loss)
+
+    return report
+
+
+def _check_positive(**values: int) -> None:
+    """Refuse counts below one."""
+    for name, value in values.items():
+        if value < 1:
+            raise InputError(f"`{name}` must be at least 1, got {value}")
+
+
+def _check_model(model: Any) -> None:
+    """Refuse a model that has adapters already, or that predicts no tokens."""
+    if hasattr(model, "peft_config"):
+        raise InputError("`model` has adapters already; give the base model, such as `model.unload()` returns")
+    generates = hasattr(model, "can_generate") and model.can_generate()
+    if not generates or getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"`model` is no causal language model but a {type(model).__name__}; give one with a head")
+
+
+def learnable(encoded: Sequence[Encoded], name: str) -> list[Encoded]:
+    """Return the samples with at least one token to predict; `InputError` naming the argument `name` if none is."""
+    kept = [sample for sample in encoded if counted_tokens(sample)]
+    if not kept:
+        raise InputError(f"`{name}` has no token to predict in {len(encoded)} samples; give longer ones")
+    return kept
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return an id to pad with; padding is masked, so any valid id will do."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in ids if token is not None)
+
+
+def _diverged(history: Sequence[tuple[int, float]], after: float) -> bool:
+    """Judge whether a run broke down."""
+    losses = [loss for _, loss in history]
+    if not all(map(math.isfinite, [*losses, after])):
+        return True
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail) > _DIVERGED_FACTOR * losses[0]

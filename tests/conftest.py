@@ -1,0 +1,57 @@
+"""Seeds, the `device` axis, and what `PLOP_REQUIRE_CUDA=1` demands of a GPU machine."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from plop_ext import ops
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REQUIRE_CUDA = os.environ.get("PLOP_REQUIRE_CUDA", "0") not in ("", "0")
+OPS = ("row_sumsq_", "gain_totals_")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cuda_defect() -> str:
+    """Why CUDA tests could not test the native CUDA kernels here; empty if they can."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if not ops.STATUS.cuda:
+        return f"the native CUDA kernels do not serve the ops: {ops.STATUS.reason}"
+    missing = [op for op in OPS if not torch._C._dispatch_has_kernel_for_dispatch_key(f"plop_ext::{op}", "CUDA")]
+    return f"no CUDA kernel is registered for {', '.join(missing)}" if missing else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if REQUIRE_CUDA:
+        return
+    reason = cuda_defect()
+    for item in items:
+        if reason and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"{reason} (PLOP_REQUIRE_CUDA=1 makes this a failure)"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if REQUIRE_CUDA and item.get_closest_marker("gpu") and (reason := cuda_defect()):
+        pytest.fail(f"PLOP_REQUIRE_CUDA=1 but {reason}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test starts from the same random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU always, the current CUDA device where there is one."""
+    return torch.device(request.param)
