@@ -7,8 +7,8 @@ what rounding the module's output to bf16 does to its norm, and nothing else.
 
 plop_ext reads the feature W z off the output y = W z + bias that the forward rounded. A value y_i lies on a grid of
 spacing s(y_i), and rounding adds noise of variance s^2 / 12 that is uncorrelated with W z. So the sum of squares grows
-by sum_i s(y_i)^2 / 12. A mantissa uniform in log scale has E[s^2] = 0.46 eps^2 E[y^2] (eps = 2^-7 for bf16), and a bias
-of c times the feature norm makes ||y||^2 = (1 + c^2) ||W z||^2, hence
+by sum_i s(y_i)^2 / 12. A mantissa uniform in log scale has E[s^2] = 0.46 eps^2 E[y^2] (eps = 2^-7 for bf16), and a
+bias of c times the feature norm makes ||y||^2 = (1 + c^2) ||W z||^2, hence
 
     relative error of the gain = sqrt(1 + 0.46 eps^2 (1 + c^2) / 12) - 1
 """

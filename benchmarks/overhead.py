@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from benchmarks.results import Row
 from benchmarks.rivals import BestHooks, PublishedScript, UsualHooks
 from benchmarks.timing import Candidate, measure, ratios, summarize, time_once
-from plop_ext.baseline import frobenius_norms
-from plop_ext.collector import Collector
 from plop_ext.layers import LinearLayer, discover
+from plop_ext.scoring.baseline import frobenius_norms
+from plop_ext.scoring.collector import Collector
 
 PLAIN = "plain forward"
 OURS = "plop_ext"

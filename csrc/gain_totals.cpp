@@ -33,9 +33,10 @@ Checked checked_args(const Tensor& totals,   // [M, B, 5]
   check_dtype(kOp, counted, "counted", ScalarType::Bool);
   check_dtype(kOp, offsets, "offsets", ScalarType::Long);
   Checked checked = {};
-  checked.args.dtype = element_type(kOp, sumsq, "sumsq");
-  STD_TORCH_CHECK(checked.args.dtype == DType::kFloat32 || checked.args.dtype == DType::kFloat64, kOp,
+  const bool is_double = sumsq.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(is_double || sumsq.scalar_type() == ScalarType::Float, kOp,
                   ": sumsq must be float32 or float64, got ", torch::headeronly::toString(sumsq.scalar_type()));
+  checked.args.dtype = is_double ? DType::kFloat64 : DType::kFloat32;
   check_dim(kOp, totals, "totals", 3);
   check_dim(kOp, sumsq, "sumsq", 1);
   check_dim(kOp, counted, "counted", 1);

@@ -26,11 +26,12 @@ RowSumsqArgs checked_args(const Tensor& out,                  // [R]
   args.dtype = element_type(kOp, x, "x");
   check_dtype(kOp, out, "out", args.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
   if (bias) {
-    args.bias_dtype = element_type(kOp, *bias, "bias");
-    const bool fits =
-        args.bias_dtype == args.dtype || (args.bias_dtype == DType::kFloat32 && args.dtype != DType::kFloat64);
-    STD_TORCH_CHECK(fits, kOp, ": bias must be ", torch::headeronly::toString(x.scalar_type()), " or float32, got ",
+    const bool half = args.dtype == DType::kFloat16 || args.dtype == DType::kBFloat16;
+    const bool same = bias->scalar_type() == x.scalar_type();
+    STD_TORCH_CHECK(same || (half && bias->scalar_type() == ScalarType::Float), kOp, ": bias must be ",
+                    torch::headeronly::toString(x.scalar_type()), half ? " or Float" : "", ", got ",
                     torch::headeronly::toString(bias->scalar_type()));
+    args.bias_dtype = same ? args.dtype : DType::kFloat32;
   }
 
   STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, kOp, ": x must have 2 or 3 dimensions, got ", x.dim());

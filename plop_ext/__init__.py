@@ -12,28 +12,29 @@ from typing import TYPE_CHECKING, Any
 from plop_ext._version import __version__
 
 if TYPE_CHECKING:
-    from plop_ext.collector import Collector
-    from plop_ext.compare import Comparison, compare
     from plop_ext.errors import InputError, SetupError
-    from plop_ext.finetune import FinetuneResult, finetune
+    from plop_ext.finetuning.compare import compare
+    from plop_ext.finetuning.comparison import Comparison
+    from plop_ext.finetuning.finetune import FinetuneResult, finetune
     from plop_ext.native import build_info
     from plop_ext.placement import Placement
     from plop_ext.scores import Scores
-    from plop_ext.scoring import find_plop_targets, score
+    from plop_ext.scoring.collector import Collector
+    from plop_ext.scoring.score import find_plop_targets, score
 
 _HOMES = {
-    "Collector": "collector",
-    "Comparison": "compare",
-    "FinetuneResult": "finetune",
+    "Collector": "scoring.collector",
+    "Comparison": "finetuning.comparison",
+    "FinetuneResult": "finetuning.finetune",
     "InputError": "errors",
     "Placement": "placement",
     "Scores": "scores",
     "SetupError": "errors",
     "build_info": "native",
-    "compare": "compare",
-    "find_plop_targets": "scoring",
-    "finetune": "finetune",
-    "score": "scoring",
+    "compare": "finetuning.compare",
+    "find_plop_targets": "scoring.score",
+    "finetune": "finetuning.finetune",
+    "score": "scoring.score",
 }
 
 __all__ = [

@@ -62,7 +62,8 @@ def _row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: in
     _check_dtype(op, "out", out, torch.float64 if x.dtype == torch.float64 else torch.float32)
     if bias is not None:
         fits = bias.dtype == x.dtype or (bias.dtype == torch.float32 and x.dtype != torch.float64)
-        _check(fits, f"{op}: bias must be {_name(x.dtype)} or Float, got {_name(bias.dtype)}")
+        wanted = _name(x.dtype) + (" or Float" if x.dtype in (torch.float16, torch.bfloat16) else "")
+        _check(fits, f"{op}: bias must be {wanted}, got {_name(bias.dtype)}")
     _check(x.dim() in (2, 3), f"{op}: x must have 2 or 3 dimensions, got {x.dim()}")
     _check_vector(op, "out", out)
     if bias is not None:
@@ -79,7 +80,7 @@ def _row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: in
 
 def row_sumsq_pytorch(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
     _row_sumsq_fake(out, x, bias, step, phase)
-    rows = x.reshape(-1, x.shape[-1])[phase::step]
+    rows = x.flatten(0, -2)[phase::step]
     if bias is not None:
         rows = rows.to(out.dtype) - bias.to(out.dtype)
     out.copy_(torch.linalg.vector_norm(rows, dim=1, dtype=out.dtype).square_())
@@ -166,6 +167,8 @@ def _gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: T
 def gain_totals_pytorch(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
     _gain_totals_fake(totals, sumsq, counted, offsets, records)
     rows = counted.shape[0]
+    if totals.shape[1] == 0 or rows == 0:
+        return
     index = torch.arange(rows, device=sumsq.device)
     # offsets[b] <= row < offsets[b + 1]; rows before the first or after the last offset belong to no sample.
     sample = torch.searchsorted(offsets, index, right=True) - 1
@@ -187,7 +190,8 @@ torch.library.impl(f"{NAMESPACE}::gain_totals_", "CompositeExplicitAutograd", ga
 def _name(dtype: torch.dtype) -> str:
     """The dtype's name as libtorch prints it, so that fake and native messages are the same."""
     names = {torch.float32: "Float", torch.float64: "Double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
-    names |= {torch.int64: "Long", torch.int32: "Int", torch.bool: "Bool", torch.uint8: "Byte"}
+    names |= {torch.int64: "Long", torch.int32: "Int", torch.int16: "Short", torch.int8: "Char", torch.uint8: "Byte"}
+    names |= {torch.bool: "Bool", torch.complex64: "ComplexFloat", torch.complex128: "ComplexDouble"}
     return names.get(dtype, str(dtype))
 
 

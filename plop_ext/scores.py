@@ -238,7 +238,8 @@ class Scores:
         """
         content = read_json(path, FORMAT, FORMAT_VERSION, "`plop score`")
         try:
-            totals = [[module.pop("totals")[field] for field in TOTALS_FIELDS] for module in content["modules"]]
+            tables = [module.pop("totals") for module in content["modules"]]
+            totals = [[table[field] for field in TOTALS_FIELDS] for table in tables]
             samples = content["samples"]
             scores = cls(
                 modules=tuple(ScoredModule(**module) for module in content["modules"]),

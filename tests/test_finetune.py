@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from plop_ext.data import Encoded, counted_tokens, encode, load_rows
 from plop_ext.errors import InputError
-from plop_ext.finetune import FinetuneResult, _diverged, finetune, held_out_loss
+from plop_ext.finetuning.finetune import FinetuneResult, _diverged, finetune, held_out_loss
 from plop_ext.placement import Placement
 from tests.tiny_lm import byte_tokenizer, placement, tiny_llama
 

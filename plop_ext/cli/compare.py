@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from plop_ext.compare import compare
+    from plop_ext.finetuning.compare import compare
     from plop_ext.report import plots, tables
     from plop_ext.scores import Scores
 

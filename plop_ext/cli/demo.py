@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     from plop_ext.data import batches, encode, load_rows
-    from plop_ext.finetune import finetune
+    from plop_ext.finetuning.finetune import finetune
     from plop_ext.models import load_model
     from plop_ext.report import plots, tables
-    from plop_ext.scoring import score
+    from plop_ext.scoring.score import score
 
     folder = Path(args.output)
     try:

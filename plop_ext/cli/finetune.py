@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from plop_ext.finetune import finetune
+    from plop_ext.finetuning.finetune import finetune
     from plop_ext.placement import Placement
     from plop_ext.report import tables
 

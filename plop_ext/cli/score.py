@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from plop_ext.data import batches
     from plop_ext.report import plots, tables
-    from plop_ext.scoring import score
+    from plop_ext.scoring.score import score
 
     options.check_output(args.output)
     options.check_output(args.heatmap)

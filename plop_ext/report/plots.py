@@ -14,7 +14,7 @@ from plop_ext.errors import InputError
 from plop_ext.files import atomic_path
 
 if TYPE_CHECKING:
-    from plop_ext.comparison import Comparison
+    from plop_ext.finetuning.comparison import Comparison
     from plop_ext.scores import Scores
 
 FORMATS = (".png", ".svg", ".pdf")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from plop_ext.comparison import Comparison
+    from plop_ext.finetuning.comparison import Comparison
     from plop_ext.placement import Placement
     from plop_ext.scores import Scores
 

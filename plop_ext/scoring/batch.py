@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.errors import InputError
-from plop_ext.transfer import to_device
+from plop_ext.scoring.transfer import to_device
 
 SAMPLE_IDS = "sample_ids"
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from plop_ext.data import Encoded, batches, counted_tokens
 from plop_ext.errors import InputError
+from plop_ext.finetuning.training import OnStep, autocast, free_folder, save_adapter, train_adapter
 from plop_ext.preserve import Snapshot, evaluating, random_state
 from plop_ext.progress import progress_bar
-from plop_ext.training import OnStep, autocast, free_folder, save_adapter, train_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

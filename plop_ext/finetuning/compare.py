@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from plop_ext._version import __version__
-from plop_ext.comparison import Comparison, ComparisonRow
 from plop_ext.data import Encoded, counted_tokens
 from plop_ext.errors import InputError
-from plop_ext.finetune import FinetuneResult, finetune, learnable
+from plop_ext.finetuning.comparison import Comparison, ComparisonRow
+from plop_ext.finetuning.finetune import FinetuneResult, finetune, learnable
 from plop_ext.progress import progress_bar
 
 if TYPE_CHECKING:

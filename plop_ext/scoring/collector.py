@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plop_ext import ops
 from plop_ext.layers import LinearLayer
-from plop_ext.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.totals import TOTALS_FIELDS
 
 # Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,

@@ -15,9 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from plop_ext import baseline as baselines
 from plop_ext import ops
-from plop_ext.batch import (
+from plop_ext.errors import InputError
+from plop_ext.layers import Discovery, discover
+from plop_ext.preserve import evaluating, random_state
+from plop_ext.progress import progress_bar
+from plop_ext.provenance import describe_model, versions
+from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+from plop_ext.scoring import baseline as baselines
+from plop_ext.scoring.batch import (
     batch_size,
     batch_to_device,
     default_forward,
@@ -26,13 +32,7 @@ from plop_ext.batch import (
     take_sample_ids,
     token_mask,
 )
-from plop_ext.collector import Collector
-from plop_ext.errors import InputError
-from plop_ext.layers import Discovery, discover
-from plop_ext.preserve import evaluating, random_state
-from plop_ext.progress import progress_bar
-from plop_ext.provenance import describe_model, versions
-from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+from plop_ext.scoring.collector import Collector
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plop_ext.ops import rows_read
-from plop_ext.transfer import to_device
+from plop_ext.scoring.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
