@@ -1,12 +1,14 @@
-"""Files appear whole or not at all: written beside their destination, then renamed."""
+"""Files appear whole or not at all: written beside their destination, then renamed. JSON files say what they are."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from plop_ext.errors import InputError
 
@@ -55,3 +57,26 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` by rename."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def read_json(path: str | os.PathLike[str], file_format: str, version: int, writer: str) -> dict[str, Any]:
+    """Read a JSON file of ours and check what it is.
+
+    Raises:
+        InputError: If it cannot be read, is not JSON, is another kind of file, or has another version.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read `{path}`: {error.strerror}; name a file written by {writer}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"`{path}` is not JSON; name a file written by {writer}") from error
+    if not isinstance(content, dict) or content.get("format") != file_format:
+        kind = content.get("format", "another JSON file") if isinstance(content, dict) else "another JSON file"
+        raise InputError(f"`{path}` is not a {file_format} file but {kind}; name a file written by {writer}")
+    if content.get("version") != version:
+        raise InputError(
+            f"`{path}` has version {content.get('version')} of {file_format}, this plop_ext reads version {version}; "
+            f"write it again with {writer}"
+        )
+    return content

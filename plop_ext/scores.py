@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-from plop_ext.files import write_text_atomic
+from plop_ext.files import read_json, write_text_atomic
 from plop_ext.module_types import family
 from plop_ext.totals import TOTALS_FIELDS
 
@@ -277,26 +276,3 @@ class Scores:
         if module.weight_norm is None:
             raise InputError(f"the weight norm of `{module.name}` is unknown; the published script's scale needs it")
         return module.weight_norm / (module.in_features * module.out_features) ** 0.5
-
-
-def read_json(path: str | os.PathLike[str], file_format: str, version: int, writer: str) -> dict[str, Any]:
-    """Read a JSON file of ours and check what it is.
-
-    Raises:
-        InputError: If it cannot be read, is not JSON, is another kind of file, or has another version.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read `{path}`: {error.strerror}; name a file written by {writer}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"`{path}` is not JSON; name a file written by {writer}") from error
-    if not isinstance(content, dict) or content.get("format") != file_format:
-        kind = content.get("format", "another JSON file") if isinstance(content, dict) else "another JSON file"
-        raise InputError(f"`{path}` is not a {file_format} file but {kind}; name a file written by {writer}")
-    if content.get("version") != version:
-        raise InputError(
-            f"`{path}` has version {content.get('version')} of {file_format}, this plop_ext reads version {version}; "
-            f"write it again with {writer}"
-        )
-    return content

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plop_ext.errors import InputError
-from plop_ext.files import write_text_atomic
+from plop_ext.files import read_json, write_text_atomic
 from plop_ext.finetuning.finetune import finite_or_none
-from plop_ext.scores import read_json
 
 FORMAT = "plop_ext.comparison"
 FORMAT_VERSION = 1

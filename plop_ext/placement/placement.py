@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.errors import InputError
-from plop_ext.files import write_text_atomic
-from plop_ext.scores import read_json
+from plop_ext.files import read_json, write_text_atomic
 
 if TYPE_CHECKING:
     from peft import LoraConfig
