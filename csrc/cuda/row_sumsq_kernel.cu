@@ -100,17 +100,18 @@ __global__ void __launch_bounds__(kThreads) row_sumsq_kernel(const RowSumsqArgs 
       // The launcher merges the two row axes whenever it can; then `inner` covers all rows and no division is needed.
       const T* p = row < args.inner ? x + row * args.row_stride
                                     : x + (row / args.inner) * args.outer_stride + (row % args.inner) * args.row_stride;
+      const B* b = kBias && args.bias_stride != 0 ? bias + (row % args.inner) * args.bias_stride : bias;
       int64_t c = lane;
       for (; c + (kUnroll - 1) * kGroup < chunks; c += kUnroll * kGroup) {
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          sums[u] = chunk_sumsq<T, B, kVector, kBias>(p, bias, c + u * kGroup, n, args.feature_stride, sums[u]);
+          sums[u] = chunk_sumsq<T, B, kVector, kBias>(p, b, c + u * kGroup, n, args.feature_stride, sums[u]);
         }
       }
 #pragma unroll
       for (int u = 0; u < kUnroll - 1; ++u) {
         if (c + u * kGroup < chunks) {
-          sums[u] = chunk_sumsq<T, B, kVector, kBias>(p, bias, c + u * kGroup, n, args.feature_stride, sums[u]);
+          sums[u] = chunk_sumsq<T, B, kVector, kBias>(p, b, c + u * kGroup, n, args.feature_stride, sums[u]);
         }
       }
     }
@@ -148,8 +149,8 @@ template <typename T>
 bool rows_are_aligned(const RowSumsqArgs& args) {
   constexpr int64_t kSize = kChunk<T>;
   return args.feature_stride == 1 && reinterpret_cast<uintptr_t>(args.x) % kVectorBytes == 0 &&
-         reinterpret_cast<uintptr_t>(args.bias) % kVectorBytes == 0 && args.row_stride % kSize == 0 &&
-         args.outer_stride % kSize == 0;
+         reinterpret_cast<uintptr_t>(args.bias) % kVectorBytes == 0 && args.bias_stride % kSize == 0 &&
+         args.row_stride % kSize == 0 && args.outer_stride % kSize == 0;
 }
 
 template <typename T, typename B, bool kBias>
