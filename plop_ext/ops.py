@@ -7,6 +7,8 @@ activations and return nothing.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,12 @@ from plop_ext import native
 from plop_ext.totals import TOTALS_FIELDS
 
 NAMESPACE = "plop_ext"
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which `row_sumsq_` sums elements of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rows_read(rows: int, step: int = 1, phase: int = 0) -> int:
@@ -59,8 +66,8 @@ def _row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: in
     _check_device(op, "out", out, x)
     if bias is not None:
         _check_device(op, "bias", bias, x)
-    _check(x.dtype in _FLOATS, f"{op}: x must be float32, float64, float16 or bfloat16, got {_name(x.dtype)}")
-    _check_dtype(op, "out", out, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    _check(x.dtype in FLOATS, f"{op}: x must be float32, float64, float16 or bfloat16, got {_name(x.dtype)}")
+    _check_dtype(op, "out", out, sum_dtype(x.dtype))
     if bias is not None:
         fits = bias.dtype == x.dtype or (bias.dtype == torch.float32 and x.dtype != torch.float64)
         wanted = _name(x.dtype) + (" or Float" if x.dtype in (torch.float16, torch.bfloat16) else "")
@@ -173,7 +180,7 @@ def _gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: T
             f"{op}: records must start in [0, {last}], got {in_start} and {out_start}",
         )
     firsts = sorted(records[0::3])
-    for first, following in zip(firsts, firsts[1:], strict=False):
+    for first, following in itertools.pairwise(firsts):
         _check(following - first >= groups, f"{op}: records must name each module once, got module {following} twice")
 
 
