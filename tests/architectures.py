@@ -1,7 +1,7 @@
 """Tiny models of many architectures, built from transformers' own configurations, with a batch each.
 
-`fused` says which output columns of a fused weight are q, k and v (or gate and up), written as the lines of the model's
-forward that take the output apart, applied to the column numbers.
+`fused` says which output columns of a fused weight are q, k and v (or gate and up), written as the lines of the
+model's forward that take the output apart, applied to the column numbers.
 """
 
 from __future__ import annotations
@@ -47,10 +47,6 @@ def text_batch() -> dict[str, Tensor]:
     mask[0, :5] = 0
     mask[1, 20:] = 0
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def unpadded_batch() -> dict[str, Tensor]:
-    return {"input_ids": text_batch()["input_ids"]}
 
 
 def image_batch() -> dict[str, Tensor]:
@@ -261,9 +257,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         {"Wqkv": _THIRDS},
     ),
     "bloom": Architecture(
-        from_config(
-            "BloomForCausalLM", "BloomConfig", vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=2, n_head=HEADS
-        ),
+        from_config("BloomForCausalLM", "BloomConfig", vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=2, n_head=HEADS),
         text_batch,
         6,
         {"query_key_value": head_by_head},
@@ -302,8 +296,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             decoder_start_token_id=1,
         ),
         whisper_batch,
-        18,
-        kwargs={"exclude": []},
+        16,
     ),
     "t5": Architecture(
         from_config(
@@ -393,7 +386,5 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llava": Architecture(llava, llava_batch, 7),
     "llava_vision": Architecture(llava, llava_batch, 6, kwargs={"scope": "vision"}),
     "qwen2_vl": Architecture(qwen2_vl, qwen2_vl_batch, 7),
-    "qwen2_vl_vision": Architecture(
-        qwen2_vl, qwen2_vl_batch, 6, {"qkv": _THIRDS}, kwargs={"scope": "vision"}
-    ),
+    "qwen2_vl_vision": Architecture(qwen2_vl, qwen2_vl_batch, 6, {"qkv": _THIRDS}, kwargs={"scope": "vision"}),
 }
