@@ -66,11 +66,19 @@ class ScoredModule:
 
 @dataclass(frozen=True)
 class UnscoredModule:
-    """A module without a score: its name, class and the reason."""
+    """A module without a score.
+
+    Attributes:
+        name: Full module name.
+        layer_class: Class of the module.
+        reason: One phrase, the same for all modules it holds for.
+        detail: What the reason leaves out, such as how many tokens an expert saw.
+    """
 
     name: str
     layer_class: str
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)

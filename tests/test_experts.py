@@ -131,8 +131,10 @@ def test_experts_with_too_few_tokens_are_named_and_left_out_of_the_type() -> Non
         weight[:2] *= 20
     with pytest.warns(UserWarning, match=r"expert projections of 24 are not scored: fewer than 16 tokens"):
         scores = score(model, [batch], progress=False)
-    reasons = {item.name: item.reason for item in scores.unscored if "experts." in item.name}
-    assert reasons and all(reason.startswith("too few tokens were routed to it: ") for reason in reasons.values())
+    few = [item for item in scores.unscored if "experts." in item.name]
+    assert few and {item.reason for item in few} == {"too few tokens were routed to it"}
+    reasons = {item.name: item.detail for item in few}
+    assert all(0 <= int(detail.removesuffix(" of at least 16")) < 16 for detail in reasons.values())
     assert not any(name in scores.module_names for name in reasons)
     assert all(type_score.nfn == type_score.nfn for type_score in scores.by_type())
     assert nfn(scores) == pytest.approx(oracle(model, batch, scores), rel=1e-4)

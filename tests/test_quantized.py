@@ -267,6 +267,10 @@ def test_what_cannot_be_measured_is_reported_with_its_error() -> None:
     assert reasons["model.layers.0.mlp.up_proj"] == error
     assert reasons["model.layers.0.mlp.down_proj"] == "its forward is not linear"
     assert "model.layers.1.mlp.up_proj" in scores.module_names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        probed = score(model, [text_batch()], baseline="probe", progress=False)
+    assert {item.name: item.reason for item in probed.unscored}["model.layers.0.mlp.up_proj"] == error
 
 
 @needs("bitsandbytes")

@@ -222,19 +222,19 @@ def _assemble(
     probed = provenance["settings"]["baseline"] == "probe"
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
         seen = totals[index].sum(axis=0)
-        reason = collector.unassigned.get(layer.name, "")
+        reason, detail = collector.unassigned.get(layer.name, ""), ""
         if not reason and not probed:
             reason = norms.failures.get(layer.name, "")
         if not reason and isinstance(layer.adapter, ExpertsAdapter) and seen[2] < MIN_EXPERT_TOKENS:
-            reason = f"{FEW_ROUTED}: {seen[2]:.0f} of {MIN_EXPERT_TOKENS}"
+            reason, detail = FEW_ROUTED, f"{seen[2]:.0f} of at least {MIN_EXPERT_TOKENS}"
         if not reason and seen[2:].sum() == 0:
             reason = "never called in the forward, or only with masked tokens"
         elif not reason and seen[2] == 0:
             reason = f"no usable token: {seen[3]:.0f} zero inputs, {seen[4]:.0f} non-finite"
         elif not reason and not (value > 0 and np.isfinite(value)):
-            reason = f"its weight is all zero or not finite (baseline {value:g})"
+            reason = norms.failures.get(layer.name, f"its weight is all zero or not finite (baseline {value:g})")
         if reason:
-            unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason))
+            unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason, detail))
             continue
         kept.append(index)
         modules.append(
@@ -290,7 +290,7 @@ def _warn(scores: Scores, collector: Collector, wanted: Collection[str]) -> None
             f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
             stacklevel=3,
         )
-    few_routed = [item for item in scores.unscored if item.reason.startswith(FEW_ROUTED)]
+    few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]
     if few_routed:
         scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
         warnings.warn(
