@@ -14,6 +14,7 @@ import plop_ext
 from plop_ext import InputError, Scores, score
 from plop_ext.layers import discover
 from plop_ext.scoring.collector import Collector
+from plop_ext.scoring.routed import _weighted_sum
 from tests.architectures import ARCHITECTURES, from_config, text_batch
 from tests.layer_oracle import expert_matrices, oracle
 
@@ -280,6 +281,19 @@ def test_on_cuda_as_on_the_cpu(name: str) -> None:
     assert quietly(model, batch).totals.tobytes() == quietly(model, batch).totals.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_weighted_sum_of_the_chosen_experts(device: torch.device, dtype: torch.dtype) -> None:
+    y, weights = torch.randn(60, 33, device=device).to(dtype), torch.rand(20, 3, device=device).to(dtype)
+    rows = torch.randperm(60, device=device).view(20, 3)
+    exact = (y.double()[rows] * weights.double().unsqueeze(-1)).sum(dim=1)
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    with torch.no_grad():
+        torch.testing.assert_close(_weighted_sum(y, rows, weights).double(), exact, **tolerance)
+        wide = _weighted_sum(y, rows, weights.double())  # routers that keep their weights in another type
+    torch.testing.assert_close(wide.double(), exact, **tolerance)
+    torch.testing.assert_close(_weighted_sum(y.double(), rows, weights.double()), exact)
+
+
 @pytest.mark.gpu
 def test_observing_experts_never_waits_for_the_device() -> None:
     model = ARCHITECTURES["qwen3_moe"].build().to("cuda", torch.bfloat16)
@@ -292,7 +306,7 @@ def test_observing_experts_never_waits_for_the_device() -> None:
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error" if checked else "default")
             try:
-                model(**batch, use_cache=False)
+                model(input_ids=batch["input_ids"], use_cache=False)  # the model would look into a mask, and wait
                 collector.end()
             finally:
                 torch.cuda.set_sync_debug_mode("default")

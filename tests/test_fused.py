@@ -9,7 +9,9 @@ import torch
 
 from plop_ext import Scores, score
 from plop_ext.layers import Split, discover
+from plop_ext.scoring.arena import part_sumsq
 from plop_ext.scoring.collector import Collector
+from plop_ext.scoring.token_map import BatchTokens
 from tests.architectures import ARCHITECTURES, text_batch
 from tests.layer_oracle import oracle
 
@@ -41,6 +43,27 @@ def test_split_selects_columns(split: Split, columns: int, expected: dict[str, l
         assert split.select(row, index).flatten().tolist() == expected[name]
         assert split.features(columns, index) == len(expected[name])
         assert split.select(row, index).untyped_storage().data_ptr() == row.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("sizes", [(6, 4, 2), (3, 2, 1), (1, 1), (2, 1)], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("step, phase", [(1, 0), (3, 2)])
+def test_part_sums_of_every_layout(
+    device: torch.device, sizes: tuple[int, ...], biased: bool, step: int, phase: int
+) -> None:
+    y, bias = torch.randn(2, 7, 12, device=device), torch.randn(12, device=device) if biased else None
+    split = Split(tuple("abc")[: len(sizes)], sizes)
+    centred = y if bias is None else y - bias
+    whole = torch.zeros(14, device=device)
+    for part in range(len(sizes)):
+        start = sum(sizes[:part])
+        columns = [c for c in range(12) if start <= c % sum(sizes) < start + sizes[part]]
+        expected = centred[..., columns].square().sum(-1).reshape(-1)
+        out = torch.full((len(expected[phase::step]),), -1.0, device=device)
+        part_sumsq(out, y, bias, split, part, BatchTokens(2, None, step, phase))
+        torch.testing.assert_close(out, expected[phase::step])
+        whole += expected
+    torch.testing.assert_close(whole, centred.square().sum(-1).reshape(-1))
 
 
 @pytest.mark.parametrize("name", FUSED)

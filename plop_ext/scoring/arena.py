@@ -164,7 +164,7 @@ def part_sumsq(out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: 
     columns = split.select(y.reshape(-1, y.shape[-1]), part)
     shift = None if bias is None else split.select(bias, part)
     if columns.shape[1] == 1 or columns.shape[2] == 1:
-        flat = None if shift is None else shift.flatten()
+        flat = None if shift is None else shift.flatten().contiguous()
         squeezed = columns.squeeze(2) if columns.shape[2] == 1 else columns.squeeze(1)
         ops.row_sumsq_(out, squeezed, flat, tokens.step, tokens.phase)
         return

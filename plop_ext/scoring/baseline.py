@@ -113,7 +113,7 @@ def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, 
         _mean_gain(
             z,
             split.select(y, part.part).flatten(1),
-            None if bias is None else split.select(bias, part.part).flatten(),
+            None if bias is None else split.select(bias, part.part).flatten().contiguous(),
         )
         for part in parts
     ]
