@@ -1,8 +1,8 @@
 """Observes fused experts: the grouped forward of transformers, with a look at z and W z of every expert.
 
 transformers lets a model run its experts by a registered function (`ALL_EXPERTS_FUNCTIONS`). The one here sorts the
-rows by expert and multiplies them as transformers' own `grouped_mm` does, up to rounding. In between, each projection's
-sums of squares go to the totals per expert and sample. Offsets stay on the device: nothing waits.
+rows by expert and multiplies them as transformers' own `grouped_mm` does, up to rounding. In between, the sums of
+squares of each projection go to the totals per expert and sample. Offsets stay on the device: nothing waits.
 """
 
 from __future__ import annotations
