@@ -228,6 +228,14 @@ def test_scope_of_a_multimodal_model() -> None:
         score(llama(), [text_batch()], scope="vision", progress=False)
 
 
+def test_scope_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from plop_ext.cli.main import main
+
+    assert main(["score", "plop-tiny", "prose", "--samples", "2", "--scope", "vision", "--quiet"]) == 2
+    assert 'has no vision part; scope="vision" selects nothing' in " ".join(capsys.readouterr().err.split())
+    assert main(["score", "plop-tiny", "prose", "--samples", "2", "--scope", "language", "--quiet"]) == 0
+
+
 def test_mamba_placements_leave_out_what_peft_refuses() -> None:
     case = ARCHITECTURES["mamba"]
     scores = quietly(case.build(), case.batch())

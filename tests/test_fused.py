@@ -170,6 +170,14 @@ def test_the_published_script_sees_the_whole_weight() -> None:
     assert not any(name.endswith((".q", ".gate")) for name in scores.module_names)
 
 
+def test_the_published_script_sees_no_experts() -> None:
+    scores = quietly("qwen3_moe", compat="paper-script")
+    assert {module.kind for module in scores.modules} == {"linear"}
+    assert set(scores.types) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    reasons = {item.name: item.reason for item in scores.unscored}
+    assert reasons["model.layers.0.mlp.experts"] == "the published script reads nn.Linear only"
+
+
 def test_an_unknown_fused_weight_is_scored_as_one_matrix() -> None:
     model = ARCHITECTURES["phi3"].build()
     model.config.model_type = "phi99"

@@ -120,7 +120,8 @@ def discover(
         exclude: Leave out the layers whose name ends with one of these at a dot.
         scope: Of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. What `include` names counts
             whatever the scope.
-        everything: Score heads too, and fused weights as one matrix, as the published script does.
+        everything: Score what the published script does: every `nn.Linear`, heads too, fused ones as one matrix, and
+            nothing else.
 
     Returns:
         The layers in the order of `named_modules`, and everything with a weight of two or more dimensions that is not
@@ -130,7 +131,7 @@ def discover(
         InputError: If the model has no linear layer to score, a pattern matches nothing, or it has no such scope.
     """
     in_scope = scope_of(model, scope)
-    candidates, unscored = _candidates(model, parts=not everything)
+    candidates, unscored = _candidates(model, linear_only=everything)
     patterns_unused = {*(include or ()), *exclude}
     paths = [candidate.path for candidate in candidates]
     has_blocks = any(path.layer is not None for path in paths)
@@ -189,7 +190,7 @@ def discover(
     return Discovery(layers, tuple(unscored))
 
 
-def _candidates(model: nn.Module, parts: bool) -> tuple[list[_Candidate], list[Unscored]]:
+def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], list[Unscored]]:
     """Every part of every module that an adapter reads, and the modules with a matrix that none reads."""
     candidates: list[_Candidate] = []
     unscored: list[Unscored] = []
@@ -209,13 +210,16 @@ def _candidates(model: nn.Module, parts: bool) -> tuple[list[_Candidate], list[U
         if adapter is None:
             unscored += _weights_without_adapter(name, module)
             continue
+        if linear_only and not isinstance(module, nn.Linear):
+            unscored.append(Unscored(name, type(module).__name__, "the published script reads nn.Linear only", False))
+            continue
         try:
             adapter.check(module)
         except Unsupported as error:
             unscored.append(Unscored(name, type(module).__name__, str(error), wanted=True))
             continue
         split = None
-        if parts and not isinstance(adapter, ExpertsAdapter):
+        if not linear_only and not isinstance(adapter, ExpertsAdapter):
             split = split_for(configs.get(parent), name, adapter.features(module)[1])
         path = module_path(base_model(model), name)
         candidates += [
