@@ -15,7 +15,8 @@ import plop_ext.layers.adapter as adapter_module
 from plop_ext import InputError, Scores, score
 from plop_ext.layers import LayerAdapter, discover, register_adapter
 from plop_ext.scoring.collector import Collector
-from tests.architectures import ARCHITECTURES, finished, text_batch
+from tests.architecture_parts import finished, from_config, t5_batch, text_batch
+from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import oracle
 from tests.tiny_models import Block, Plain, llama
 
@@ -119,6 +120,44 @@ def test_repeated_shared_and_uncalled_modules() -> None:
     reasons = {item.name: item.reason for item in scores.unscored}
     assert reasons["layers.1.up"] == "the same module as `layers.0.up`"
     assert reasons["spare.0"] == "never called in the forward, or only with masked tokens"
+
+
+def test_experts_with_modules_of_their_own_are_reported() -> None:
+    """Their rows are a few tokens of the batch, in an order that only their router knows."""
+    model = from_config(
+        "SwitchTransformersForConditionalGeneration",
+        "SwitchTransformersConfig",
+        vocab_size=96,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        num_experts=4,
+        decoder_start_token_id=0,
+    )()
+    with pytest.warns(UserWarning, match="an expert with a module of its own"):
+        scores = score(model, [t5_batch()], progress=False)
+    assert not any(".experts." in name for name in scores.module_names)
+    assert nfn(scores) == pytest.approx(oracle(model, t5_batch(), scores), rel=1e-5)
+
+
+class TwoOutputs(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+def test_a_linear_layer_that_returns_a_tuple_is_reported() -> None:
+    class Model(Plain):
+        def forward(self, x: Tensor, *unused: Any, **ignored: Any) -> Tensor:
+            return super().forward(self.layers[0].first(x)[0])
+
+    model = Model()
+    model.layers[0].first = TwoOutputs(16, 16)
+    scores = quietly(model, torch.randn(2, 20, 16))
+    reasons = {item.name: item.reason for item in scores.unscored}
+    assert reasons["layers.0.first"].startswith("its input or output is no tensor")
+    assert len(scores.modules) == 4
 
 
 def test_tied_weights_are_scored_on_their_own_inputs() -> None:

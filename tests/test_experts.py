@@ -15,7 +15,8 @@ from plop_ext import InputError, Scores, score
 from plop_ext.layers import discover
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.routed import _weighted_sum
-from tests.architectures import ARCHITECTURES, from_config, text_batch
+from tests.architecture_parts import from_config, text_batch
+from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import expert_matrices, oracle
 
 MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"]

@@ -12,7 +12,8 @@ from plop_ext.layers import Split, discover
 from plop_ext.scoring.arena import part_sumsq
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.token_map import BatchTokens
-from tests.architectures import ARCHITECTURES, text_batch
+from tests.architecture_parts import text_batch
+from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import oracle
 
 FUSED = ["phi3", "gpt2", "gpt_neox", "falcon_new", "bloom", "codegen"]

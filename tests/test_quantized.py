@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from plop_ext import InputError, Scores, score
 from plop_ext.layers import adapter_for
 from plop_ext.layers.quantized import CHUNK_ELEMENTS, FP8LinearAdapter
-from tests.architectures import ARCHITECTURES, from_config, text_batch
+from tests.architecture_parts import from_config, text_batch
+from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import oracle
 
 

@@ -22,7 +22,10 @@ from plop_ext.module_types import ModulePath, label_types, matches_suffix, modul
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
-_ROUTERS = ("router", "gate", "topkrouter")
+_ROUTERS = ("router", "gate")
+_ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
+# Parameters of two dimensions that are no weights of a matrix product.
+_STATE_SPACE = {"A_log"}
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,13 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
         if adapter is None:
             unscored += _weights_without_adapter(name, module)
             continue
+        if type(module).__name__.lower().endswith(_ROUTERS):  # some are an `nn.Linear` that returns a tuple
+            unscored.append(Unscored(name, type(module).__name__, _ROUTER, wanted=False))
+            continue
+        if "experts" in name.split(".")[:-1]:
+            reason = "an expert with a module of its own: its rows do not tell which sample they are from"
+            unscored.append(Unscored(name, type(module).__name__, reason, wanted=True))
+            continue
         if linear_only and not isinstance(module, nn.Linear):
             unscored.append(Unscored(name, type(module).__name__, "the published script reads nn.Linear only", False))
             continue
@@ -246,7 +256,8 @@ def _weights_without_adapter(name: str, module: nn.Module) -> list[Unscored]:
     if not weights:
         return []
     if weights == ["weight"] and type(module).__name__.lower().endswith(_ROUTERS):
-        reason = "a router: it chooses the experts, and an adapter on it would change the choice"
-        return [Unscored(name, type(module).__name__, reason, wanted=False)]
+        return [Unscored(name, type(module).__name__, _ROUTER, wanted=False)]
+    if _STATE_SPACE.issuperset(weights):
+        return [Unscored(name, type(module).__name__, "the decay rates of a state space", wanted=False)]
     reason = f"no adapter reads its class ({', '.join(weights)}); see plop_ext.layers.register_adapter"
     return [Unscored(name, type(module).__name__, reason, wanted=True)]

@@ -201,8 +201,13 @@ class _Hook:
         if self.collector.tokens is None:
             return
         adapter = self.adapter
-        x = adapter.input(module, args, kwargs)
-        y_rows = as_rows(adapter.output(module, output))
+        x, y = adapter.input(module, args, kwargs), adapter.output(module, output)
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            names = [layer.name for _, layer in self.parts]
+            reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
+            self.collector.unassigned.update(dict.fromkeys(names, reason))
+            return
+        y_rows = as_rows(y)
         if self.bias is not None and (self.bias.device != y_rows.device or self.bias.dtype != y_rows.dtype):
             fits = self.bias.dtype in (y_rows.dtype, ops.sum_dtype(y_rows.dtype))
             self.bias = self.bias.to(y_rows.device, self.bias.dtype if fits else ops.sum_dtype(y_rows.dtype))
