@@ -82,8 +82,8 @@ def overhead(result: Result) -> str:
         )
     facts.append(f"the weight norms take {settings['weight_norms_ms']:.1f} ms once per run")
     if settings.get("host_waits"):
-        waits = [name for name, value in settings["host_waits"].items() if value]
-        facts.append(f"host waits for the device: {', '.join(waits) or 'none'}")
+        waits = [f"{name} {count}" for name, count in settings["host_waits"].items()]
+        facts.append(f"host waits for the device in one forward: {', '.join(waits)}")
     published = [row["times_plop_ext"] for row in result["rows"] if "times_plop_ext" in row]
     if published:
         facts.append(f"the published script takes {published[0]:.1f} times as long as plop_ext")
