@@ -116,7 +116,7 @@ __device__ __forceinline__ typename SumOf<T>::type lane_sumsq(const T* __restric
 // 16 blocks a multiprocessor need at most 32 registers a thread: 3 % more bandwidth at K = 4096 in bf16 on an H200. The
 // other variants would spill.
 template <typename T, int kGroup, bool kVector, bool kBias>
-constexpr int kMinBlocks = kGroup <= kWarpSize && kVector && !kBias && sizeof(T) <= sizeof(float) ? 16 : 1;
+constexpr int kMinBlocks = kGroup <= kWarpSize && kVector && !kBias && sizeof(T) < sizeof(float) ? 16 : 1;
 
 template <typename T, typename B, int kGroup, bool kVector, bool kBias>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias>)
