@@ -50,7 +50,7 @@ class Collector:
         self.unassigned: dict[str, str] = {}
         self._model = model
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._compiled: list[tuple[nn.Module, Any]] = []
+        self._compiled: list[tuple[nn.Module, str, Any]] = []
         self._arenas: dict[tuple[torch.device, torch.dtype], _Arena] = {}
         self._biases: dict[int, Tensor | None] = {}
         self._tokens: BatchTokens | None = None
@@ -60,10 +60,9 @@ class Collector:
     def __enter__(self) -> Collector:
         try:
             for module in self._model.modules():
-                compiled = getattr(module, "_compiled_call_impl", None)
-                if compiled is not None:
-                    self._compiled.append((module, compiled))
-                    module._compiled_call_impl = None
+                for name, eager in _compiled_calls(module).items():
+                    self._compiled.append((module, name, vars(module)[name]))
+                    vars(module)[name] = eager
             for index, layer in enumerate(self.layers):
                 hook = _Hook(self, index, layer)
                 self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
@@ -153,8 +152,8 @@ class Collector:
         while self._handles:
             self._handles.pop().remove()
         while self._compiled:
-            module, compiled = self._compiled.pop()
-            module._compiled_call_impl = compiled
+            module, name, compiled = self._compiled.pop()
+            vars(module)[name] = compiled
         self._arenas.clear()
         self._biases.clear()
 
@@ -251,6 +250,15 @@ class _Arena:
         self._modules.clear()
         self._inputs.clear()
         self._map = None
+
+
+def _compiled_calls(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes that hold a compiled call, and their eager values."""
+    calls: dict[str, Any] = {"_compiled_call_impl": None}  # set by `module.compile()`
+    inner = module._modules.get("_orig_mod")
+    if inner is not None:  # what `torch.compile(module)` returned
+        calls["forward"] = inner
+    return {name: eager for name, eager in calls.items() if vars(module).get(name) is not None}
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""The collector: what it counts, which inputs it reads once, and that it leaves the model alone. Values: test_scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from plop_ext import Collector, ops, reference
+from plop_ext.layers import discover
+from tests import tiny_models
+from tests.tiny_models import Plain
+
+
+class Seen(nn.Module):
+    """Runs `use(layers, x)`, whatever that is, with two bias-free layers."""
+
+    def __init__(self, use: Callable[[nn.ModuleList, Tensor], Any], width: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(2)])
+        self._use = use
+
+    def forward(self, x: Tensor) -> Any:
+        return self._use(self.layers, x)
+
+
+def collect(
+    model: nn.Module, *batches: Tensor, mask: Tensor | None = None, last_call_only: bool = False
+) -> tuple[Collector, Tensor]:
+    """The collector and its totals after a forward on each of `batches`."""
+    with torch.no_grad(), Collector(model, discover(model).layers, last_call_only=last_call_only) as collector:
+        for batch in batches:
+            collector.begin(len(batch), mask)
+            model(batch)
+            collector.end()
+    return collector, collector.totals()
+
+
+def summed(layer: nn.Module, *inputs: Tensor) -> float:
+    """Sum of the oracle's gains over the rows of `inputs`."""
+    return sum(float(reference.token_gains(layer.weight, x).sum()) for x in inputs)
+
+
+@pytest.mark.parametrize("regional", [True, False], ids=["regional", "whole"])
+@pytest.mark.parametrize("wrapped", [True, False], ids=["torch.compile(module)", "module.compile()"])
+def test_a_model_compiled_and_run_before_is_scored_and_stays_compiled(wrapped: bool, regional: bool) -> None:
+    compilations = 0
+
+    def backend(graph: Any, example_inputs: Any) -> Any:
+        nonlocal compilations
+        compilations += 1
+        return graph
+
+    model, x = Plain().eval(), torch.randn(3, 20, 16)
+    expected = collect(model, x)[1]
+    inner: nn.Module = model.layers[0] if regional else model
+    if not wrapped:
+        inner.compile(backend=backend)
+        called: Any = model
+    elif regional:
+        called = model
+        model.layers[0] = torch.compile(model.layers[0], backend=backend)
+    else:
+        called = torch.compile(model, backend=backend)
+    with torch.no_grad():
+        called(x)
+        assert compilations == 1
+        attributes = [dict(vars(module)) for module in called.modules()]
+        found = discover(called).layers
+        assert {layer.type for layer in found} == {"up", "down"}
+        with Collector(called, found) as collector:
+            collector.begin(3)
+            called(x)
+            collector.end()
+        assert torch.equal(collector.totals(), expected)
+        assert [dict(vars(module)) for module in called.modules()] == attributes
+        called(x)
+    assert compilations == 1
