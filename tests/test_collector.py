@@ -79,3 +79,19 @@ def test_a_model_compiled_and_run_before_is_scored_and_stays_compiled(wrapped: b
         assert [dict(vars(module)) for module in called.modules()] == attributes
         called(x)
     assert compilations == 1
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference_mode"])
+def test_an_input_modified_between_two_uses_is_read_again(inference: bool) -> None:
+    def use(layers: nn.ModuleList, x: Tensor) -> None:
+        layers[0](x)
+        x[..., :4].mul_(100)
+        layers[1](x)
+
+    model, x = Seen(use), torch.randn(2, 20, 8)
+    changed = x.clone()
+    changed[..., :4] *= 100
+    with torch.inference_mode(inference):
+        _, totals = collect(model, x.clone())
+    assert float(totals[0, :, 0].sum()) == pytest.approx(summed(model.layers[0], x), rel=1e-6)
+    assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], changed), rel=1e-6)

@@ -187,7 +187,7 @@ class _Arena:
         self._map: TokenMap | None = None
         # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
         # reference keeps no activation alive and cannot be fooled by an id that is used again.
-        self._inputs: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._inputs: dict[int, tuple[weakref.ref[Tensor], int | None, int]] = {}
 
     def start_batch(self, batch_size: int) -> None:
         shape = (self._n_modules, batch_size, len(TOTALS_FIELDS))
@@ -220,9 +220,10 @@ class _Arena:
                 self._sums = torch.empty(2 * rows, dtype=self._sums.dtype, device=self._device)
         if last_call_only:
             self._totals[module].zero_()
-        version = 0 if x.is_inference() else x._version
+        # An inference tensor counts no modifications, so that nothing tells whether its sums still hold.
+        version = None if x.is_inference() else x._version
         cached = self._inputs.get(id(x))
-        if cached is not None and cached[0]() is x and cached[1] == version:
+        if cached is not None and version is not None and cached[0]() is x and cached[1] == version:
             in_start = cached[2]
         else:
             if x.device != self._device:  # accelerate's offload hands the hook the input before it was moved
