@@ -95,3 +95,20 @@ def test_an_input_modified_between_two_uses_is_read_again(inference: bool) -> No
         _, totals = collect(model, x.clone())
     assert float(totals[0, :, 0].sum()) == pytest.approx(summed(model.layers[0], x), rel=1e-6)
     assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], changed), rel=1e-6)
+
+
+def test_the_bias_that_autocast_rounded_is_the_one_subtracted() -> None:
+    model, x = Plain(depth=1), torch.randn(4, 64, 16)
+    nn.init.normal_(model.layers[0].up.bias, std=30.0)
+    features: list[Tensor] = []
+    up = model.layers[0].up
+    up.register_forward_hook(lambda m, a, y: features.append(y.double() - m.bias.detach().bfloat16().double()))
+    with torch.no_grad(), Collector(model, discover(model).layers) as collector:
+        for enabled in (True, False):  # in one run: the bias must follow the output's type
+            collector.begin(len(x))
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                model(x)
+            collector.end()
+    totals = collector.totals()[:, : len(x)]
+    expected = float((features[0].norm(dim=-1) / x.double().norm(dim=-1)).sum())
+    assert float(totals[0, :, 0].sum()) == pytest.approx(expected, rel=1e-6)

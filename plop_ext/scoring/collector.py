@@ -52,7 +52,7 @@ class Collector:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._compiled: list[tuple[nn.Module, str, Any]] = []
         self._arenas: dict[tuple[torch.device, torch.dtype], _Arena] = {}
-        self._biases: dict[int, Tensor | None] = {}
+        self._biases: dict[tuple[int, torch.dtype], Tensor | None] = {}
         self._tokens: BatchTokens | None = None
         self._finished: list[Tensor] = []
         self._transfers: list[tuple[Tensor, torch.cuda.Event | None]] = []
@@ -134,11 +134,13 @@ class Collector:
             arena = _Arena(y.device, sum_dtype, len(self.layers))
             arena.start_batch(tokens.batch_size)
             self._arenas[(y.device, sum_dtype)] = arena
-        if index not in self._biases:
+        if (index, y.dtype) not in self._biases:
             bias = layer.adapter.bias(layer.module)
-            fits = bias is None or bias.dtype in (y.dtype, sum_dtype)
-            self._biases[index] = bias if fits or bias is None else bias.detach().to(sum_dtype)
-        arena.add(index, x, x_rows, y_rows, self._biases[index], token_map, tokens, self.last_call_only)
+            if bias is not None and bias.dtype != y.dtype:
+                # What was added: autocast rounds a bias to the type it computes in before it adds it.
+                bias = bias.detach().to(y.dtype)
+            self._biases[(index, y.dtype)] = bias
+        arena.add(index, x, x_rows, y_rows, self._biases[(index, y.dtype)], token_map, tokens, self.last_call_only)
 
     def _drain(self, wait: bool) -> None:
         while self._transfers and (wait or self._transfers[0][1] is None or self._transfers[0][1].query()):
