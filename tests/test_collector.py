@@ -112,3 +112,24 @@ def test_the_bias_that_autocast_rounded_is_the_one_subtracted() -> None:
     totals = collector.totals()[:, : len(x)]
     expected = float((features[0].norm(dim=-1) / x.double().norm(dim=-1)).sum())
     assert float(totals[0, :, 0].sum()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_users_hook_that_replaces_the_output_runs_later() -> None:
+    model, x = Plain(depth=1), torch.randn(2, 20, 16)
+    model.layers[0].up.register_forward_hook(lambda module, args, output: output * 100)
+    _, totals = collect(model, x)
+    with torch.no_grad():
+        assert float(totals[0, :, 0].sum()) == pytest.approx(summed(model.layers[0].up, x), rel=1e-6)
+
+
+def test_layers_that_take_time_first_get_the_mask_of_their_tokens() -> None:
+    model = Seen(lambda layers, x: [layer(x.transpose(0, 1)) for layer in layers])
+    x, mask = torch.randn(2, 20, 8), torch.zeros(2, 20, dtype=torch.bool)
+    mask[0, :7], mask[1, 3:] = True, True
+    collector, totals = collect(model, x, mask=mask)
+    assert not collector.unmasked
+    assert totals[0, :, 2].tolist() == [7, 17]
+    for sample in range(2):
+        kept = x[sample, mask[sample]]
+        for index, layer in enumerate(model.layers):
+            assert float(totals[index, sample, 0]) == pytest.approx(summed(layer, kept), rel=1e-6)

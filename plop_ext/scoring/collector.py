@@ -65,7 +65,8 @@ class Collector:
                     vars(module)[name] = eager
             for index, layer in enumerate(self.layers):
                 hook = _Hook(self, index, layer)
-                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+                # First of the module's hooks: one of the user's may replace the output.
+                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
         except BaseException:
             self._detach()
             raise
@@ -121,6 +122,8 @@ class Collector:
         if tokens is None:  # a forward nobody announced, for instance one the model runs to warm up
             return
         x_rows, y_rows = _as_rows(x), _as_rows(y)
+        if tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
+            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
         rows = x_rows.shape[:-1].numel()
         token_map = tokens.map_for(rows, y.device)
         if token_map is None or y_rows.shape[:-1].numel() != rows:
