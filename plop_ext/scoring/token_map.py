@@ -47,7 +47,7 @@ class BatchTokens:
         self._maps: dict[tuple[int, torch.device], TokenMap | None] = {}
 
     def time_first(self, shape: torch.Size) -> bool:
-        """Whether a layer's input of `shape` is [T, B, K], by the mask's [B, T]; if T = B, it is taken for [B, T, K]."""
+        """Whether an input of `shape` is [T, B, K], by the mask's [B, T]; where T = B it is taken for [B, T, K]."""
         if self._shape is None or len(self._shape) != 2 or len(shape) != 3:
             return False
         return tuple(shape[:2]) == self._shape[::-1] != self._shape
