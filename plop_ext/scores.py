@@ -129,13 +129,12 @@ class Scores:
             return self.totals[:, :, 0].sum(axis=1) / self.totals[:, :, 2].sum(axis=1)
         # The script averages its batches' means without weights, and its zero inputs count as gain zero.
         counted = self.totals[:, :, 2] + self.totals[:, :, 3]
-        batches = np.unique(self.sample_batches)
-        means = [
-            self.totals[:, self.sample_batches == batch, 0].sum(axis=1)
-            / counted[:, self.sample_batches == batch].sum(axis=1)
-            for batch in batches
-        ]
-        return np.mean(means, axis=0)
+        members = [self.sample_batches == batch for batch in np.unique(self.sample_batches)]
+        gains = np.array([self.totals[:, member, 0].sum(axis=1) for member in members])
+        tokens = np.array([counted[:, member].sum(axis=1) for member in members])
+        # A batch that did not call a module has no mean of it.
+        called = tokens > 0
+        return np.divide(gains, tokens, out=np.zeros_like(gains), where=called).sum(axis=0) / called.sum(axis=0)
 
     @property
     def baseline(self) -> NDArray[np.float64]:
