@@ -1,4 +1,4 @@
-"""The collector: what it counts, which inputs it reads once, and that it leaves the model alone. Values: test_scoring."""
+"""The collector: what it counts, what it reads once, and that it leaves the model alone. Values: test_scoring."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plop_ext import Collector, ops, reference
+from plop_ext import Collector, reference
 from plop_ext.layers import discover
-from tests import tiny_models
 from tests.tiny_models import Plain
 
 
