@@ -38,7 +38,7 @@ class Collector:
         >>> with Collector(model, discover(model).layers) as collector:
         ...     for batch in dataloader:
         ...         collector.begin(batch_size=len(batch["input_ids"]), mask=batch["attention_mask"])
-        ...         model(**batch)
+        ...         outputs = model(**batch)
         ...         collector.end()
         >>> totals = collector.totals()  # [modules, samples, 5] float64
     """
