@@ -303,3 +303,20 @@ def test_samples_without_a_layers_call_are_rows_of_zeros() -> None:
     model = Seen(lambda layers, x: layers[0](x) if len(x) > 1 else layers[1](x))
     _, totals = collect(model, torch.randn(2, 20, 8), torch.randn(1, 20, 8))
     assert totals[:, :, 2].tolist() == [[20, 20, 0], [0, 0, 20]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("places", [("cpu", "cuda"), ("cuda", "cpu")], ids=str)
+def test_layers_on_the_host_and_on_a_device(places: tuple[str, str]) -> None:
+    def use(layers: nn.ModuleList, x: Tensor) -> None:
+        for layer in layers:
+            place = layer.weight.device
+            if place.type == "cuda":
+                torch.cuda._sleep(100_000_000)  # whoever does not wait for a copy from here reads nothing
+            layer(x.to(place))
+
+    model, x = Seen(use), torch.randn(3, 20, 8)
+    expected = collect(model, x)[1]
+    for layer, place in zip(model.layers, places, strict=True):
+        layer.to(place)
+    torch.testing.assert_close(collect(model, x, x)[1], expected.repeat(1, 2, 1), rtol=1e-5, atol=0)

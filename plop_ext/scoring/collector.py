@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from plop_ext import ops
 from plop_ext.layers import LinearLayer
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
 # Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
@@ -99,7 +100,7 @@ class Collector:
         self._drain(wait=False)
         merged = torch.zeros(shape, dtype=torch.float64) if not batch else batch[0]
         for other in batch[1:]:
-            merged = merged + other.to(merged.device, non_blocking=True)
+            merged = merged + to_device(other, merged.device)
         if merged.device.type == "cuda":
             host = torch.empty(shape, dtype=torch.float64, pin_memory=True)
             host.copy_(merged, non_blocking=True)
@@ -232,7 +233,7 @@ class _Arena:
             in_start = cached[2]
         else:
             if x.device != self._device:  # accelerate's offload hands the hook the input before it was moved
-                x_rows = x_rows.to(self._device, non_blocking=True)
+                x_rows = to_device(x_rows, self._device)
             in_start = self._sum(x_rows, None, rows, tokens)
             self._inputs[id(x)] = (weakref.ref(x), version, in_start)
         out_start = self._sum(y_rows, bias, rows, tokens)
