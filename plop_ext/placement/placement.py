@@ -149,5 +149,5 @@ class Placement:
                 shapes={name: (int(shape[0]), int(shape[1])) for name, shape in content["shapes"].items()},
                 model=content["model"],
             )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error
