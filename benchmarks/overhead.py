@@ -104,14 +104,14 @@ def measure_case(case: Case, *, rounds: int, published_rounds: int) -> list[Row]
         time_once(everyone[0], device)
     memory = {candidate.name: peak_memory(candidate, device) for candidate in everyone}
     seconds = dict(measure(everyone, device, rounds=rounds))
-    rows = [_row(name, values, seconds[PLAIN], memory) for name, values in seconds.items()]
-    for row in rows:
-        print(f"{row['candidate']}: {row['ms']:.2f} ms, x {row['ratio']:.4f}", flush=True)
+    rows = [row(name, values, seconds[PLAIN], memory) for name, values in seconds.items()]
+    for line in rows:
+        print(f"{line['candidate']}: {line['ms']:.2f} ms, x {line['ratio']:.4f}", flush=True)
     if published_rounds:
         published = published_candidate(case)
         memory[PUBLISHED] = peak_memory(published, device)
         pair = measure([everyone[0], published], device, rounds=published_rounds, warmup=0)
-        rows.append(_row(PUBLISHED, pair[PUBLISHED], pair[PLAIN], memory))
+        rows.append(row(PUBLISHED, pair[PUBLISHED], pair[PLAIN], memory))
         # Against ours from the interleaved rounds, not right after seconds of float32 matmuls.
         rows[-1]["times_plop_ext"] = round(rows[-1]["ms"] / summarize(seconds[OURS]).median / 1e3, 2)
         print(f"{PUBLISHED}: {rows[-1]['ms']:.1f} ms, x {rows[-1]['ratio']:.2f}", flush=True)
@@ -181,7 +181,8 @@ def _count_waits(run: Callable[[], object]) -> int:
     return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
-def _row(name: str, values: Sequence[float], plain: Sequence[float], memory: Mapping[str, int | None]) -> Row:
+def row(name: str, values: Sequence[float], plain: Sequence[float], memory: Mapping[str, int | None]) -> Row:
+    """The figures of one candidate beside the plain forward's."""
     extra, base = memory[name], memory[PLAIN]
     return {
         "candidate": name,

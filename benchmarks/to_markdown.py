@@ -177,6 +177,7 @@ RENDERERS = {
     "kernel_bandwidth": kernel_bandwidth,
     "scoring_overhead": overhead,
     "cpu_overhead": overhead,
+    "moe_overhead": overhead,
     "accuracy": accuracy,
 }
 

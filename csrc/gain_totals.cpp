@@ -24,7 +24,7 @@ struct Checked {
 Checked checked_args(const Tensor& totals,   // [M, B, 5]
                      const Tensor& sumsq,    // [C]
                      const Tensor& counted,  // [R]
-                     const Tensor& offsets,  // [B + 1]
+                     const Tensor& offsets,  // [G * B + 1]
                      const std::vector<int64_t>& records) {
   check_same_device(kOp, totals, "totals", sumsq);
   check_same_device(kOp, counted, "counted", sumsq);
@@ -47,8 +47,13 @@ Checked checked_args(const Tensor& totals,   // [M, B, 5]
   check_contiguous(kOp, offsets, "offsets");
   STD_TORCH_CHECK(totals.size(2) == kTotalsFields, kOp, ": totals must be [M, B, ", kTotalsFields, "], got ",
                   totals.size(2), " fields");
-  STD_TORCH_CHECK(offsets.size(0) == totals.size(1) + 1, kOp, ": offsets must have ", totals.size(1) + 1,
+  const int64_t samples = totals.size(1);
+  const int64_t cells = offsets.size(0) - 1;
+  STD_TORCH_CHECK(samples == 0 ? cells == 0 : cells >= samples, kOp, ": offsets must have ", samples + 1,
                   " elements, got ", offsets.size(0));
+  STD_TORCH_CHECK(samples == 0 || cells % samples == 0, kOp, ": offsets must have one element and ", samples,
+                  " per group, got ", offsets.size(0));
+  const int64_t groups = samples == 0 ? 1 : cells / samples;
   STD_TORCH_CHECK(records.size() % kRecordFields == 0, kOp,
                   ": records must be (module, in_start, out_start) triples, got ", records.size(), " numbers");
 
@@ -57,35 +62,38 @@ Checked checked_args(const Tensor& totals,   // [M, B, 5]
   std::unordered_set<int64_t> seen;
   for (size_t i = 0; i < records.size(); i += kRecordFields) {
     const GainRecord record = {records[i], records[i + 1], records[i + 2]};
-    STD_TORCH_CHECK(record.module >= 0 && record.module < totals.size(0), kOp, ": records must name modules in [0, ",
-                    totals.size(0), "), got ", record.module);
+    STD_TORCH_CHECK(record.module >= 0 && record.module <= totals.size(0) - groups, kOp,
+                    ": records must name modules in [0, ", totals.size(0) - groups + 1, "), got ", record.module);
     STD_TORCH_CHECK(
         record.in_start >= 0 && record.in_start <= last && record.out_start >= 0 && record.out_start <= last, kOp,
         ": records must start in [0, ", last, "], got ", record.in_start, " and ", record.out_start);
-    STD_TORCH_CHECK(seen.insert(record.module).second, kOp, ": records must name each module once, got module ",
-                    record.module, " twice");
+    for (int64_t group = 0; group < groups; ++group) {
+      STD_TORCH_CHECK(seen.insert(record.module + group).second, kOp,
+                      ": records must name each module once, got module ", record.module + group, " twice");
+    }
     checked.records.push_back(record);
   }
   checked.args.totals = static_cast<double*>(totals.mutable_data_ptr());
   checked.args.sumsq = sumsq.const_data_ptr();
   checked.args.counted = static_cast<const uint8_t*>(counted.const_data_ptr());
   checked.args.offsets = static_cast<const int64_t*>(offsets.const_data_ptr());
-  checked.args.n_samples = totals.size(1);
+  checked.args.n_samples = samples;
+  checked.args.n_cells = cells;
   checked.args.n_rows = rows;
   return checked;
 }
 
 void gain_totals_on_cpu(Tensor totals, Tensor sumsq, Tensor counted, Tensor offsets, std::vector<int64_t> records) {
   const Checked checked = checked_args(totals, sumsq, counted, offsets, records);
-  const int64_t n_samples = checked.args.n_samples;
-  const int64_t cells = static_cast<int64_t>(checked.records.size()) * n_samples;
+  const int64_t n_cells = checked.args.n_cells;
+  const int64_t cells = static_cast<int64_t>(checked.records.size()) * n_cells;
   if (cells == 0 || counted.size(0) == 0) return;
   // A cell is one sample of one module; below this many rows a second thread costs more than it saves.
   constexpr int64_t kGrain = 4096;
-  const int64_t grain = 1 + kGrain * n_samples / counted.size(0);
-  torch::stable::parallel_for(0, cells, grain, [&checked, n_samples](int64_t begin, int64_t end) {
+  const int64_t grain = 1 + kGrain * n_cells / counted.size(0);
+  torch::stable::parallel_for(0, cells, grain, [&checked, n_cells](int64_t begin, int64_t end) {
     for (int64_t cell = begin; cell < end; ++cell) {
-      gain_totals_cpu(checked.args, checked.records[static_cast<size_t>(cell / n_samples)], cell % n_samples);
+      gain_totals_cpu(checked.args, checked.records[static_cast<size_t>(cell / n_cells)], cell % n_cells);
     }
   });
 }
@@ -93,7 +101,7 @@ void gain_totals_on_cpu(Tensor totals, Tensor sumsq, Tensor counted, Tensor offs
 #ifdef PLOP_WITH_CUDA
 void gain_totals_on_cuda(Tensor totals, Tensor sumsq, Tensor counted, Tensor offsets, std::vector<int64_t> records) {
   const Checked checked = checked_args(totals, sumsq, counted, offsets, records);
-  if (checked.records.empty() || checked.args.n_samples == 0 || counted.size(0) == 0) return;
+  if (checked.records.empty() || checked.args.n_cells == 0 || counted.size(0) == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(sumsq.get_device_index());
   const char* error =
       launch_gain_totals(checked.args, checked.records.data(), static_cast<int64_t>(checked.records.size()),

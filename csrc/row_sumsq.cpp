@@ -17,7 +17,7 @@ constexpr const char* kOp = "row_sumsq_";
 
 RowSumsqArgs checked_args(const Tensor& out,                  // [R]
                           const Tensor& x,                    // [T, K] or [N, T, K]
-                          const std::optional<Tensor>& bias,  // [K]
+                          const std::optional<Tensor>& bias,  // [K] or [T, K]
                           int64_t step, int64_t phase) {
   check_same_device(kOp, out, "out", x);
   if (bias) check_same_device(kOp, *bias, "bias", x);
@@ -46,10 +46,13 @@ RowSumsqArgs checked_args(const Tensor& out,                  // [R]
   args.row_stride = x.stride(batched ? 1 : 0);
   args.feature_stride = x.stride(batched ? 2 : 1);
   if (bias) {
-    check_dim(kOp, *bias, "bias", 1);
+    const bool per_row = batched && bias->dim() == 2;
+    if (!per_row) check_dim(kOp, *bias, "bias", 1);
     check_contiguous(kOp, *bias, "bias");
-    STD_TORCH_CHECK(bias->size(0) == args.in_features, kOp, ": bias must have ", args.in_features, " elements, got ",
-                    bias->size(0));
+    const int64_t wanted = per_row ? args.inner * args.in_features : args.in_features;
+    STD_TORCH_CHECK(bias->numel() == wanted && bias->size(bias->dim() - 1) == args.in_features, kOp,
+                    ": bias must have ", wanted, " elements, got ", bias->numel());
+    args.bias_stride = per_row ? args.in_features : 0;
   }
 
   STD_TORCH_CHECK(step >= 1, kOp, ": step must be at least 1, got ", step);
@@ -60,7 +63,8 @@ RowSumsqArgs checked_args(const Tensor& out,                  // [R]
 
   // One row axis where the two can be merged; strides of axes of one element carry no information.
   if (args.in_features <= 1) args.feature_stride = 1;
-  if (outer <= 1 || args.inner == 1 || args.outer_stride == args.inner * args.row_stride) {
+  const bool mergeable = outer <= 1 || args.inner == 1 || args.outer_stride == args.inner * args.row_stride;
+  if (mergeable && args.bias_stride == 0) {
     if (args.inner == 1) args.row_stride = args.outer_stride;
     args.inner = rows;
     args.outer_stride = 0;

@@ -7,6 +7,8 @@ activations and return nothing.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,12 @@ from plop_ext import native
 from plop_ext.totals import TOTALS_FIELDS
 
 NAMESPACE = "plop_ext"
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which `row_sumsq_` sums elements of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rows_read(rows: int, step: int = 1, phase: int = 0) -> int:
@@ -42,7 +49,8 @@ def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1
     Args:
         out: [R] float32 (float64 if `x` is float64), contiguous, where R = `rows_read(rows of x, step, phase)`.
         x: [T, K] or [N, T, K] (rows are the N * T token vectors), any strides, float32, float64, float16 or bfloat16.
-        bias: [K], subtracted from every row first; `x`'s dtype or float32 (float64 if `x` is).
+        bias: [K], subtracted from every row first, or with a 3-D `x` [T, K], one per inner row (per head); `x`'s dtype
+            or float32 (float64 if `x` is).
         step: Read every `step`-th row only. Raise it to sample tokens.
         phase: The first row read, in [0, step).
 
@@ -58,8 +66,8 @@ def _row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: in
     _check_device(op, "out", out, x)
     if bias is not None:
         _check_device(op, "bias", bias, x)
-    _check(x.dtype in _FLOATS, f"{op}: x must be float32, float64, float16 or bfloat16, got {_name(x.dtype)}")
-    _check_dtype(op, "out", out, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    _check(x.dtype in FLOATS, f"{op}: x must be float32, float64, float16 or bfloat16, got {_name(x.dtype)}")
+    _check_dtype(op, "out", out, sum_dtype(x.dtype))
     if bias is not None:
         fits = bias.dtype == x.dtype or (bias.dtype == torch.float32 and x.dtype != torch.float64)
         wanted = _name(x.dtype) + (" or Float" if x.dtype in (torch.float16, torch.bfloat16) else "")
@@ -67,8 +75,10 @@ def _row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: in
     _check(x.dim() in (2, 3), f"{op}: x must have 2 or 3 dimensions, got {x.dim()}")
     _check_vector(op, "out", out)
     if bias is not None:
-        _check_vector(op, "bias", bias)
-        _check(bias.shape[0] == x.shape[-1], f"{op}: bias must have {x.shape[-1]} elements, got {bias.shape[0]}")
+        shape = x.shape[1:] if x.dim() == 3 and bias.dim() == 2 else x.shape[-1:]
+        _check(bias.dim() == len(shape), f"{op}: bias must have 1 dimensions, got {bias.dim()}")
+        _check(bias.is_contiguous(), f"{op}: bias must be contiguous, got a strided view")
+        _check(bias.shape == shape, f"{op}: bias must have {shape.numel()} elements, got {bias.numel()}")
     _check(step >= 1, f"{op}: step must be at least 1, got {step}")
     _check(0 <= phase < step, f"{op}: phase must be in [0, step), got {phase}")
     rows = x.shape[:-1].numel()
@@ -82,7 +92,10 @@ def row_sumsq_pytorch(out: Tensor, x: Tensor, bias: Tensor | None = None, step: 
     _row_sumsq_fake(out, x, bias, step, phase)
     rows = x.flatten(0, -2)[phase::step]
     if bias is not None:
-        rows = rows.to(out.dtype) - bias.to(out.dtype)
+        shift = bias.to(out.dtype)
+        if bias.dim() == 2:
+            shift = shift.expand(x.shape).flatten(0, -2)[phase::step]
+        rows = rows.to(out.dtype) - shift
     out.copy_(torch.linalg.vector_norm(rows, dim=1, dtype=out.dtype).square_())
 
 
@@ -110,9 +123,12 @@ def gain_totals_(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor
         totals: [M, B, 5] float64, contiguous; fields as in `TOTALS_FIELDS`.
         sumsq: [C] float32 or float64, contiguous: the sums of squares of all records.
         counted: [R] bool: False leaves the row out (padding, prompt tokens).
-        offsets: [B + 1] int64, ascending: sample b owns rows offsets[b] to offsets[b + 1].
-        records: Flat (module, in_start, out_start) triples: the module's row in `totals` and where its R input and R
-            output sums start in `sumsq`. A module may appear once per call.
+        offsets: [G * B + 1] int64, ascending: sample b of group g owns rows offsets[g * B + b] to
+            offsets[g * B + b + 1]. A dense layer has one group; the groups of a routed layer are its experts. Rows
+            before the first and after the last offset belong to nobody.
+        records: Flat (module, in_start, out_start) triples: the row in `totals` of the record's first group, the
+            others following it, and where its R input and R output sums start in `sumsq`. A module may appear once
+            per call.
 
     Raises:
         RuntimeError: If an argument has the wrong device, dtype, rank, size or range; the message names it.
@@ -139,9 +155,15 @@ def _gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: T
     fields = len(TOTALS_FIELDS)
     _check(totals.shape[2] == fields, f"{op}: totals must be [M, B, {fields}], got {totals.shape[2]} fields")
     samples = totals.shape[1]
+    cells = offsets.shape[0] - 1
     _check(
-        offsets.shape[0] == samples + 1,
+        cells >= samples if samples else cells == 0,
         f"{op}: offsets must have {samples + 1} elements, got {offsets.shape[0]}",
+    )
+    groups = cells // samples if samples else 1
+    _check(
+        not samples or cells == groups * samples,
+        f"{op}: offsets must have one element and {samples} per group, got {offsets.shape[0]}",
     )
     _check(
         len(records) % 3 == 0,
@@ -150,18 +172,16 @@ def _gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: T
     last = sumsq.shape[0] - counted.shape[0]
     for module, in_start, out_start in zip(records[0::3], records[1::3], records[2::3], strict=True):
         _check(
-            0 <= module < totals.shape[0],
-            f"{op}: records must name modules in [0, {totals.shape[0]}), got {module}",
+            0 <= module <= totals.shape[0] - groups,
+            f"{op}: records must name modules in [0, {totals.shape[0] - groups + 1}), got {module}",
         )
         _check(
             0 <= in_start <= last and 0 <= out_start <= last,
             f"{op}: records must start in [0, {last}], got {in_start} and {out_start}",
         )
-    modules = list(records[0::3])
-    for position, module in enumerate(modules):
-        _check(
-            module not in modules[:position], f"{op}: records must name each module once, got module {module} twice"
-        )
+    firsts = sorted(records[0::3])
+    for first, following in itertools.pairwise(firsts):
+        _check(following - first >= groups, f"{op}: records must name each module once, got module {following} twice")
 
 
 def gain_totals_pytorch(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
@@ -169,11 +189,14 @@ def gain_totals_pytorch(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets:
     rows = counted.shape[0]
     if totals.shape[1] == 0 or rows == 0:
         return
+    samples, cells = totals.shape[1], offsets.shape[0] - 1
     index = torch.arange(rows, device=sumsq.device)
-    # offsets[b] <= row < offsets[b + 1]; rows before the first or after the last offset belong to no sample.
-    sample = torch.searchsorted(offsets, index, right=True) - 1
-    inside = counted & (sample >= 0) & (sample < totals.shape[1])
-    membership = torch.nn.functional.one_hot(sample.clamp(0, totals.shape[1] - 1), totals.shape[1]).double()
+    # offsets[c] <= row < offsets[c + 1]; rows before the first or after the last offset belong to no cell.
+    cell = torch.searchsorted(offsets, index, right=True) - 1
+    inside = counted & (cell >= 0) & (cell < cells)
+    if cells == samples:
+        membership = torch.nn.functional.one_hot(cell.clamp(0, cells - 1), cells).double()
+    segments = offsets.clamp(0, rows)
     for module, in_start, out_start in zip(records[0::3], records[1::3], records[2::3], strict=True):
         s_in = sumsq[in_start : in_start + rows].double()
         s_out = sumsq[out_start : out_start + rows].double()
@@ -181,7 +204,11 @@ def gain_totals_pytorch(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets:
         used = inside & finite & (s_in != 0)
         gain_sq = torch.where(used, s_out / s_in, 0.0)
         fields = torch.stack((gain_sq.sqrt(), gain_sq, used, inside & finite & (s_in == 0), inside & ~finite))
-        totals[module] += (fields.double() @ membership).T
+        if cells == samples:
+            totals[module] += (fields.double() @ membership).T
+        else:  # a matrix of rows x cells would not fit
+            sums = torch.segment_reduce(fields.double().T.contiguous(), "sum", offsets=segments, axis=0)
+            totals[module : module + cells // samples] += sums.view(-1, samples, len(TOTALS_FIELDS))
 
 
 torch.library.impl(f"{NAMESPACE}::gain_totals_", "CompositeExplicitAutograd", gain_totals_pytorch)

@@ -37,6 +37,15 @@ class ScoredModule:
         out_features: M.
         baseline: b, its gain on random inputs.
         weight_norm: ||W||_F, or None where the weight cannot be read.
+        kind: What it is: `"linear"`, `"Conv1D (transposed)"`, `"fused experts"`, `"bitsandbytes 4-bit"`, ...
+        baseline_from: What b comes from: the `"weight"`, the `"dequantized"` weight, the `"identity"` pushed through
+            the module where its weight cannot be read, or random inputs (`"probe"`).
+        target: Full name of the module, or of the parameter, that PEFT adapts to reach it; several parts of a fused
+            weight and all experts of a layer share one. Empty: the module itself.
+        target_parameter: Whether `target` is an entry of `target_parameters`.
+        target_size: Parameters that LoRA of rank 1 adds to the whole target; 0: in_features + out_features.
+        target_shape: (in_features, out_features) of the target module, or the shape of the target parameter.
+        refused: Why PEFT cannot adapt it; empty if it can.
     """
 
     name: str
@@ -46,6 +55,13 @@ class ScoredModule:
     out_features: int
     baseline: float
     weight_norm: float | None
+    kind: str = "linear"
+    baseline_from: str = "weight"
+    target: str = ""
+    target_parameter: bool = False
+    target_size: int = 0
+    target_shape: tuple[int, ...] = ()
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,7 +256,10 @@ class Scores:
             totals = [[table[field] for field in TOTALS_FIELDS] for table in tables]
             lists = content["samples"]
             scores = cls(
-                modules=tuple(ScoredModule(**module) for module in content["modules"]),
+                modules=tuple(
+                    ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])})
+                    for module in content["modules"]
+                ),
                 totals=np.array(totals, dtype=np.float64).transpose(0, 2, 1).copy(),
                 sample_ids=np.array(lists["ids"], dtype=np.int64),
                 sample_batches=np.array(lists["batches"], dtype=np.int64),

@@ -231,7 +231,7 @@ def test_rows_that_no_sample_owns_are_named() -> None:
 def test_an_arena_that_overflows_or_grows_gives_the_same_bits(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = tiny_models.llama().model, torch.randint(3, 60, (3, 33))
     _, expected = collect(model, x)
-    monkeypatch.setattr("plop_ext.scoring.collector._ARENA_ELEMENTS", elements)  # a call takes 2 * 99
+    monkeypatch.setattr("plop_ext.scoring.arena._ARENA_ELEMENTS", elements)  # a call takes 2 * 99
     calls = count_ops(monkeypatch)
     _, totals = collect(model, x, x[:1], x)
     assert calls["gain_totals_"] > 6

@@ -7,12 +7,12 @@ namespace plop_ext {
 namespace {
 
 template <typename T>
-void add_cell(const GainTotalsArgs& args, const GainRecord& record, int64_t sample) {
+void add_cell(const GainTotalsArgs& args, const GainRecord& record, int64_t cell_index) {
   const T* s_in = static_cast<const T*>(args.sumsq) + record.in_start;
   const T* s_out = static_cast<const T*>(args.sumsq) + record.out_start;
   double sums[kTotalsFields] = {};
-  const int64_t begin = std::max<int64_t>(args.offsets[sample], 0);
-  const int64_t end = std::min(args.offsets[sample + 1], args.n_rows);
+  const int64_t begin = std::max<int64_t>(args.offsets[cell_index], 0);
+  const int64_t end = std::min(args.offsets[cell_index + 1], args.n_rows);
   for (int64_t t = begin; t < end; ++t) {
     if (!args.counted[t]) continue;
     const double in = static_cast<double>(s_in[t]);
@@ -28,17 +28,17 @@ void add_cell(const GainTotalsArgs& args, const GainRecord& record, int64_t samp
       sums[2] += 1.0;
     }
   }
-  double* cell = args.totals + (record.module * args.n_samples + sample) * kTotalsFields;
+  double* cell = args.totals + (record.module * args.n_samples + cell_index) * kTotalsFields;
   for (int field = 0; field < kTotalsFields; ++field) cell[field] += sums[field];
 }
 
 }  // namespace
 
-void gain_totals_cpu(const GainTotalsArgs& args, const GainRecord& record, int64_t sample) {
+void gain_totals_cpu(const GainTotalsArgs& args, const GainRecord& record, int64_t cell_index) {
   if (args.dtype == DType::kFloat64) {
-    add_cell<double>(args, record, sample);
+    add_cell<double>(args, record, cell_index);
   } else {
-    add_cell<float>(args, record, sample);
+    add_cell<float>(args, record, cell_index);
   }
 }
 

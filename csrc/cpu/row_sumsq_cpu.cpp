@@ -94,7 +94,8 @@ PLOP_INLINE void sumsq_rows(const RowSumsqArgs& args, int64_t begin, int64_t end
   for (int64_t r = begin; r < end; ++r) {
     const int64_t row = args.phase + r * args.step;
     const auto* p = x + (row / args.inner) * args.outer_stride + (row % args.inner) * args.row_stride;
-    out[r] = bias ? sumsq_row<Element, true>(p, bias, args.in_features, args.feature_stride)
+    const auto* shift = bias ? bias + (row % args.inner) * args.bias_stride : nullptr;
+    out[r] = bias ? sumsq_row<Element, true>(p, shift, args.in_features, args.feature_stride)
                   : sumsq_row<Element, false>(p, nullptr, args.in_features, args.feature_stride);
   }
 }

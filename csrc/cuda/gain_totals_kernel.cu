@@ -1,5 +1,5 @@
-// One block per (sample, record) cell. The records travel as a kernel parameter: nothing is copied to the device and
-// the host never waits. Within a launch no two records share a module, so each cell has one owner.
+// One block per (record, group, sample) cell. The records travel as a kernel parameter: nothing is copied to the device
+// and the host never waits. Within a launch no two records share a module, so each cell has one owner.
 #include <cuda_runtime.h>
 
 #include "../gain_totals.h"
@@ -23,10 +23,10 @@ __global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsA
   const T* __restrict__ s_in = static_cast<const T*>(args.sumsq) + record.in_start;
   const T* __restrict__ s_out = static_cast<const T*>(args.sumsq) + record.out_start;
 
-  for (int64_t sample = blockIdx.x; sample < args.n_samples; sample += gridDim.x) {
+  for (int64_t index = blockIdx.x; index < args.n_cells; index += gridDim.x) {
     double sums[kTotalsFields] = {};
-    const int64_t begin = max(args.offsets[sample], int64_t{0});
-    const int64_t end = min(args.offsets[sample + 1], args.n_rows);
+    const int64_t begin = max(args.offsets[index], int64_t{0});
+    const int64_t end = min(args.offsets[index + 1], args.n_rows);
     for (int64_t t = begin + threadIdx.x; t < end; t += kThreads) {
       if (!args.counted[t]) continue;
       const double in = static_cast<double>(s_in[t]);
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsA
         sums[2] += 1.0;
       }
     }
-    double* cell = args.totals + (record.module * args.n_samples + sample) * kTotalsFields;
+    double* cell = args.totals + (record.module * args.n_samples + index) * kTotalsFields;
 #pragma unroll
     for (int field = 0; field < kTotalsFields; ++field) {
       const double sum = block_sum<kThreads>(sums[field], scratch);
@@ -56,12 +56,12 @@ __global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsA
 const char* launch_gain_totals(const GainTotalsArgs& args, const GainRecord* records, int64_t n_records, void* stream) {
   constexpr int64_t kMaxGrid = 65535;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const unsigned samples = static_cast<unsigned>(args.n_samples < kMaxGrid ? args.n_samples : kMaxGrid);
+  const unsigned cells = static_cast<unsigned>(args.n_cells < kMaxGrid ? args.n_cells : kMaxGrid);
   for (int64_t first = 0; first < n_records; first += kMaxRecords) {
     const int64_t count = n_records - first < kMaxRecords ? n_records - first : kMaxRecords;
     RecordBatch batch = {};
     for (int64_t i = 0; i < count; ++i) batch.records[i] = records[first + i];
-    const dim3 grid(samples, static_cast<unsigned>(count));
+    const dim3 grid(cells, static_cast<unsigned>(count));
     if (args.dtype == DType::kFloat64) {
       gain_totals_kernel<double><<<grid, kThreads, 0, cuda_stream>>>(args, batch);
     } else {

@@ -140,7 +140,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
       // The launcher merges the two row axes whenever it can; then `inner` covers all rows and no division is needed.
       const T* p = row < args.inner ? x + row * args.row_stride
                                     : x + (row / args.inner) * args.outer_stride + (row % args.inner) * args.row_stride;
-      sum = lane_sumsq<T, B, kGroup, kVector, kBias>(p, bias, args.in_features, args.feature_stride, lane);
+      const B* b = kBias && args.bias_stride != 0 ? bias + (row % args.inner) * args.bias_stride : bias;
+      sum = lane_sumsq<T, B, kGroup, kVector, kBias>(p, b, args.in_features, args.feature_stride, lane);
     }
     if (kGroup == kThreads) {
       sum = block_sum<kThreads>(sum, scratch);
@@ -177,8 +178,8 @@ template <typename T>
 bool rows_are_aligned(const RowSumsqArgs& args) {
   constexpr int64_t kSize = kChunk<T>;
   return args.feature_stride == 1 && reinterpret_cast<uintptr_t>(args.x) % kVectorBytes == 0 &&
-         reinterpret_cast<uintptr_t>(args.bias) % kVectorBytes == 0 && args.row_stride % kSize == 0 &&
-         args.outer_stride % kSize == 0;
+         reinterpret_cast<uintptr_t>(args.bias) % kVectorBytes == 0 && args.bias_stride % kSize == 0 &&
+         args.row_stride % kSize == 0 && args.outer_stride % kSize == 0;
 }
 
 template <typename T, typename B, bool kBias>

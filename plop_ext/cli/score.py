@@ -22,6 +22,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--probes", type=int, default=256, help="random inputs per module for --baseline probe")
     parser.add_argument("--include", action="append", default=None, metavar="NAME", help="score only these")
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="leave these out; repeatable")
+    parser.add_argument(
+        "--scope", default="language", help="part of a multimodal model: language (default), vision, audio or all"
+    )
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
     parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
     options.add_common(parser)
@@ -46,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
         probes=args.probes,
         include=args.include,
         exclude=args.exclude,
+        scope=args.scope,
         token_step=args.token_step,
         seed=args.seed,
         compat=args.compat,

@@ -1,15 +1,26 @@
 """The one place that knows layer classes: what a module's W, input, output and bias are."""
 
-from plop_ext.layers.adapter import LayerAdapter, Unsupported, adapter_for, register_adapter
+from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for, register_adapter
 from plop_ext.layers.discovery import Discovery, LinearLayer, Unscored, discover
+from plop_ext.layers.offload import weights_in_place
+from plop_ext.layers.scope import SCOPES
+from plop_ext.layers.split import Split
+from plop_ext.layers.targets import LoraTarget
+from plop_ext.layers.walk import base_model
 
 __all__ = [
+    "SCOPES",
     "Discovery",
     "LayerAdapter",
     "LinearLayer",
+    "LoraTarget",
+    "Part",
+    "Split",
     "Unscored",
     "Unsupported",
     "adapter_for",
+    "base_model",
     "discover",
     "register_adapter",
+    "weights_in_place",
 ]

@@ -2,64 +2,148 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+
+from plop_ext import ops
+from plop_ext.layers.split import Split
 
 
 class Unsupported(Exception):
-    """Raised by `LayerAdapter.check`: the class matches, but this very module cannot be scored; the text says why."""
+    """Raised by an adapter: the class matches, but this very module cannot be scored; the text says why."""
 
 
-class LayerAdapter(Protocol):
+@dataclass(frozen=True)
+class Part:
+    """One logical matrix W of a module: all of it, a column range of a fused weight, or one expert's projection.
+
+    Attributes:
+        suffix: What its name adds to the module's: empty, `.q`, `.3.gate_proj`.
+        type_suffix: What its type adds to the module's type: empty, `.q`, `.gate_proj`.
+        in_features: K.
+        out_features: M.
+    """
+
+    suffix: str
+    type_suffix: str
+    in_features: int
+    out_features: int
+
+
+class LayerAdapter:
     """Knows one kind of linear layer. Stateless: one instance serves every module of its kind.
 
-    A new kind of layer is one class with these methods and one `register_adapter` call; nothing else changes.
+    A new kind of layer is one subclass and one `register_adapter` call. `matches`, `features` and `weight_rows` have
+    to be written; the other methods describe an ordinary layer (first argument in, tensor out, `bias`) and are
+    overridden where a layer is not.
+
+    Attributes:
+        kind: What it is, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
+        weights: Where ||W||_F comes from: "weight", "dequantized" or "identity" (see `OpaqueAdapter`).
     """
+
+    kind = "linear"
+    weights = "weight"
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is of this kind."""
-        ...
+        raise NotImplementedError
 
     def check(self, module: nn.Module) -> None:
-        """Raise `Unsupported` if this module's weight cannot be read as it is."""
-        ...
+        """Raise `Unsupported` if this module cannot be scored as it is."""
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         """(in_features, out_features): K and M of the weight W in R^{M x K}."""
-        ...
+        raise NotImplementedError
 
     def weight_rows(self, module: nn.Module) -> Tensor:
-        """A [*, *] view of the weight whose sum of squares is ||W||_F^2. Orientation does not matter."""
-        ...
+        """W as [M, K], any strides, float32, float64, float16 or bfloat16. Must be a view, not a copy."""
+        raise NotImplementedError
+
+    def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
+        """The rows of W from the first to the last in chunks [*, K]: a quantized weight never whole in memory."""
+        return (self.weight_rows(module),)
+
+    def weight_sumsq(self, module: nn.Module) -> Tensor:
+        """[M] float64, on the weight's device: the sum of squares of each row of W."""
+        totals = []
+        for rows in self.weight_chunks(module):
+            rows = rows.detach()
+            sums = torch.empty(len(rows), dtype=ops.sum_dtype(rows.dtype), device=rows.device)
+            ops.row_sumsq_(sums, rows)
+            totals.append(sums.double())
+        return torch.cat(totals)
 
     def bias(self, module: nn.Module) -> Tensor | None:
         """[M], or None. It is not part of the feature and is subtracted from the output."""
-        ...
+        return getattr(module, "bias", None)
 
-    def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The [..., K] input among the arguments of one call."""
-        ...
+    def input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The input among the arguments of one call: [..., K], unless `input_sumsq` reads it otherwise."""
+        return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
 
-    def output(self, output: Any) -> Tensor:
+    def input_sumsq(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        """[R] sums of squares of the vectors z that W is applied to; None if these are the rows of the input."""
+        return None
+
+    def output(self, module: nn.Module, output: Any) -> Tensor:
         """The [..., M] output, bias included, among what one call returned."""
-        ...
+        return output
+
+    def probe(self, module: nn.Module, z: Tensor) -> Tensor:
+        """W z + bias for `z` [P, K], as [P, M]: the module's own forward."""
+        return self.output(module, module.forward(z))
+
+    def dtype(self, module: nn.Module) -> torch.dtype:
+        """The type of input the module computes in; asked where its own values are codes."""
+        tensors = (*module.parameters(), *module.buffers())
+        return next((tensor.dtype for tensor in tensors if tensor.dtype in ops.FLOATS), torch.float32)
+
+    def lora_size(self, module: nn.Module) -> int:
+        """Parameters that LoRA of rank 1 adds."""
+        return sum(self.features(module))
+
+    def parts(self, module: nn.Module, split: Split | None) -> tuple[Part, ...]:
+        """The logical matrices of the module."""
+        in_features, out_features = self.features(module)
+        if split is None:
+            return (Part("", "", in_features, out_features),)
+        return tuple(
+            Part(f".{name}", f".{name}", in_features, split.features(out_features, index))
+            for index, name in enumerate(split.names)
+        )
+
+    def part_sumsq(self, module: nn.Module, split: Split | None) -> Tensor:
+        """[parts] float64: ||W||_F^2 of each part."""
+        rows = self.weight_sumsq(module)
+        if split is None:
+            return rows.sum().reshape(1)
+        return torch.stack([split.select(rows, index).sum() for index in range(len(split.names))])
 
 
 _ADAPTERS: list[LayerAdapter] = []
 
-AdapterT = TypeVar("AdapterT", bound=type)
+AdapterT = TypeVar("AdapterT", bound=type[LayerAdapter])
 
 
 def register_adapter(adapter: AdapterT) -> AdapterT:
     """Class decorator: make a `LayerAdapter` known. The latest registered is asked first.
 
     Example:
-        >>> from plop_ext.layers import register_adapter
+        >>> from plop_ext.layers import LayerAdapter, register_adapter
         >>> @register_adapter
-        ... class MyLinearAdapter:
-        ...     def matches(self, module): return type(module).__name__ == "MyLinear"
-        ...     # check, features, weight_rows, bias, input, output: see LayerAdapter
+        ... class ScaledLinearAdapter(LayerAdapter):
+        ...     kind = "scaled linear"
+        ...     def matches(self, module):
+        ...         return type(module).__name__ == "ScaledLinear"
+        ...     def features(self, module):
+        ...         return module.weight.shape[1], module.weight.shape[0]
+        ...     def weight_chunks(self, module):
+        ...         yield module.weight * module.scale[:, None]
     """
     _ADAPTERS.insert(0, adapter())
     return adapter

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from plop_ext.errors import InputError
-from plop_ext.layers import linear  # noqa: F401  (registers its adapter)
-from plop_ext.layers.adapter import LayerAdapter, Unsupported, adapter_for
+
+# Each registers its adapters; the last imported is asked first, so `quantized` has to follow `opaque`.
+from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
+from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
+from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.layers.fused import split_for
+from plop_ext.layers.scope import scope_of
+from plop_ext.layers.split import Split
+from plop_ext.layers.targets import LoraTarget, target_of
+from plop_ext.layers.walk import base_model, base_modules
 from plop_ext.module_types import ModulePath, label_types, matches_suffix, module_path
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
+_ROUTERS = ("router", "gate", "topkrouter")
 
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """One module to score.
+    """One logical matrix to score: a module, a part of a fused one, or one expert's projection.
 
     Attributes:
-        name: Full module name.
+        name: Full module name, and the part's after it.
         type: Its type's label, unique in the model.
         layer: Index of the repeated block it sits in, or None.
         in_features: K.
         out_features: M.
-        module: The module itself.
+        module: The module itself; parts of one share it.
         adapter: How to read it.
+        part: Its place among the parts of the module.
+        split: Layout of the module's outputs if it is fused, else None.
+        target: What PEFT would adapt to reach it.
     """
 
     name: str
@@ -37,6 +49,9 @@ class LinearLayer:
     out_features: int
     module: nn.Module
     adapter: LayerAdapter
+    part: int = 0
+    split: Split | None = None
+    target: LoraTarget = field(default_factory=LoraTarget)
 
 
 @dataclass(frozen=True)
@@ -64,36 +79,133 @@ class Discovery:
     unscored: tuple[Unscored, ...]
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A part of a module with the path that tells its type."""
+
+    path: ModulePath
+    name: str
+    type_suffix: str
+    module: nn.Module
+    adapter: LayerAdapter
+    part: Part
+    index: int
+    split: Split | None
+
+    def named_by(self, pattern: str) -> bool:
+        """Whether `pattern` names the module or, of a fused one, the part; experts are picked by projection."""
+        names = (self.path.name, self.path.name + self.part.type_suffix)
+        return any(matches_suffix(name, pattern) for name in names)
+
+
 def discover(
-    model: nn.Module, *, include: Sequence[str] | None = None, exclude: Sequence[str] = (), everything: bool = False
+    model: nn.Module,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    scope: str = "language",
+    everything: bool = False,
 ) -> Discovery:
     """Find the linear layers of `model`.
 
     By default only layers inside repeated blocks count, because heads and poolers (`lm_head`, `classifier`, `score`)
     are single layers, often freshly initialised, that LoRA placements leave alone; a model without repeated blocks
-    gives all its linear layers.
+    gives all its linear layers. Of a model that already carries LoRA adapters the base layers are found, under the
+    names they have without adapters.
 
     Args:
         model: Any module.
         include: Score exactly the layers whose name ends with one of these at a dot (PEFT's `target_modules` rule).
+            Parts and experts go by the module's name, by `qkv_proj.q` or by `experts.up_proj`.
         exclude: Leave out the layers whose name ends with one of these at a dot.
-        everything: Score heads too, as the published script does.
+        scope: Of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. What `include` names counts
+            whatever the scope.
+        everything: Score heads too, and fused weights as one matrix, as the published script does.
 
     Returns:
         The layers in the order of `named_modules`, and everything with a weight of two or more dimensions that is not
         among them, with the reason.
 
     Raises:
-        InputError: If the model is LoRA-wrapped, has no linear layer to score, or a pattern matches nothing.
+        InputError: If the model has no linear layer to score, a pattern matches nothing, or it has no such scope.
     """
-    candidates: list[tuple[ModulePath, nn.Module, LayerAdapter]] = []
+    in_scope = scope_of(model, scope)
+    candidates, unscored = _candidates(model, parts=not everything)
+    patterns_unused = {*(include or ()), *exclude}
+    paths = [candidate.path for candidate in candidates]
+    has_blocks = any(path.layer is not None for path in paths)
+    has_blocks = has_blocks or any(module_path(model, item.name).layer is not None for item in unscored)
+    in_blocks_only = has_blocks and not everything
+    chosen: list[_Candidate] = []
+    left_out: dict[str, Unscored] = {}
+    for candidate in candidates:
+        name = candidate.path.name
+        included = [pattern for pattern in include or () if candidate.named_by(pattern)]
+        excluded = [pattern for pattern in exclude if candidate.named_by(pattern)]
+        patterns_unused -= {*included, *excluded}
+        reason = ""
+        if excluded:
+            reason = "excluded"
+        elif include is not None:
+            reason = "" if included else "not included"
+        elif not in_scope(name):
+            reason = f'not in scope="{scope}"'
+        elif in_blocks_only and candidate.path.layer is None:
+            reason = "outside the repeated blocks"
+        if not reason:
+            chosen.append(candidate)
+        else:
+            whole = candidate.name if candidate.split is not None else name
+            left_out[whole] = Unscored(whole, type(candidate.module).__name__, reason, wanted=False)
+    unscored = [item if in_scope(item.name) else replace(item, wanted=False) for item in unscored]
+    unscored += left_out.values()
+    if patterns_unused:
+        known = ", ".join(sorted(set(label_types(paths)))) or "none"
+        pattern = sorted(patterns_unused)[0]
+        raise InputError(f"`{pattern}` in `include`/`exclude` matches no linear layer; there are {known}")
+    if not chosen:
+        seen = f"; not scored: {', '.join(sorted({item.layer_class for item in unscored}))}" if unscored else ""
+        raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
+
+    labels = label_types([_type_path(candidate) for candidate in chosen])
+    is_moe = any(isinstance(candidate.adapter, ExpertsAdapter) for candidate in candidates)
+    layers = tuple(
+        LinearLayer(
+            candidate.name,
+            label + (candidate.type_suffix if candidate.split is not None else ""),
+            candidate.path.layer,
+            candidate.part.in_features,
+            candidate.part.out_features,
+            candidate.module,
+            candidate.adapter,
+            candidate.index,
+            candidate.split,
+            target_of(
+                base_model(model), candidate.path.name, candidate.module, candidate.adapter, candidate.index, is_moe
+            ),
+        )
+        for candidate, label in zip(chosen, labels, strict=True)
+    )
+    return Discovery(layers, tuple(unscored))
+
+
+def _candidates(model: nn.Module, parts: bool) -> tuple[list[_Candidate], list[Unscored]]:
+    """Every part of every module that an adapter reads, and the modules with a matrix that none reads."""
+    candidates: list[_Candidate] = []
     unscored: list[Unscored] = []
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith("peft.tuners") and "lora_A" in dict(module.named_children()):
-            raise InputError(
-                f"`model` already carries LoRA adapters (at `{name}`); score the base model: `peft_model.unload()`"
-            )
+    seen: dict[int, str] = {}
+    configs: dict[str, object] = {}
+    for name, module in base_modules(model):
+        parent = name.rpartition(".")[0]
+        configs[name] = getattr(module, "config", None) or configs.get(parent)
         adapter = adapter_for(module)
+        if id(module) in seen:
+            if adapter is not None:
+                unscored.append(
+                    Unscored(name, type(module).__name__, f"the same module as `{seen[id(module)]}`", wanted=False)
+                )
+            continue
+        seen[id(module)] = name
         if adapter is None:
             unscored += _weights_without_adapter(name, module)
             continue
@@ -102,42 +214,24 @@ def discover(
         except Unsupported as error:
             unscored.append(Unscored(name, type(module).__name__, str(error), wanted=True))
             continue
-        candidates.append((module_path(model, name), module, adapter))
+        split = None
+        if parts and not isinstance(adapter, ExpertsAdapter):
+            split = split_for(configs.get(parent), name, adapter.features(module)[1])
+        path = module_path(base_model(model), name)
+        candidates += [
+            _Candidate(path, name + part.suffix, part.type_suffix, module, adapter, part, index, split)
+            for index, part in enumerate(adapter.parts(module, split))
+        ]
+    return candidates, unscored
 
-    patterns_unused = {pattern for pattern in (*(include or ()), *exclude)}
-    has_blocks = any(path.layer is not None for path, _, _ in candidates)
-    has_blocks = has_blocks or any(module_path(model, item.name).layer is not None for item in unscored)
-    in_blocks_only = has_blocks and not everything
-    chosen = []
-    for path, module, adapter in candidates:
-        included = [pattern for pattern in include or () if matches_suffix(path.name, pattern)]
-        excluded = [pattern for pattern in exclude if matches_suffix(path.name, pattern)]
-        patterns_unused -= {*included, *excluded}
-        reason = ""
-        if excluded:
-            reason = "excluded"
-        elif include is not None:
-            reason = "" if included else "not included"
-        elif in_blocks_only and path.layer is None:
-            reason = "outside the repeated blocks"
-        if reason:
-            unscored.append(Unscored(path.name, type(module).__name__, reason, wanted=False))
-        else:
-            chosen.append((path, module, adapter))
-    if patterns_unused:
-        known = ", ".join(sorted(set(label_types([path for path, _, _ in candidates])))) or "none"
-        pattern = sorted(patterns_unused)[0]
-        raise InputError(f"`{pattern}` in `include`/`exclude` matches no linear layer; there are {known}")
-    if not chosen:
-        seen = f"; not scored: {', '.join(sorted({item.layer_class for item in unscored}))}" if unscored else ""
-        raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
-    labels = label_types([path for path, _, _ in chosen])
-    layers = tuple(
-        LinearLayer(path.name, label, path.layer, *adapter.features(module), module, adapter)
-        for (path, module, adapter), label in zip(chosen, labels, strict=True)
-    )
-    return Discovery(layers, tuple(unscored))
+def _type_path(candidate: _Candidate) -> ModulePath:
+    """The path that names the type: an expert's projection is a type of its own, a fused weight's part is not yet."""
+    if candidate.split is not None or not candidate.type_suffix:
+        return candidate.path
+    suffix = candidate.type_suffix
+    path = candidate.path
+    return ModulePath(candidate.name, path.layer, path.type_path + suffix, path.in_block + suffix)
 
 
 def _weights_without_adapter(name: str, module: nn.Module) -> list[Unscored]:
@@ -147,5 +241,8 @@ def _weights_without_adapter(name: str, module: nn.Module) -> list[Unscored]:
     weights = [key for key, parameter in module.named_parameters(recurse=False) if parameter.dim() >= 2]
     if not weights:
         return []
+    if weights == ["weight"] and type(module).__name__.lower().endswith(_ROUTERS):
+        reason = "a router: it chooses the experts, and an adapter on it would change the choice"
+        return [Unscored(name, type(module).__name__, reason, wanted=False)]
     reason = f"no adapter reads its class ({', '.join(weights)}); see plop_ext.layers.register_adapter"
     return [Unscored(name, type(module).__name__, reason, wanted=True)]

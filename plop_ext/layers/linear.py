@@ -1,35 +1,46 @@
-"""`nn.Linear` and its subclasses that keep a plain floating-point weight."""
+"""`nn.Linear` and its subclasses that keep a plain floating-point weight, and transformers' transposed `Conv1D`."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from plop_ext.layers.adapter import Unsupported, register_adapter
+from plop_ext import ops
+from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
+from plop_ext.layers.offload import is_offloaded, on_meta
 
-_READABLE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+def check_in_place(module: nn.Module) -> None:
+    """Raise `Unsupported` for weights without values."""
+    if on_meta(module) and not is_offloaded(module):
+        raise Unsupported("its weight is on the meta device and was never loaded")
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether `module` is an `nn.Linear` whose weight is the floating-point matrix it applies.
+
+    A subclass may keep codes there, and a tensor subclass may dequantize on use: the norm of those raw values would be
+    silently wrong.
+    """
+    if not isinstance(module, nn.Linear):
+        return False
+    weight = module.weight
+    plain = type(weight) in (nn.Parameter, Tensor) or type(weight.data) is Tensor
+    return plain and weight.dtype in ops.FLOATS and weight.shape == (module.out_features, module.in_features)
 
 
 @register_adapter
-class LinearAdapter:
+class LinearAdapter(LayerAdapter):
     """`y = z @ weight.T + bias` with weight [out_features, in_features]."""
 
     def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.Linear)
+        return is_plain_linear(module)
 
     def check(self, module: nn.Module) -> None:
-        linear = cast(nn.Linear, module)
-        weight = linear.weight
-        if weight.device.type == "meta":
-            raise Unsupported("its weight is on the meta device (offloaded or not loaded)")
-        # A quantized weight stored in an `nn.Linear` subclass, or a tensor subclass that dequantizes on use: its raw
-        # values are codes, and their norm would be silently wrong.
-        plain = type(weight) in (nn.Parameter, Tensor) or type(weight.data) is Tensor
-        if not plain or weight.dtype not in _READABLE or weight.shape != (linear.out_features, linear.in_features):
-            kind = f"{type(weight.data).__name__} of {str(weight.dtype).removeprefix('torch.')}"
-            raise Unsupported(f"its weight is not a plain floating-point matrix ({kind})")
+        check_in_place(module)
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         linear = cast(nn.Linear, module)
@@ -38,11 +49,23 @@ class LinearAdapter:
     def weight_rows(self, module: nn.Module) -> Tensor:
         return cast(nn.Linear, module).weight
 
-    def bias(self, module: nn.Module) -> Tensor | None:
-        return cast(nn.Linear, module).bias
 
-    def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        return args[0] if args else kwargs["input"]
+@register_adapter
+class TransposedLinearAdapter(LayerAdapter):
+    """transformers' `Conv1D` (GPT-2): `y = z @ weight + bias` with weight [in_features, out_features]."""
 
-    def output(self, output: Any) -> Tensor:
-        return output
+    kind = "Conv1D (transposed)"
+
+    def matches(self, module: nn.Module) -> bool:
+        home = sys.modules.get("transformers.pytorch_utils")
+        return home is not None and isinstance(module, home.Conv1D)
+
+    def check(self, module: nn.Module) -> None:
+        check_in_place(module)
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        in_features, out_features = cast(torch.Size, cast(Any, module).weight.shape)
+        return in_features, out_features
+
+    def weight_rows(self, module: nn.Module) -> Tensor:
+        return cast(Tensor, module.weight).T

@@ -10,6 +10,7 @@ import numpy as np
 
 from plop_ext.errors import InputError
 from plop_ext.placement.placement import Placement
+from plop_ext.placement.targets import notes_of, targets_of
 from plop_ext.scores import Scores
 
 STRATEGIES = ("lowest", "inverse", "attention", "mlp", "all", "random")
@@ -123,6 +124,7 @@ def _placement_of_modules(scores: Scores, chosen: list[int], strategy: str, labe
 
 def _make(scores: Scores, chosen: list[int], types: tuple[str, ...], strategy: str, label: str) -> Placement:
     modules = [scores.modules[i] for i in sorted(chosen)]
+    emitted = targets_of(modules, scores.modules)
     return Placement(
         modules=tuple(module.name for module in modules),
         types=types,
@@ -130,6 +132,8 @@ def _make(scores: Scores, chosen: list[int], types: tuple[str, ...], strategy: s
         label=label,
         shapes={module.name: (module.in_features, module.out_features) for module in modules},
         model=str(scores.provenance["model"]["class"]),
+        emitted=emitted,
+        notes=notes_of(modules, emitted),
     )
 
 

@@ -70,6 +70,7 @@ def placement_lines(placement: Placement, r: int = 16) -> list[str]:
     return [
         f"{placement.label}: LoRA on {', '.join(placement.types)} ({len(placement.modules)} modules)",
         f"{placement.num_parameters(r):,} trainable parameters at r={r}",
+        *placement.notes,
     ]
 
 

@@ -4,26 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plop_ext import ops
-from plop_ext.layers import LinearLayer
+from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
+from plop_ext.layers.experts import ExpertsAdapter
 
 BASELINES = ("frobenius", "probe")
 
 
-def frobenius_norms(layers: Sequence[LinearLayer]) -> list[float]:
-    """||W||_F of each layer: one read of the weight, no copy of it, one wait for the device at the end."""
-    totals = []
-    for layer in layers:
-        weight = layer.adapter.weight_rows(layer.module).detach()
-        sums = _sums_like(weight, weight.shape[0])
-        ops.row_sumsq_(sums, weight)
-        totals.append(sums.sum(dtype=torch.float64))
-    return [math.sqrt(total) for total in _to_host(totals)]
+@dataclass(frozen=True)
+class WeightNorms:
+    """||W||_F of every layer.
+
+    Attributes:
+        values: One per layer; NaN where the weight could not be read.
+        failures: Layer name to the reason, for those.
+    """
+
+    values: list[float]
+    failures: dict[str, str]
+
+
+def frobenius_norms(layers: Sequence[LinearLayer]) -> WeightNorms:
+    """||W||_F of each layer: one read of every weight, quantized ones in chunks, and one wait for the device."""
+    totals: list[Tensor] = []
+    failures: dict[str, str] = {}
+    for module, parts in _by_module(layers):
+        first = parts[0]
+        try:
+            with weights_in_place(module):
+                sums = first.adapter.part_sumsq(module, first.split)
+        except Unsupported as error:
+            failures.update((part.name, str(error)) for part in parts)
+        except Exception as error:  # a foreign kernel that refuses this input, type or device
+            if first.adapter.weights == "weight":
+                raise
+            text = f"its weight cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
+            failures.update((part.name, text) for part in parts)
+        else:
+            totals += [sums[part.part] for part in parts]
+            continue
+        totals += [torch.tensor(math.nan, dtype=torch.float64)] * len(parts)
+    return WeightNorms([math.sqrt(total) for total in _to_host(totals)], failures)
 
 
 def frobenius_baselines(layers: Sequence[LinearLayer], norms: Sequence[float]) -> list[float]:
@@ -46,32 +74,63 @@ def probe_baselines(layers: Sequence[LinearLayer], *, probes: int, seed: int) ->
     """
     totals = []
     with torch.no_grad():
-        for layer in layers:
-            # Directions with the norm sqrt(K) of a normalised activation: the ratio below does not depend on the norm,
-            # the rounding of a low-precision output with a bias in it does.
-            draws = torch.randn(probes, layer.in_features, generator=_generator(seed, layer.name))
-            weight = layer.adapter.weight_rows(layer.module)
-            dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
-            inputs = (draws / draws.square().mean(dim=1, keepdim=True).sqrt()).to(weight.device, dtype)
-            outputs = layer.module.forward(inputs)
-            bias = layer.adapter.bias(layer.module)
-            s_in, s_out = _sums_like(inputs, probes), _sums_like(outputs, probes)
-            ops.row_sumsq_(s_in, inputs)
-            ops.row_sumsq_(
-                s_out, outputs, bias if bias is None or bias.dtype == outputs.dtype else bias.to(s_out.dtype)
-            )
-            totals.append((s_out.double() / s_in.double()).sqrt().mean())
+        for module, parts in _by_module(layers):
+            with weights_in_place(module):
+                totals += _probe_module(module, parts, probes, seed)
     return _to_host(totals)
+
+
+def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, seed: int) -> list[Tensor]:
+    """Mean gain of each part of one module."""
+    adapter, split = parts[0].adapter, parts[0].split
+    device = next(tensor.device for tensor in (*module.parameters(), *module.buffers()))
+    dtype = adapter.dtype(module)
+
+    def draw(name: str, features: int) -> Tensor:
+        # Directions with the norm sqrt(K) of a normalised activation: the ratio does not depend on the norm, the
+        # rounding of a low-precision output with a bias in it does.
+        draws = torch.randn(probes, features, generator=_generator(seed, name))
+        return (draws / draws.square().mean(dim=1, keepdim=True).sqrt()).to(device, dtype)
+
+    if isinstance(adapter, ExpertsAdapter):
+        gains = []
+        for part in parts:
+            z = draw(part.name, part.in_features)
+            gains.append(_mean_gain(z, adapter.probe_part(module, part.part, z).contiguous(), None))
+        return gains
+    name = parts[0].name if split is None else parts[0].name.rpartition(".")[0]
+    z = draw(name, parts[0].in_features)
+    bias = adapter.bias(module)  # before the forward, after which accelerate takes an offloaded one away
+    y = adapter.probe(module, z)
+    if split is None:
+        return [_mean_gain(z, y, bias)]
+    return [
+        _mean_gain(
+            z,
+            split.select(y, part.part).flatten(1),
+            None if bias is None else split.select(bias, part.part).flatten(),
+        )
+        for part in parts
+    ]
+
+
+def _mean_gain(z: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    s_in, s_out = (torch.empty(len(v), dtype=ops.sum_dtype(v.dtype), device=v.device) for v in (z, y))
+    ops.row_sumsq_(s_in, z)
+    ops.row_sumsq_(s_out, y, bias if bias is None or bias.dtype == y.dtype else bias.to(s_out.dtype))
+    return (s_out.double() / s_in.double()).sqrt().mean()
+
+
+def _by_module(layers: Sequence[LinearLayer]) -> Iterator[tuple[nn.Module, list[LinearLayer]]]:
+    """Modules with their parts, which are neighbours."""
+    for _, parts in groupby(layers, key=lambda layer: id(layer.module)):
+        members = list(parts)
+        yield members[0].module, members
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def _sums_like(values: Tensor, rows: int) -> Tensor:
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return torch.empty(rows, dtype=dtype, device=values.device)
 
 
 def _to_host(totals: list[Tensor]) -> list[float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -11,29 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext import ops
-from plop_ext.layers import LinearLayer
+from plop_ext.layers import LinearLayer, weights_in_place
+from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.scoring import routed
+from plop_ext.scoring.arena import Arena, Call, as_rows
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
-# Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
-# since a reduction costs a launch of some microseconds.
-_ARENA_ELEMENTS = 1 << 20
-
 
 class Collector:
-    """Context manager that hooks `layers` and turns each forward into per-(module, sample) totals.
+    """Context manager that hooks `layers` and turns each forward into per-(layer, sample) totals.
 
-    Everything stays in buffers of the collector, nothing on the model; leaving the context removes every hook, also
-    after an exception. The host never waits for a device before `totals`. Hooks run wherever the layers run; each
-    device must use one stream during a batch.
+    Everything stays in buffers of the collector, nothing on the model; leaving the context removes every hook and
+    gives fused experts their implementation back, also after an exception. The host never waits for a device before
+    `totals`. Hooks run wherever the layers run; each device must use one stream during a batch. The second forward of
+    a block under gradient checkpointing, in the backward, does not count.
 
     Args:
         model: The model the layers are part of. Compiled submodules run eagerly inside the context, because hooks
             added after compilation would not fire.
-        layers: What to score (`plop_ext.layers.discover`).
+        layers: What to score (`plop_ext.layers.discover`); the parts of one module must be neighbours.
         last_call_only: Keep only the last call of a layer called several times in one forward, as the published script
             does. By default every call adds.
+
+    Attributes:
+        unmasked: Names of layers whose rows are not the tokens of the mask, so that all of them count.
+        unassigned: Names of layers whose rows belong to no sample, with the reason.
+        experts_implementation: How the model runs its fused experts outside of the context; None without any.
 
     Example:
         >>> with Collector(model, discover(model).layers) as collector:
@@ -41,7 +46,7 @@ class Collector:
         ...         collector.begin(batch_size=len(batch["input_ids"]), mask=batch["attention_mask"])
         ...         outputs = model(**batch)
         ...         collector.end()
-        >>> totals = collector.totals()  # [modules, samples, 5] float64
+        >>> totals = collector.totals()  # [layers, samples, 5] float64
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[LinearLayer], *, last_call_only: bool = False) -> None:
@@ -49,34 +54,41 @@ class Collector:
         self.last_call_only = last_call_only
         self.unmasked: set[str] = set()
         self.unassigned: dict[str, str] = {}
+        self.experts_implementation: str | None = None
         self._model = model
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._compiled: list[tuple[nn.Module, str, Any]] = []
-        self._arenas: dict[tuple[torch.device, torch.dtype], _Arena] = {}
-        self._biases: dict[tuple[int, torch.dtype], Tensor | None] = {}
+        self._stack = ExitStack()
+        self._arenas: dict[tuple[torch.device, torch.dtype], Arena] = {}
         self._tokens: BatchTokens | None = None
         self._finished: list[Tensor] = []
         self._transfers: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
     def __enter__(self) -> Collector:
-        try:
+        modules: dict[nn.Module, list[tuple[int, LinearLayer]]] = {}
+        for index, layer in enumerate(self.layers):
+            modules.setdefault(layer.module, []).append((index, layer))
+        with ExitStack() as stack:
             for module in self._model.modules():
                 for name, eager in _compiled_calls(module).items():
-                    self._compiled.append((module, name, vars(module)[name]))
+                    stack.callback(vars(module).__setitem__, name, vars(module)[name])
                     vars(module)[name] = eager
-            for index, layer in enumerate(self.layers):
-                hook = _Hook(self, index, layer)
-                # First of the module's hooks: one of the user's may replace the output.
-                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
-        except BaseException:
-            self._detach()
-            raise
+            experts = {}
+            for module, parts in modules.items():
+                if isinstance(parts[0][1].adapter, ExpertsAdapter):
+                    experts[module] = _ExpertsObserver(self, module, parts)
+                else:
+                    hook = _Hook(self, module, parts)
+                    # First of the module's hooks: one of the user's may replace the output.
+                    handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+                    stack.callback(handle.remove)
+            self.experts_implementation = stack.enter_context(routed.observed(experts))
+            stack.callback(self._arenas.clear)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._detach()
+        self._stack.close()
 
     def begin(self, batch_size: int, mask: Tensor | None = None, *, step: int = 1, phase: int = 0) -> None:
         """Announce the next forward.
@@ -117,34 +129,54 @@ class Collector:
             return torch.zeros(len(self.layers), 0, len(TOTALS_FIELDS), dtype=torch.float64)
         return torch.cat(self._finished, dim=1)
 
-    def observe(self, index: int, layer: LinearLayer, x: Tensor, y: Tensor) -> None:
-        """Record one call of layer `index`: input [..., K], output [..., M]. Called by the hooks."""
+    def observe(self, parts: Sequence[tuple[int, LinearLayer]], call: Call) -> None:
+        """Record one call of a module. Called by the hooks.
+
+        Args:
+            parts: What is scored of it, with the rows of the totals.
+            call: Its input and output.
+        """
         tokens = self._tokens
-        if tokens is None:  # a forward nobody announced, for instance one the model runs to warm up
+        assert tokens is not None
+        rows = call.y_rows.shape[:-1].numel()
+        names = [layer.name for _, layer in parts]
+        x_rows = call.x_rows.shape[:-1].numel() if call.x_sumsq is None else len(call.x_sumsq)
+        if x_rows != rows:
+            self.unassigned.update(dict.fromkeys(names, f"it maps {x_rows} input rows to {rows} output rows"))
             return
-        x_rows, y_rows = _as_rows(x), _as_rows(y)
-        if tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
-            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
-        rows = x_rows.shape[:-1].numel()
-        token_map = tokens.map_for(rows, y.device)
-        if token_map is None or y_rows.shape[:-1].numel() != rows:
-            self.unassigned[layer.name] = f"its {rows} input rows cannot be assigned to {tokens.batch_size} samples"
+        token_map = self.map_for(rows, call.y_rows.device, names)
+        if token_map is None:
             return
-        if not token_map.masked:
-            self.unmasked.add(layer.name)
-        sum_dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
-        arena = self._arenas.get((y.device, sum_dtype))
-        if arena is None:
-            arena = _Arena(y.device, sum_dtype, len(self.layers))
-            arena.start_batch(tokens.batch_size)
-            self._arenas[(y.device, sum_dtype)] = arena
-        if (index, y.dtype) not in self._biases:
-            bias = layer.adapter.bias(layer.module)
-            if bias is not None and bias.dtype != y.dtype:
-                # What was added: autocast rounds a bias to the type it computes in before it adds it.
-                bias = bias.detach().to(y.dtype)
-            self._biases[(index, y.dtype)] = bias
-        arena.add(index, x, x_rows, y_rows, self._biases[(index, y.dtype)], token_map, tokens, self.last_call_only)
+        arena = self.arena_for(call.y_rows.device, call.y_rows.dtype)
+        if self.last_call_only:
+            for index, _ in parts:
+                arena.forget(index)
+        arena.add(parts, call, token_map, tokens)
+
+    def map_for(self, rows: int, device: torch.device, names: Sequence[str]) -> TokenMap | None:
+        """The running batch's map of `rows` rows; None, and noted for `names`, where they belong to no sample."""
+        assert self._tokens is not None
+        token_map = self._tokens.map_for(rows, device)
+        if token_map is None:
+            reason = f"its {rows} input rows cannot be assigned to {self._tokens.batch_size} samples"
+            self.unassigned.update(dict.fromkeys(names, reason))
+        elif not token_map.masked:
+            self.unmasked.update(names)
+        return token_map
+
+    def arena_for(self, device: torch.device, dtype: torch.dtype) -> Arena:
+        """The running batch's arena for outputs of `dtype` on `device`."""
+        assert self._tokens is not None
+        key = (device, ops.sum_dtype(dtype))
+        if key not in self._arenas:
+            self._arenas[key] = Arena(*key, len(self.layers))
+            self._arenas[key].start_batch(self._tokens.batch_size)
+        return self._arenas[key]
+
+    @property
+    def tokens(self) -> BatchTokens | None:
+        """The running batch; None where a forward does not count: nobody announced it, or it is a recomputation."""
+        return None if _recomputing() else self._tokens
 
     def _drain(self, wait: bool) -> None:
         while self._transfers and (wait or self._transfers[0][1] is None or self._transfers[0][1].query()):
@@ -154,109 +186,64 @@ class Collector:
                 host = host.clone()  # gives the pinned block back
             self._finished.append(host)
 
-    def _detach(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-        while self._compiled:
-            module, name, compiled = self._compiled.pop()
-            vars(module)[name] = compiled
-        self._arenas.clear()
-        self._biases.clear()
-
 
 class _Hook:
-    """Forward hook of one layer. Returns None: anything else would replace the layer's output."""
+    """Forward hook of one module. Returns None: anything else would replace the module's output."""
 
-    __slots__ = ("collector", "index", "layer")
-
-    def __init__(self, collector: Collector, index: int, layer: LinearLayer) -> None:
+    def __init__(self, collector: Collector, module: nn.Module, parts: list[tuple[int, LinearLayer]]) -> None:
         self.collector = collector
-        self.index = index
-        self.layer = layer
+        self.parts = parts
+        self.adapter = parts[0][1].adapter
+        # Read now, not in the forward: accelerate's offload has taken it away again when the hook runs.
+        with weights_in_place(module):
+            bias = self.adapter.bias(module)
+        self.bias = None if bias is None else bias.detach()
+        self.biases: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        adapter = self.layer.adapter
-        self.collector.observe(self.index, self.layer, adapter.input(args, kwargs), adapter.output(output))
+        if self.collector.tokens is None:
+            return
+        x = self.adapter.input(module, args, kwargs)
+        x_rows, y_rows = as_rows(x), as_rows(self.adapter.output(module, output))
+        if self.collector.tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
+            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
+        call = Call(x, x_rows, self.adapter.input_sumsq(module, x), y_rows, self._bias_of(y_rows))
+        self.collector.observe(self.parts, call)
+
+    def _bias_of(self, y: Tensor) -> Tensor | None:
+        """What was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""
+        if self.bias is None:
+            return None
+        key = (y.device, y.dtype)
+        if key not in self.biases:
+            self.biases[key] = self.bias.to(*key)
+        return self.biases[key]
 
 
-class _Arena:
-    """Sums of squares of one device that wait for their reduction, and the totals of the running batch."""
+class _ExpertsObserver:
+    """What a fused experts module asks at each call."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, n_modules: int) -> None:
-        self._device = device
-        self._n_modules = n_modules
-        self._sums = torch.empty(_ARENA_ELEMENTS, dtype=dtype, device=device)
-        self._totals = torch.empty(0, device=device)
-        self._used = 0
-        self._records: list[int] = []
-        self._modules: set[int] = set()
-        self._map: TokenMap | None = None
-        # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
-        # reference keeps no activation alive and cannot be fooled by an id that is used again.
-        self._inputs: dict[int, tuple[weakref.ref[Tensor], int | None, int]] = {}
+    def __init__(self, collector: Collector, module: nn.Module, parts: list[tuple[int, LinearLayer]]) -> None:
+        self.collector = collector
+        self.experts = int(module.num_experts)  # type: ignore[arg-type]
+        self.first_rows = routed.first_rows(parts, module)
+        self.names = [layer.name for _, layer in parts]
 
-    def start_batch(self, batch_size: int) -> None:
-        shape = (self._n_modules, batch_size, len(TOTALS_FIELDS))
-        self._totals = torch.zeros(shape, dtype=torch.float64, device=self._device)
-        self._reset()
+    def __call__(self, hidden: Tensor, token: Tensor, expert: Tensor) -> routed.RoutedCall | None:
+        tokens = self.collector.tokens
+        if tokens is None:
+            return None
+        rows = len(hidden)
+        if self.collector.map_for(rows, hidden.device, self.names) is None:
+            return None
+        samples, counted = tokens.samples(rows, hidden.device)
+        arena = self.collector.arena_for(hidden.device, hidden.dtype)
+        return routed.RoutedCall(arena, self.first_rows, tokens, hidden, token, expert, self.experts, samples, counted)
 
-    def finish_batch(self) -> Tensor:
-        self._reduce()
-        return self._totals
 
-    def add(
-        self,
-        module: int,
-        x: Tensor,
-        x_rows: Tensor,
-        y_rows: Tensor,
-        bias: Tensor | None,
-        token_map: TokenMap,
-        tokens: BatchTokens,
-        last_call_only: bool,
-    ) -> None:
-        """Sum input and output of one call of `module`."""
-        rows = token_map.rows
-        if module in self._modules:
-            self._reduce()
-        if self._map is not token_map or self._used + 2 * rows > self._sums.numel():
-            self._reduce()
-            self._map = token_map
-            if 2 * rows > self._sums.numel():
-                self._sums = torch.empty(2 * rows, dtype=self._sums.dtype, device=self._device)
-        if last_call_only:
-            self._totals[module].zero_()
-        # An inference tensor counts no modifications, so that nothing tells whether its sums still hold.
-        version = None if x.is_inference() else x._version
-        cached = self._inputs.get(id(x))
-        if cached is not None and version is not None and cached[0]() is x and cached[1] == version:
-            in_start = cached[2]
-        else:
-            if x.device != self._device:  # accelerate's offload hands the hook the input before it was moved
-                x_rows = to_device(x_rows, self._device)
-            in_start = self._sum(x_rows, None, rows, tokens)
-            self._inputs[id(x)] = (weakref.ref(x), version, in_start)
-        out_start = self._sum(y_rows, bias, rows, tokens)
-        self._records += (module, in_start, out_start)
-        self._modules.add(module)
-
-    def _sum(self, values: Tensor, bias: Tensor | None, rows: int, tokens: BatchTokens) -> int:
-        start = self._used
-        self._used += rows
-        ops.row_sumsq_(self._sums[start : self._used], values, bias, tokens.step, tokens.phase)
-        return start
-
-    def _reduce(self) -> None:
-        if self._records and self._map is not None:
-            ops.gain_totals_(self._totals, self._sums, self._map.counted, self._map.offsets, self._records)
-        self._reset()
-
-    def _reset(self) -> None:
-        self._used = 0
-        self._records = []
-        self._modules.clear()
-        self._inputs.clear()
-        self._map = None
+def _recomputing() -> bool:
+    """Whether a backward is running, in which gradient checkpointing repeats forwards."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _compiled_calls(module: nn.Module) -> dict[str, Any]:
@@ -266,13 +253,3 @@ def _compiled_calls(module: nn.Module) -> dict[str, Any]:
     if inner is not None:  # what `torch.compile(module)` returned
         calls["forward"] = inner
     return {name: eager for name, eager in calls.items() if vars(module).get(name) is not None}
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """`x` as [T, K] or [N, T, K], without a copy wherever its strides allow."""
-    x = x.detach()
-    if x.dim() in (2, 3):
-        return x
-    if x.dim() == 1:
-        return x.unsqueeze(0)
-    return x.reshape(-1, *x.shape[-2:])

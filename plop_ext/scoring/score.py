@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import platform
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from plop_ext import ops
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, discover
+from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model, versions
@@ -40,6 +42,9 @@ MASKS = ("attention", "completion", "all")
 COMPATS = (None, "paper-script")
 DEFAULT_SAMPLES = 16
 FEW_TOKENS = 16
+# An expert that saw fewer is left out: its mean would be mostly noise.
+MIN_EXPERT_TOKENS = 16
+FEW_ROUTED = "too few tokens were routed to it"
 
 
 def score(
@@ -52,6 +57,7 @@ def score(
     probes: int = 256,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
+    scope: str = "language",
     token_step: int = 1,
     seed: int = 0,
     compat: str | None = None,
@@ -67,7 +73,8 @@ def score(
     training mode and random states are left as found, also after an exception.
 
     Args:
-        model: Any module made of `nn.Linear`. A `torch.compile`d model is scored eagerly.
+        model: Any module made of linear layers: plain, fused, quantized, convolutions, fused experts (docs/layers.md).
+            A `torch.compile`d model is scored eagerly; of one with LoRA adapters the base layers are scored.
         dataloader: Batches: a dict is passed as keywords, a tuple or list as arguments, a tensor as the only one. A
             dict may carry `sample_ids` [B], which is taken out.
         max_samples: Stop after the batch that completes this many samples; None reads all. 16 settle the order of
@@ -78,6 +85,8 @@ def score(
         probes: Random inputs per module for `"probe"`.
         include: Score exactly the modules whose name ends with one of these; default: all inside repeated blocks.
         exclude: Leave out the modules whose name ends with one of these.
+        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
+            adapters off a vision tower.
         token_step: Read every `token_step`-th token, from a random first one per batch. 8 costs no accuracy on
             ordinary text and saves most of the overhead.
         seed: Seed of the probes and of the first token read.
@@ -98,7 +107,7 @@ def score(
     if compat == "paper-script":
         mask, baseline, token_step = "all", "probe", 1
     model = getattr(model, "_orig_mod", model)
-    found = discover(model, include=include, exclude=exclude, everything=compat is not None)
+    found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
     started = time.perf_counter()
 
     ids: list[int] = []
@@ -109,7 +118,7 @@ def score(
         if baseline == "probe":
             values = baselines.probe_baselines(found.layers, probes=probes, seed=seed)
         else:
-            values = baselines.frobenius_baselines(found.layers, norms)
+            values = baselines.frobenius_baselines(found.layers, norms.values)
         collector = Collector(model, found.layers, last_call_only=compat is not None)
         run = forward or default_forward(model, [layer.module for layer in found.layers])
         total = max_samples if max_samples is not None else length(dataloader)
@@ -131,7 +140,7 @@ def score(
     if not ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
 
-    device = found.layers[0].adapter.weight_rows(found.layers[0].module).device
+    device = input_device(model)
     provenance = {
         "model": describe_model(model),
         "data": {"name": data_name, "samples": len(ids)},
@@ -141,11 +150,14 @@ def score(
             "probes": probes if baseline == "probe" else None,
             "include": None if include is None else list(include),
             "exclude": list(exclude),
+            "scope": scope,
             "max_samples": max_samples,
             "token_step": token_step,
             "seed": seed,
             "compat": compat,
         },
+        # The model's own way to run fused experts; scoring runs them grouped, where each expert can be observed.
+        "experts_implementation": collector.experts_implementation,
         "backend": ops.STATUS.backend(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "versions": versions(),
@@ -153,7 +165,11 @@ def score(
         "seconds": round(time.perf_counter() - started, 3),
     }
     scores = _assemble(found, collector, totals, norms, values, ids, batches, provenance)
-    _warn(scores, collector)
+    _warn(
+        scores,
+        collector,
+        {item.name for item in found.unscored if item.wanted} | {layer.name for layer in found.layers},
+    )
     logger.info("scored %d modules on %d samples, backend %s", len(scores.modules), len(ids), provenance["backend"])
     return scores
 
@@ -194,7 +210,7 @@ def _assemble(
     found: Discovery,
     collector: Collector,
     totals: np.ndarray[Any, Any],
-    norms: list[float],
+    norms: baselines.WeightNorms,
     values: list[float],
     ids: list[int],
     batches: list[int],
@@ -203,9 +219,14 @@ def _assemble(
     """Split the layers into scored and unscored by what their totals hold."""
     modules, kept = [], []
     unscored = [UnscoredModule(item.name, item.layer_class, item.reason) for item in found.unscored]
-    for index, (layer, norm, value) in enumerate(zip(found.layers, norms, values, strict=True)):
+    probed = provenance["settings"]["baseline"] == "probe"
+    for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
         seen = totals[index].sum(axis=0)
         reason = collector.unassigned.get(layer.name, "")
+        if not reason and not probed:
+            reason = norms.failures.get(layer.name, "")
+        if not reason and isinstance(layer.adapter, ExpertsAdapter) and seen[2] < MIN_EXPERT_TOKENS:
+            reason = f"{FEW_ROUTED}: {seen[2]:.0f} of {MIN_EXPERT_TOKENS}"
         if not reason and seen[2:].sum() == 0:
             reason = "never called in the forward, or only with masked tokens"
         elif not reason and seen[2] == 0:
@@ -217,7 +238,22 @@ def _assemble(
             continue
         kept.append(index)
         modules.append(
-            ScoredModule(layer.name, layer.type, layer.layer, layer.in_features, layer.out_features, value, norm)
+            ScoredModule(
+                layer.name,
+                layer.type,
+                layer.layer,
+                layer.in_features,
+                layer.out_features,
+                value,
+                norm if math.isfinite(norm) else None,
+                kind=layer.adapter.kind,
+                baseline_from="probe" if probed else layer.adapter.weights,
+                target=layer.target.name,
+                target_parameter=layer.target.parameter,
+                target_size=layer.target.size,
+                target_shape=layer.target.shape,
+                refused=layer.target.refused,
+            )
         )
     if not kept:
         if (totals[:, :, 2:].sum() == 0) and not collector.unassigned:
@@ -236,7 +272,7 @@ def _assemble(
     )
 
 
-def _warn(scores: Scores, collector: Collector) -> None:
+def _warn(scores: Scores, collector: Collector, wanted: Collection[str]) -> None:
     """One warning per thing the user should know about the result."""
     per_sample = scores.totals[:, :, 2].max(axis=0)
     few = int((per_sample < FEW_TOKENS).sum())
@@ -254,8 +290,15 @@ def _warn(scores: Scores, collector: Collector) -> None:
             f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
             stacklevel=3,
         )
-    missing = [item for item in scores.unscored if "outside the repeated" not in item.reason]
-    missing = [item for item in missing if item.reason not in ("excluded", "not included")]
+    few_routed = [item for item in scores.unscored if item.reason.startswith(FEW_ROUTED)]
+    if few_routed:
+        scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
+        warnings.warn(
+            f"{len(few_routed)} expert projections of {len(few_routed) + scored} are not scored: fewer than "
+            f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples",
+            stacklevel=3,
+        )
+    missing = [item for item in scores.unscored if item.name in wanted and item not in few_routed]
     if missing:
         names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

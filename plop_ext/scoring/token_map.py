@@ -45,6 +45,7 @@ class BatchTokens:
         self._shape = None if mask is None else tuple(mask.shape)
         self._mask = None if mask is None else mask.detach().reshape(-1).to(torch.bool)
         self._maps: dict[tuple[int, torch.device], TokenMap | None] = {}
+        self._samples: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def time_first(self, shape: torch.Size) -> bool:
         """Whether an input of `shape` is [T, B, K], by the mask's [B, T]; where T = B it is taken for [B, T, K]."""
@@ -62,6 +63,20 @@ class BatchTokens:
         if key not in self._maps:
             self._maps[key] = self._make(rows, device)
         return self._maps[key]
+
+    def samples(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For a call with `rows` token vectors that `map_for` assigns: [rows] int64 sample and [rows] bool counted.
+
+        All rows, whatever `step`: routed layers put them in another order before they read every `step`-th.
+        """
+        key = (rows, device)
+        if key not in self._samples:
+            counted = self._mask if self._mask is not None and rows == self._mask.numel() else None
+            samples = torch.arange(rows) // max(1, rows // self.batch_size)
+            if counted is None:
+                counted = torch.ones(rows, dtype=torch.bool)
+            self._samples[key] = to_device(samples, device), to_device(counted, device)
+        return self._samples[key]
 
     def _make(self, rows: int, device: torch.device) -> TokenMap | None:
         masked = self._mask is not None and rows == self._mask.numel()

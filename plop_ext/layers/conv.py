@@ -1,0 +1,71 @@
+"""Convolutions as linear maps of patches.
+
+Each output position applies W [out_channels, K] to a patch z of K = in_channels * kernel elements (with groups, W is
+block-diagonal). The squares of a patch sum to a box filter over the squares of the input: no patch is ever made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from plop_ext import ops
+from plop_ext.layers.adapter import LayerAdapter, register_adapter
+from plop_ext.layers.linear import check_in_place
+
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+@register_adapter
+class ConvAdapter(LayerAdapter):
+    """`nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, with any stride, padding, dilation and groups."""
+
+    kind = "convolution"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+    def check(self, module: nn.Module) -> None:
+        check_in_place(module)
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        conv = cast(nn.Conv2d, module)
+        return conv.in_channels * conv.weight[0, 0].numel(), conv.out_channels
+
+    def weight_rows(self, module: nn.Module) -> Tensor:
+        return cast(nn.Conv2d, module).weight.flatten(1)
+
+    def input_sumsq(self, module: nn.Module, x: Tensor) -> Tensor:
+        conv = cast(nn.Conv2d, module)
+        spatial = conv.weight.dim() - 2
+        x = x.detach() if x.dim() == spatial + 2 else x.detach().unsqueeze(0)
+        pixels = x.flatten(2).transpose(1, 2)
+        energy = torch.empty(pixels.shape[:-1].numel(), dtype=ops.sum_dtype(x.dtype), device=x.device)
+        ops.row_sumsq_(energy, pixels)
+        # float64: on CUDA a float32 convolution may run in TF32, which has three digits.
+        energy = energy.double().view(len(x), 1, *x.shape[2:])
+        padding: Any = conv.padding
+        if conv.padding_mode != "zeros":
+            energy = functional.pad(energy, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+            padding = 0
+        box = torch.ones(1, 1, *conv.kernel_size, dtype=energy.dtype, device=x.device)
+        return _CONV[spatial](energy, box, None, conv.stride, padding, conv.dilation).flatten()
+
+    def output(self, module: nn.Module, output: Any) -> Tensor:
+        spatial = cast(nn.Conv2d, module).weight.dim() - 2
+        y = output if output.dim() == spatial + 2 else output.unsqueeze(0)
+        return y.flatten(2).transpose(1, 2)
+
+    def probe(self, module: nn.Module, z: Tensor) -> Tensor:
+        """One output position for one patch: the kernel itself, without padding."""
+        conv = cast(nn.Conv2d, module)
+        patches = z.view(len(z), conv.in_channels, *conv.kernel_size)
+        return _CONV[conv.weight.dim() - 2](patches, conv.weight, conv.bias, groups=conv.groups).flatten(1)
+
+    def lora_size(self, module: nn.Module) -> int:
+        """A is a convolution to r channels, B a grouped one of kernel size 1."""
+        conv = cast(nn.Conv2d, module)
+        return self.features(module)[0] + conv.out_channels // conv.groups

@@ -1,0 +1,129 @@
+"""Fused experts of transformers 5: one module holds all experts of a layer as 3-D parameters.
+
+No hook on a module sees one expert. `plop_ext.scoring.routed` observes the grouped forward instead; this adapter says
+what there is to see: per expert the gate, the up and the down projection.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from plop_ext import ops
+from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, register_adapter
+from plop_ext.layers.linear import check_in_place
+from plop_ext.layers.split import Split
+
+_FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection of all experts.
+
+    Attributes:
+        name: `gate_proj`, `up_proj` or `down_proj`.
+        parameter: The 3-D parameter it is in.
+        split: Layout of that parameter's outputs; None if the projection is all of it.
+        index: Its place in `split`.
+    """
+
+    name: str
+    parameter: str
+    split: Split | None
+    index: int
+
+
+@register_adapter
+class ExpertsAdapter(LayerAdapter):
+    """Classes decorated with `use_experts_implementation`: Mixtral, Qwen3-MoE, DeepSeek-V3, gpt-oss, OLMoE and others.
+
+    Weights are [E, M, K], or [E, K, M] where the class says `is_transposed`.
+    """
+
+    kind = "fused experts"
+
+    def matches(self, module: nn.Module) -> bool:
+        down = getattr(module, "down_proj", None)
+        return isinstance(down, Tensor) and down.dim() == 3 and all(hasattr(module, flag) for flag in _FLAGS)
+
+    def check(self, module: nn.Module) -> None:
+        layer: Any = module
+        moe = sys.modules.get("transformers.integrations.moe")
+        if not hasattr(moe, "_grouped_linear") or not hasattr(moe, "ALL_EXPERTS_FUNCTIONS"):
+            raise Unsupported("the installed transformers has no grouped experts to observe")
+        for projection in self.projections(module):
+            weight = getattr(layer, projection.parameter, None)
+            if not isinstance(weight, Tensor) or weight.dtype not in ops.FLOATS:
+                raise Unsupported(f"its {projection.parameter} is not a plain floating-point tensor")
+        check_in_place(module)
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        """Of one expert's first projection."""
+        part = self.parts(module, None)[0]
+        return part.in_features, part.out_features
+
+    def projections(self, module: nn.Module) -> tuple[Projection, ...]:
+        """Gate, up and down, or up and down."""
+        layer: Any = module
+        down = Projection("down_proj", "down_proj", None, 0)
+        if not layer.has_gate:
+            return Projection("up_proj", "up_proj", None, 0), down
+        width = layer.gate_up_proj.shape[2 if layer.is_transposed else 1] // 2
+        sizes = (width, width) if getattr(layer, "is_concatenated", True) else (1, 1)
+        split = Split(("gate_proj", "up_proj"), sizes)
+        return Projection("gate_proj", "gate_up_proj", split, 0), Projection("up_proj", "gate_up_proj", split, 1), down
+
+    def parts(self, module: nn.Module, split: Split | None) -> tuple[Part, ...]:
+        """All experts of the first projection, all of the second, and so on."""
+        parts = []
+        for projection in self.projections(module):
+            weight = getattr(module, projection.parameter)
+            experts, out_features, in_features = weight.shape
+            if getattr(module, "is_transposed", False):
+                in_features, out_features = out_features, in_features
+            if projection.split is not None:
+                out_features = projection.split.features(out_features, projection.index)
+            for expert in range(experts):
+                parts.append(Part(f".{expert}.{projection.name}", f".{projection.name}", in_features, out_features))
+        return tuple(parts)
+
+    def part_sumsq(self, module: nn.Module, split: Split | None) -> Tensor:
+        sums = []
+        for projection in self.projections(module):
+            weight = getattr(module, projection.parameter).detach()
+            transposed = getattr(module, "is_transposed", False)
+            if projection.split is not None and transposed:
+                weight = _flat(projection.split.select(weight, projection.index))
+            out = torch.empty(weight.shape[:2], dtype=ops.sum_dtype(weight.dtype), device=weight.device)
+            ops.row_sumsq_(out.view(-1), weight)
+            if projection.split is not None and not transposed:
+                out = projection.split.select(out, projection.index).flatten(1)
+            sums.append(out.sum(dim=1, dtype=torch.float64))
+        return torch.cat(sums)
+
+    def probe_part(self, module: nn.Module, part: int, z: Tensor) -> Tensor:
+        """W z of one expert's projection: [P, K] to [P, M]."""
+        layer: Any = module
+        projection = self.projections(module)[part // layer.num_experts]
+        weight = getattr(layer, projection.parameter)[part % layer.num_experts]
+        y = functional.linear(z, weight.T if layer.is_transposed else weight)
+        return y if projection.split is None else _flat(projection.split.select(y, projection.index))
+
+    def lora_sizes(self, module: nn.Module) -> dict[str, int]:
+        """Parameters that LoRA of rank 1 adds to each 3-D parameter: PEFT gives every expert its own."""
+        sizes = {}
+        for projection in self.projections(module):
+            experts, *features = getattr(module, projection.parameter).shape
+            sizes[projection.parameter] = experts * sum(features)
+        return sizes
+
+
+def _flat(selected: Tensor) -> Tensor:
+    """[..., groups, size] as [..., M], a view: one of the two is 1 for experts."""
+    return selected.squeeze(-1) if selected.shape[-1] == 1 else selected.squeeze(-2)

@@ -1,0 +1,32 @@
+"""Weights that accelerate keeps elsewhere: they are on meta outside of their module's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def on_meta(module: nn.Module) -> bool:
+    """Whether one of the module's own weights has no values here."""
+    return any(weight.device.type == "meta" for weight in module.parameters(recurse=False))
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate puts the weights in place when the module is called."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    return getattr(hook, "offload", False) or any(getattr(h, "offload", False) for h in getattr(hook, "hooks", ()))
+
+
+@contextmanager
+def weights_in_place(module: nn.Module) -> Iterator[None]:
+    """Within the block an offloaded module's weights are on its execution device."""
+    if not (on_meta(module) and is_offloaded(module)):
+        yield
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield

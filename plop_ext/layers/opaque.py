@@ -1,0 +1,60 @@
+"""Linear layers whose weight cannot be read: W from pushing the identity through the forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
+from plop_ext.layers.linear import is_plain_linear
+
+# The forward is asked for W (a + b) and W a + W b: quantized activations make them differ by a few percent, anything
+# that is not linear by more.
+_LINEAR_TOLERANCE = 0.1
+_IDENTITY_ROWS = 256
+
+
+@register_adapter
+class OpaqueAdapter(LayerAdapter):
+    """A linear layer whose weight cannot be read: GPTQ, AWQ, Marlin and other packed formats.
+
+    W is read by pushing the identity through the forward, which also works where only a fused kernel knows the
+    format. It costs one forward of K tokens per module, once per run.
+    """
+
+    kind = "unreadable weight"
+    weights = "identity"
+
+    def matches(self, module: nn.Module) -> bool:
+        sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        known = all(isinstance(size, int) for size in sizes) and not list(module.children())
+        return known and not is_plain_linear(module)
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        layer: Any = module
+        return layer.in_features, layer.out_features
+
+    def weight_sumsq(self, module: nn.Module) -> Tensor:
+        in_features, out_features = self.features(module)
+        device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+        dtype = self.dtype(module)
+        with torch.no_grad():
+            zero = self.probe(module, torch.zeros(1, in_features, dtype=dtype, device=device))
+            self._check_linear(module, zero, device)
+            totals = torch.zeros(out_features, dtype=torch.float64, device=device)
+            for start in range(0, in_features, _IDENTITY_ROWS):
+                stop = min(start + _IDENTITY_ROWS, in_features)
+                rows = torch.zeros(stop - start, in_features, dtype=dtype, device=device)
+                rows[torch.arange(stop - start), torch.arange(start, stop)] = 1
+                columns = self.probe(module, rows).float() - zero.float()
+                totals += columns.square().sum(dim=0, dtype=torch.float64)
+        return totals
+
+    def _check_linear(self, module: nn.Module, zero: Tensor, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        a, b = torch.randn(2, 1, self.features(module)[0], generator=generator).to(device, self.dtype(module))
+        w_a, w_b, w_sum = (self.probe(module, z).float() - zero.float() for z in (a, b, a + b))
+        if not (w_sum - w_a - w_b).norm() <= _LINEAR_TOLERANCE * w_sum.norm():
+            raise Unsupported("its forward is not linear")

@@ -1,0 +1,214 @@
+"""Quantized weights: the norm of the values the forward really applies, dequantized a few rows at a time.
+
+The raw values of a quantized weight are codes: their norm is a number, and wrong. Each adapter here turns codes into
+values in chunks of about a million; a kind whose codes nobody can read is measured from outside (`opaque.py`).
+Libraries are looked up, never imported: a module of theirs cannot exist without them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+def _is_a(module: nn.Module, home: str, name: str) -> bool:
+    cls = getattr(sys.modules.get(home), name, None)
+    return cls is not None and isinstance(module, cls)
+
+
+def _row_chunks(rows: int, row_length: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with about `CHUNK_ELEMENTS` elements, each starting at a multiple of `multiple`."""
+    step = multiple * max(1, CHUNK_ELEMENTS // (row_length * multiple))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+@register_adapter
+class TensorSubclassAdapter(LayerAdapter):
+    """torchao: an ordinary `nn.Linear` whose weight is a tensor subclass with `dequantize`."""
+
+    kind = "torchao"
+    weights = "dequantized"
+
+    def matches(self, module: nn.Module) -> bool:
+        if not isinstance(module, nn.Linear):
+            return False
+        data = module.weight.data
+        return type(data) is not Tensor and type(data).__module__.startswith("torchao") and hasattr(data, "dequantize")
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        layer: Any = module
+        return layer.in_features, layer.out_features
+
+    def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
+        weight: Any = module.weight
+        rows, row_length = weight.shape
+        try:
+            weight[:1].dequantize()
+        except (NotImplementedError, AttributeError, TypeError, RuntimeError, AssertionError):
+            yield weight.dequantize()  # a layout that cannot be sliced: the module's own precision, one at a time
+            return
+        for start, stop in _row_chunks(rows, row_length):
+            yield weight[start:stop].dequantize()
+
+    def dtype(self, module: nn.Module) -> torch.dtype:
+        weight: Any = module.weight
+        return weight.dtype
+
+
+@register_adapter
+class BitsAndBytes4bitAdapter(LayerAdapter):
+    """`bitsandbytes.nn.Linear4bit`: NF4 and FP4, with or without quantized statistics."""
+
+    kind = "bitsandbytes 4-bit"
+    weights = "dequantized"
+
+    def matches(self, module: nn.Module) -> bool:
+        return _is_a(module, "bitsandbytes.nn", "Linear4bit")
+
+    def check(self, module: nn.Module) -> None:
+        weight: Any = module.weight
+        if getattr(weight, "quant_state", None) is None:
+            raise Unsupported("its weight is not quantized yet; move the model to its device first")
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        layer: Any = module
+        return layer.in_features, layer.out_features
+
+    def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
+        functional: Any = sys.modules["bitsandbytes.functional"]
+        weight: Any = module.weight
+        data, state = weight.data, weight.quant_state
+        if getattr(state, "packing_format_for_cpu", False):
+            data, state = functional._convert_weight_packed_for_cpu_inverse(data, copy.copy(state))
+        codes = data.view(torch.uint8).reshape(-1)
+        absmax = state.absmax
+        if state.nested:
+            absmax = functional.dequantize_blockwise(absmax, state.state2) + state.offset
+        in_features, out_features = self.features(module)
+        for start, stop in _row_chunks(
+            out_features, in_features, state.blocksize // math.gcd(in_features, state.blocksize)
+        ):
+            begin, end = start * in_features, stop * in_features
+            part = functional.QuantState(
+                absmax=absmax[begin // state.blocksize : -(-end // state.blocksize)].float(),
+                shape=torch.Size((stop - start, in_features)),
+                code=state.code,
+                blocksize=state.blocksize,
+                quant_type=state.quant_type,
+                dtype=state.dtype,
+            )
+            yield functional.dequantize_4bit(codes[begin // 2 : -(-end // 2)].view(-1, 1), part)
+
+    def dtype(self, module: nn.Module) -> torch.dtype:
+        layer: Any = module
+        return layer.compute_dtype or layer.weight.quant_state.dtype
+
+
+@register_adapter
+class BitsAndBytes8bitAdapter(LayerAdapter):
+    """`bitsandbytes.nn.Linear8bitLt`: int8 codes with one scale per row."""
+
+    kind = "bitsandbytes 8-bit"
+    weights = "dequantized"
+
+    def matches(self, module: nn.Module) -> bool:
+        return _is_a(module, "bitsandbytes.nn", "Linear8bitLt")
+
+    def check(self, module: nn.Module) -> None:
+        weight: Any = module.weight
+        if weight.dtype != torch.int8 or self._scales(module) is None:
+            raise Unsupported("its weight is not quantized yet; move the model to its device first")
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        layer: Any = module
+        return layer.in_features, layer.out_features
+
+    def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
+        weight: Any = module.weight
+        scales = self._scales(module).float() / 127
+        rows, row_length = weight.shape
+        for start, stop in _row_chunks(rows, row_length):
+            yield weight.data[start:stop].float() * scales[start:stop, None]
+
+    def dtype(self, module: nn.Module) -> torch.dtype:
+        return torch.float16
+
+    @staticmethod
+    def _scales(module: nn.Module) -> Any:
+        layer: Any = module
+        scales = getattr(layer.weight, "SCB", None)
+        return scales if scales is not None else getattr(layer.state, "SCB", None)
+
+
+@register_adapter
+class FP8LinearAdapter(LayerAdapter):
+    """transformers' `FP8Linear` (DeepSeek-V3 checkpoints): float8 with one scale per block or per tensor."""
+
+    kind = "fine-grained FP8"
+    weights = "dequantized"
+
+    def matches(self, module: nn.Module) -> bool:
+        return _is_a(module, "transformers.integrations.finegrained_fp8", "FP8Linear")
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        layer: Any = module
+        return layer.in_features, layer.out_features
+
+    def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
+        layer: Any = module
+        weight, scale = layer.weight.data, layer.weight_scale_inv.data.float()
+        block = layer.block_size
+        rows, row_length = weight.shape
+        for start, stop in _row_chunks(rows, row_length, 1 if block is None else block[0]):
+            values = weight[start:stop].float()
+            if block is not None:
+                blocks = scale[start // block[0] : -(-stop // block[0])]
+                blocks = blocks.repeat_interleave(block[0], dim=0)[: stop - start]
+                values *= blocks.repeat_interleave(block[1], dim=1)[:, : values.shape[1]]
+            elif weight.element_size() == 1:
+                values *= scale
+            yield values
+
+    def dtype(self, module: nn.Module) -> torch.dtype:
+        return torch.bfloat16
+
+
+@register_adapter
+class HQQAdapter(LayerAdapter):
+    """`hqq.core.quantize.HQQLinear`: groups of codes with a zero and a scale."""
+
+    kind = "HQQ"
+    weights = "dequantized"
+
+    def matches(self, module: nn.Module) -> bool:
+        return _is_a(module, "hqq.core.quantize", "HQQLinear")
+
+    def check(self, module: nn.Module) -> None:
+        layer: Any = module
+        if not layer.ready:
+            raise Unsupported("its weight is not quantized yet")
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        layer: Any = module
+        out_features, in_features = layer.meta["shape"]
+        return in_features, out_features
+
+    def weight_rows(self, module: nn.Module) -> Tensor:
+        """The groups run across rows, so the whole matrix at once, in the type the forward computes in."""
+        layer: Any = module
+        return layer.dequantize()
+
+    def dtype(self, module: nn.Module) -> torch.dtype:
+        layer: Any = module
+        return layer.compute_dtype

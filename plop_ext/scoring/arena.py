@@ -1,0 +1,178 @@
+"""Sums of squares of one device, waiting for their reduction to totals."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plop_ext import ops
+from plop_ext.layers import LinearLayer, Split
+from plop_ext.scoring.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.transfer import to_device
+from plop_ext.totals import TOTALS_FIELDS
+
+# Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
+# since a reduction costs a launch of some microseconds.
+_ARENA_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module, as the arena reads it.
+
+    Attributes:
+        x: The input, whose identity tells that two modules share it.
+        x_rows: The input as [T, K] or [N, T, K], samples first.
+        x_sumsq: [rows] sums of the vectors that W is applied to, where these are not the input's rows.
+        y_rows: [T, M] or [N, T, M].
+        bias: [M] or None, in `y_rows`' type or the type of its sums.
+    """
+
+    x: Tensor
+    x_rows: Tensor
+    x_sumsq: Tensor | None
+    y_rows: Tensor
+    bias: Tensor | None
+
+
+class Arena:
+    """Buffer for the sums of one device and dtype, and the totals of the running batch.
+
+    Args:
+        device: Where the layers' outputs are.
+        dtype: float32 or float64.
+        n_layers: Rows of the totals.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, n_layers: int) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._n_layers = n_layers
+        self._sums = torch.empty(_ARENA_ELEMENTS, dtype=dtype, device=device)
+        self._totals = torch.empty(0, device=device)
+        self._used = 0
+        self._records: list[int] = []
+        self._recorded: set[int] = set()
+        self._map: TokenMap | None = None
+        # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
+        # reference keeps no activation alive and cannot be fooled by an id that is used again.
+        self._inputs: dict[int, tuple[weakref.ref[Tensor], int | None, int]] = {}
+
+    def start_batch(self, batch_size: int) -> None:
+        shape = (self._n_layers, batch_size, len(TOTALS_FIELDS))
+        self._totals = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        self._reset()
+
+    def finish_batch(self) -> Tensor:
+        self._reduce()
+        return self._totals
+
+    def add(
+        self, layers: Sequence[tuple[int, LinearLayer]], call: Call, token_map: TokenMap, tokens: BatchTokens
+    ) -> None:
+        """Sum the input of one call, and its output once per part.
+
+        Args:
+            layers: The module's parts with their rows in the totals.
+            call: What to read.
+            token_map: Its rows.
+            tokens: The batch.
+        """
+        room = (1 + len(layers)) * token_map.rows
+        if self._recorded.intersection(index for index, _ in layers):
+            self._reduce()
+        if self._map is not token_map or self._used + room > self._sums.numel():
+            self._reduce()
+            self._map = token_map
+            if room > self._sums.numel():
+                self._sums = torch.empty(room, dtype=self.dtype, device=self.device)
+        in_start = self._input(call, tokens)
+        for index, layer in layers:
+            out_start = self._used
+            out = self._take(token_map.rows)
+            if layer.split is None:
+                ops.row_sumsq_(out, call.y_rows, call.bias, tokens.step, tokens.phase)
+            else:
+                part_sumsq(out, call.y_rows, call.bias, layer.split, layer.part, tokens)
+            self._records += (index, in_start, out_start)
+            self._recorded.add(index)
+
+    def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
+        """Reduce a routed layer's sums at once: its rows are in an order of their own (see `ops.gain_totals_`)."""
+        ops.gain_totals_(self._totals, sums, counted, offsets, records)
+
+    def forget(self, index: int) -> None:
+        """Drop what earlier calls of layer `index` added to this batch."""
+        if index in self._recorded:
+            self._reduce()
+        self._totals[index].zero_()
+
+    def _input(self, call: Call, tokens: BatchTokens) -> int:
+        """Where the sums of the call's input start."""
+        x = call.x
+        # An inference tensor counts no modifications, so that nothing tells whether its sums still hold.
+        version = None if x.is_inference() else x._version
+        cached = self._inputs.get(id(x)) if call.x_sumsq is None and version is not None else None
+        if cached is not None and cached[0]() is x and cached[1] == version:
+            return cached[2]
+        assert self._map is not None
+        start = self._used
+        out = self._take(self._map.rows)
+        if call.x_sumsq is not None:
+            out.copy_(call.x_sumsq[tokens.phase :: tokens.step])
+            return start
+        rows = call.x_rows
+        if x.device != self.device:  # accelerate's offload hands the hook the input before it was moved
+            rows = to_device(rows, self.device)
+        ops.row_sumsq_(out, rows, None, tokens.step, tokens.phase)
+        self._inputs[id(x)] = (weakref.ref(x), version, start)
+        return start
+
+    def _take(self, rows: int) -> Tensor:
+        self._used += rows
+        return self._sums[self._used - rows : self._used]
+
+    def _reduce(self) -> None:
+        if self._records and self._map is not None:
+            ops.gain_totals_(self._totals, self._sums, self._map.counted, self._map.offsets, self._records)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._used = 0
+        self._records = []
+        self._recorded.clear()
+        self._inputs.clear()
+        self._map = None
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """`x` as [T, K] or [N, T, K], without a copy wherever its strides allow."""
+    x = x.detach()
+    if x.dim() in (2, 3):
+        return x
+    if x.dim() == 1:
+        return x.unsqueeze(0)
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def part_sumsq(out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: int, tokens: BatchTokens) -> None:
+    """Write the sums of squares of one part of a fused output to `out`.
+
+    A part in one column range is a view of the rows. One that is spread over the heads is a view [T, heads, width],
+    whose head sums add; so the output is read once however many parts it has.
+    """
+    columns = split.select(y.reshape(-1, y.shape[-1]), part)
+    shift = None if bias is None else split.select(bias, part)
+    if columns.shape[1] == 1 or columns.shape[2] == 1:
+        flat = None if shift is None else shift.flatten()
+        squeezed = columns.squeeze(2) if columns.shape[2] == 1 else columns.squeeze(1)
+        ops.row_sumsq_(out, squeezed, flat, tokens.step, tokens.phase)
+        return
+    columns = columns[tokens.phase :: tokens.step]
+    sums = torch.empty(columns.shape[:2], dtype=out.dtype, device=out.device)
+    ops.row_sumsq_(sums.view(-1), columns, None if shift is None else shift.contiguous())
+    torch.sum(sums, dim=1, out=out)
