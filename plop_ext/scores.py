@@ -153,13 +153,12 @@ class Scores:
             return self.totals[:, :, 0].sum(axis=1) / self.totals[:, :, 2].sum(axis=1)
         # The script averages its batches' means without weights, and its zero inputs count as gain zero.
         counted = self.totals[:, :, 2] + self.totals[:, :, 3]
-        batches = np.unique(self.sample_batches)
-        means = [
-            self.totals[:, self.sample_batches == batch, 0].sum(axis=1)
-            / counted[:, self.sample_batches == batch].sum(axis=1)
-            for batch in batches
-        ]
-        return np.mean(means, axis=0)
+        members = [self.sample_batches == batch for batch in np.unique(self.sample_batches)]
+        gains = np.array([self.totals[:, member, 0].sum(axis=1) for member in members])
+        tokens = np.array([counted[:, member].sum(axis=1) for member in members])
+        # A batch that did not call a module has no mean of it.
+        called = tokens > 0
+        return np.divide(gains, tokens, out=np.zeros_like(gains), where=called).sum(axis=0) / called.sum(axis=0)
 
     @property
     def baseline(self) -> NDArray[np.float64]:
@@ -263,22 +262,23 @@ class Scores:
         try:
             tables = [module.pop("totals") for module in content["modules"]]
             totals = [[table[field] for field in TOTALS_FIELDS] for table in tables]
-            samples = content["samples"]
+            lists = content["samples"]
             scores = cls(
                 modules=tuple(
                     ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])})
                     for module in content["modules"]
                 ),
                 totals=np.array(totals, dtype=np.float64).transpose(0, 2, 1).copy(),
-                sample_ids=np.array(samples["ids"], dtype=np.int64),
-                sample_batches=np.array(samples["batches"], dtype=np.int64),
+                sample_ids=np.array(lists["ids"], dtype=np.int64),
+                sample_batches=np.array(lists["batches"], dtype=np.int64),
                 unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
                 provenance=content["provenance"],
             )
-            if scores.totals.shape[1] != len(scores.sample_ids) or not scores.modules:
+            samples = scores.totals.shape[1]
+            if scores.sample_ids.shape != (samples,) or scores.sample_batches.shape != (samples,):
                 raise ValueError
             scores.by_type()
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"`{path}` is a damaged scores file; write it again with `plop score`") from error
         return scores
 

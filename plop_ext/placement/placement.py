@@ -176,7 +176,7 @@ class Placement:
                 emitted=None if emitted is None else tuple(_target(item) for item in emitted),
                 notes=tuple(content.get("notes", ())),
             )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error
 
     def _check_not_empty(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from plop_ext import ops
 from plop_ext.layers import LinearLayer, Split
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
 # Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
@@ -25,12 +26,14 @@ class Call:
 
     Attributes:
         x: The input, whose identity tells that two modules share it.
+        x_rows: The input as [T, K] or [N, T, K], samples first.
         x_sumsq: [rows] sums of the vectors that W is applied to, where these are not the input's rows.
         y_rows: [T, M] or [N, T, M].
         bias: [M] or None, in `y_rows`' type or the type of its sums.
     """
 
     x: Tensor
+    x_rows: Tensor
     x_sumsq: Tensor | None
     y_rows: Tensor
     bias: Tensor | None
@@ -57,7 +60,7 @@ class Arena:
         self._map: TokenMap | None = None
         # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
         # reference keeps no activation alive and cannot be fooled by an id that is used again.
-        self._inputs: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._inputs: dict[int, tuple[weakref.ref[Tensor], int | None, int]] = {}
 
     def start_batch(self, batch_size: int) -> None:
         shape = (self._n_layers, batch_size, len(TOTALS_FIELDS))
@@ -111,8 +114,9 @@ class Arena:
     def _input(self, call: Call, tokens: BatchTokens) -> int:
         """Where the sums of the call's input start."""
         x = call.x
-        version = 0 if x.is_inference() else x._version
-        cached = self._inputs.get(id(x)) if call.x_sumsq is None else None
+        # An inference tensor counts no modifications, so that nothing tells whether its sums still hold.
+        version = None if x.is_inference() else x._version
+        cached = self._inputs.get(id(x)) if call.x_sumsq is None and version is not None else None
         if cached is not None and cached[0]() is x and cached[1] == version:
             return cached[2]
         assert self._map is not None
@@ -121,9 +125,9 @@ class Arena:
         if call.x_sumsq is not None:
             out.copy_(call.x_sumsq[tokens.phase :: tokens.step])
             return start
-        rows = as_rows(x)
+        rows = call.x_rows
         if x.device != self.device:  # accelerate's offload hands the hook the input before it was moved
-            rows = rows.to(self.device, non_blocking=True)
+            rows = to_device(rows, self.device)
         ops.row_sumsq_(out, rows, None, tokens.step, tokens.phase)
         self._inputs[id(x)] = (weakref.ref(x), version, start)
         return start

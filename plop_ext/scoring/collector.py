@@ -16,6 +16,7 @@ from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
 
@@ -43,7 +44,7 @@ class Collector:
         >>> with Collector(model, discover(model).layers) as collector:
         ...     for batch in dataloader:
         ...         collector.begin(batch_size=len(batch["input_ids"]), mask=batch["attention_mask"])
-        ...         model(**batch)
+        ...         outputs = model(**batch)
         ...         collector.end()
         >>> totals = collector.totals()  # [layers, samples, 5] float64
     """
@@ -67,17 +68,18 @@ class Collector:
             modules.setdefault(layer.module, []).append((index, layer))
         with ExitStack() as stack:
             for module in self._model.modules():
-                compiled = getattr(module, "_compiled_call_impl", None)
-                if compiled is not None:
-                    stack.callback(setattr, module, "_compiled_call_impl", compiled)
-                    module._compiled_call_impl = None
+                for name, eager in _compiled_calls(module).items():
+                    stack.callback(vars(module).__setitem__, name, vars(module)[name])
+                    vars(module)[name] = eager
             experts = {}
             for module, parts in modules.items():
                 if isinstance(parts[0][1].adapter, ExpertsAdapter):
                     experts[module] = _ExpertsObserver(self, module, parts)
                 else:
                     hook = _Hook(self, module, parts)
-                    stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+                    # First of the module's hooks: one of the user's may replace the output.
+                    handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+                    stack.callback(handle.remove)
             self.experts_implementation = stack.enter_context(routed.observed(experts))
             stack.callback(self._arenas.clear)
             self._stack = stack.pop_all()
@@ -110,7 +112,7 @@ class Collector:
         self._drain(wait=False)
         merged = torch.zeros(shape, dtype=torch.float64) if not batch else batch[0]
         for other in batch[1:]:
-            merged = merged + other.to(merged.device, non_blocking=True)
+            merged = merged + to_device(other, merged.device)
         if merged.device.type == "cuda":
             host = torch.empty(shape, dtype=torch.float64, pin_memory=True)
             host.copy_(merged, non_blocking=True)
@@ -138,7 +140,7 @@ class Collector:
         assert tokens is not None
         rows = call.y_rows.shape[:-1].numel()
         names = [layer.name for _, layer in parts]
-        x_rows = call.x.shape[:-1].numel() if call.x_sumsq is None else len(call.x_sumsq)
+        x_rows = call.x_rows.shape[:-1].numel() if call.x_sumsq is None else len(call.x_sumsq)
         if x_rows != rows:
             self.unassigned.update(dict.fromkeys(names, f"it maps {x_rows} input rows to {rows} output rows"))
             return
@@ -196,6 +198,7 @@ class _Hook:
         with weights_in_place(module):
             bias = self.adapter.bias(module)
         self.bias = None if bias is None else bias.detach()
+        self.biases: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self.collector.tokens is None:
@@ -207,11 +210,19 @@ class _Hook:
             reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
             self.collector.unassigned.update(dict.fromkeys(names, reason))
             return
-        y_rows = as_rows(y)
-        if self.bias is not None and (self.bias.device != y_rows.device or self.bias.dtype != y_rows.dtype):
-            fits = self.bias.dtype in (y_rows.dtype, ops.sum_dtype(y_rows.dtype))
-            self.bias = self.bias.to(y_rows.device, self.bias.dtype if fits else ops.sum_dtype(y_rows.dtype))
-        self.collector.observe(self.parts, Call(x, adapter.input_sumsq(module, x), y_rows, self.bias))
+        x_sumsq, x_rows, y_rows = adapter.input_sumsq(module, x), as_rows(x), as_rows(y)
+        if x_sumsq is None and self.collector.tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
+            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
+        self.collector.observe(self.parts, Call(x, x_rows, x_sumsq, y_rows, self._bias_of(y_rows)))
+
+    def _bias_of(self, y: Tensor) -> Tensor | None:
+        """What was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""
+        if self.bias is None:
+            return None
+        key = (y.device, y.dtype)
+        if key not in self.biases:
+            self.biases[key] = self.bias.to(*key)
+        return self.biases[key]
 
 
 class _ExpertsObserver:
@@ -238,3 +249,12 @@ class _ExpertsObserver:
 def _recomputing() -> bool:
     """Whether a backward is running, in which gradient checkpointing repeats forwards."""
     return torch._C._current_graph_task_id() != -1
+
+
+def _compiled_calls(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes that hold a compiled call, and their eager values."""
+    calls: dict[str, Any] = {"_compiled_call_impl": None}  # set by `module.compile()`
+    inner = module._modules.get("_orig_mod")
+    if inner is not None:  # what `torch.compile(module)` returned
+        calls["forward"] = inner
+    return {name: eager for name, eager in calls.items() if vars(module).get(name) is not None}
