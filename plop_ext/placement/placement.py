@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
     from torch import nn
+
+    from plop_ext.placement.cost import Cost
 
 FORMAT = "plop_ext.placement"
 FORMAT_VERSION = 1
@@ -29,6 +32,8 @@ class Placement:
         label: Short name for tables, for instance `lowest-3`.
         shapes: Name to (in_features, out_features) of the chosen modules.
         model: Class of the model that was scored.
+        r: LoRA rank, where no other is asked for.
+        ranks: Name to rank of every module, where they differ; empty for one rank.
     """
 
     modules: tuple[str, ...]
@@ -37,10 +42,52 @@ class Placement:
     label: str
     shapes: dict[str, tuple[int, int]]
     model: str
+    r: int = 16
+    ranks: dict[str, int] = field(default_factory=dict)
 
-    def num_parameters(self, r: int) -> int:
-        """Trainable LoRA parameters at rank `r`: r * (in_features + out_features), summed over the modules."""
-        return r * sum(in_features + out_features for in_features, out_features in self.shapes.values())
+    def rank_of(self, name: str, r: int | None = None) -> int:
+        """Rank of a module: `r`, or the placement's own."""
+        return self.ranks.get(name, self.r) if r is None else r
+
+    def num_parameters(self, r: int | None = None) -> int:
+        """Trainable LoRA parameters: r * (in_features + out_features), summed over the modules.
+
+        Args:
+            r: One rank for all; default the placement's own.
+        """
+        return sum(self.rank_of(name, r) * sum(shape) for name, shape in self.shapes.items())
+
+    def cost(
+        self,
+        model: nn.Module | torch.dtype | str,
+        batch: int,
+        seq: int,
+        *,
+        r: int | None = None,
+        adapter_dtype: str = "float32",
+    ) -> Cost:
+        r"""Predict the memory that training adds to the memory of the model itself.
+
+        With n trainable parameters of a bytes each: n a for the adapters, n a for gradients, 2 n a for Adam. Each
+        adapter keeps its input and r values per token for the backward:
+        \(\sum_m B T a r_m + \sum_x B T w K_x\). Where the adapters' type is not the model's, PEFT casts, and x runs
+        over all modules with w = a; otherwise over distinct tensors (q, k and v share one) with w the model's bytes
+        per value. The activations of the model itself, a dropout's masks and workspaces are not part of it.
+
+        Args:
+            model: The model, or the type of its weights.
+            batch: B, samples in a step.
+            seq: T, tokens in a sample.
+            r: One rank for all; default the placement's own.
+            adapter_dtype: Of the adapters. PEFT makes them float32 on a half-precision model unless told
+                `autocast_adapter_dtype=False`.
+
+        Raises:
+            InputError: If a size is below 1 or a type is unknown.
+        """
+        from plop_ext.placement.cost import cost
+
+        return cost(self, model, batch, seq, r=r, adapter_dtype=adapter_dtype)
 
     def rank_for(self, max_params: int) -> int:
         """The largest rank, the same for all modules, whose parameters fit into `max_params`.
@@ -63,27 +110,39 @@ class Placement:
         """
         return {"target_modules": list(self.modules)}
 
-    def lora_config(self, r: int = 16, lora_alpha: int = 32, **kwargs: Any) -> LoraConfig:
+    def lora_config(self, r: int | None = None, lora_alpha: int | None = None, **kwargs: Any) -> LoraConfig:
         """A `peft.LoraConfig` that selects exactly these modules.
 
         Args:
-            r: Rank. Raise it for harder tasks.
-            lora_alpha: Scale; the adapter's output is multiplied by lora_alpha / r.
+            r: Rank, default the placement's own: 16, or what a budget left room for. Raise it for harder tasks.
+            lora_alpha: Scale; the adapter's output is multiplied by lora_alpha / r. Default 2 * r. Where ranks differ,
+                lora_alpha / r is the same for all.
             **kwargs: Any other field of `LoraConfig`, for instance `task_type="CAUSAL_LM"`.
 
         Raises:
-            InputError: If `kwargs` names `target_modules`, which is what a placement is for.
+            InputError: If `kwargs` names `target_modules`, which is what a placement is for, or `r` is given where
+                every module has its own rank.
             SetupError: If PEFT is not installed.
         """
         if "target_modules" in kwargs:
             raise InputError("`target_modules` comes from the placement; leave it out")
+        if r is not None and self.ranks:
+            raise InputError("`r`: every module of this placement has its own rank; leave `r` out")
         try:
             from peft import LoraConfig
         except ImportError as error:
             from plop_ext.errors import SetupError
 
             raise SetupError("`lora_config` needs PEFT: pip install peft") from error
-        return LoraConfig(r=r, lora_alpha=lora_alpha, **self.targets(), **kwargs)
+        r = self.r if r is None else r
+        alpha = 2 * r if lora_alpha is None else lora_alpha
+        if self.ranks:
+            from plop_ext.placement.ranks import rank_pattern
+
+            pattern = rank_pattern(self.ranks, r)
+            kwargs.setdefault("rank_pattern", pattern)
+            kwargs.setdefault("alpha_pattern", {key: rank * alpha / r for key, rank in pattern.items()})
+        return LoraConfig(r=r, lora_alpha=alpha, **self.targets(), **kwargs)
 
     def verify(self, peft_model: nn.Module) -> None:
         """Check that exactly the chosen modules carry LoRA.
@@ -148,6 +207,8 @@ class Placement:
                 label=content["label"],
                 shapes={name: (int(shape[0]), int(shape[1])) for name, shape in content["shapes"].items()},
                 model=content["model"],
+                r=int(content["r"]),
+                ranks={name: int(rank) for name, rank in content["ranks"].items()},
             )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error
