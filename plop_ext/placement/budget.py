@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from plop_ext.errors import InputError
-from plop_ext.placement.cost import cost
+from plop_ext.placement.cost import WIDTHS, cost
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, largest_rank
 from plop_ext.scores import Scores
@@ -56,13 +56,13 @@ def make_budget(
         return None
     model = scores.provenance["model"]
     dtype = str(model.get("dtype") or "float32")
-    if max_memory is not None and dtype not in ("float64", "float32", "bfloat16", "float16"):
+    if max_memory is not None and dtype not in WIDTHS:
         raise InputError(f"`max_memory`: the model's weights are {dtype}, whose cost is unknown; give `max_params`")
-    width = {"float64": 8, "float32": 4}.get(dtype, 2)
+    width = WIDTHS.get(dtype)
     parameters = model.get("parameters")
     return Budget(
         _absolute("max_params", max_params, parameters),
-        _absolute("max_memory", max_memory, None if parameters is None else parameters * width),
+        _absolute("max_memory", max_memory, None if parameters is None or width is None else parameters * width),
         dtype,
         batch,
         seq,

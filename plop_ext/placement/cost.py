@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from plop_ext.placement.placement import Placement
 
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes of one value.
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Adam keeps two moments per parameter, in the parameter's type.
 _OPTIMIZER_STATES = 2
 # Projections back to the residual stream: they read what no sibling reads, also where the width is the same.
@@ -89,6 +90,6 @@ def _width(model: nn.Module | torch.dtype | str) -> int:
         dtype = next((p.dtype for p in parameters() if p.is_floating_point()), "float32") if parameters else model
         model = str(dtype)
     name = model.removeprefix("torch.")
-    if name not in _BYTES:
-        raise InputError(f"`model` has values of type {name}; name one of {', '.join(_BYTES)}")
-    return _BYTES[name]
+    if name not in WIDTHS:
+        raise InputError(f"`model` has values of type {name}; name one of {', '.join(WIDTHS)}")
+    return WIDTHS[name]

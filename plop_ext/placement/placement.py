@@ -34,6 +34,7 @@ class Placement:
         model: Class of the model that was scored.
         r: LoRA rank, where no other is asked for.
         ranks: Name to rank of every module, where they differ; empty for one rank.
+        reason: Why so many types, where that was not asked for by number.
     """
 
     modules: tuple[str, ...]
@@ -44,6 +45,7 @@ class Placement:
     model: str
     r: int = 16
     ranks: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
 
     def rank_of(self, name: str, r: int | None = None) -> int:
         """Rank of a module: `r`, or the placement's own."""
@@ -209,6 +211,7 @@ class Placement:
                 model=content["model"],
                 r=int(content["r"]),
                 ranks={name: int(rank) for name, rank in content["ranks"].items()},
+                reason=content["reason"],
             )
         except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error

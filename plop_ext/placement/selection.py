@@ -15,7 +15,7 @@ from plop_ext.placement.budget import Budget, fit, make_budget, most_types
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn
 from plop_ext.scores import Scores
-from plop_ext.statistics import DEFAULT_TYPES, auto_k
+from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
 STRATEGIES = ("lowest", "inverse", "attention", "mlp", "all", "random")
 RANKS = (None, "inverse-nfn")
@@ -51,6 +51,7 @@ def select(
         raise InputError(f'`{given[0]}` has no meaning with strategy="{strategy}"; leave one of the two out')
     budget = make_budget(scores, max_params, max_memory, batch, seq)
     candidates: list[Callable[[], Placement]]
+    reason = ""
     if strategy in ("attention", "mlp", "all"):
         candidates = [partial(_by_family, scores, strategy)]
     elif modules is not None or max_nfn is not None:
@@ -58,16 +59,16 @@ def select(
         candidates = [partial(_by_module, scores, modules, max_nfn, strategy, seed)]
     elif types is None or types == "auto":
         _require_signal(scores, strategy, asked=False)
-        count = (
-            max(1, min(DEFAULT_TYPES, len(scores.types))) if types is None else _automatic(scores, strategy, budget, r)
-        )
+        auto = None if types is None else _automatic(scores, strategy, budget, r)
+        count = max(1, min(DEFAULT_TYPES, len(scores.types))) if auto is None else auto.k
+        reason = "" if auto is None else f"automatic k: {auto.reason}"
         least = 1 if budget is not None else count
         candidates = [partial(_by_type, scores, k, strategy, seed) for k in range(count, least - 1, -1)]
     else:
         if isinstance(types, int):
             _require_signal(scores, strategy, asked=True)
         candidates = [partial(_by_type, scores, types, strategy, seed)]
-    return _with_ranks(scores, candidates, budget, r, ranks)
+    return replace(_with_ranks(scores, candidates, budget, r, ranks), reason=reason)
 
 
 def _with_ranks(
@@ -89,15 +90,15 @@ def _with_ranks(
     return placement if uneven is None else uneven
 
 
-def _automatic(scores: Scores, strategy: str, budget: Budget | None, r: int | None) -> int:
-    """The k of `auto_k`; where no boundary survives, what the budget allows."""
+def _automatic(scores: Scores, strategy: str, budget: Budget | None, r: int | None) -> AutoK:
+    """The result of `auto_k`; where no boundary survives, what the budget allows."""
     if strategy != "lowest":
         raise InputError(f'`types`="auto" looks for the lowest types; strategy="{strategy}" needs a number')
     fallback = None
     if budget is not None:
         every = [partial(_by_type, scores, k, strategy, 0) for k in range(1, len(scores.types) + 1)]
         fallback = most_types(every, budget, r)
-    return auto_k(scores.table, fallback).k
+    return auto_k(scores.table, fallback)
 
 
 def _require_signal(scores: Scores, strategy: str, asked: bool) -> None:

@@ -98,7 +98,7 @@ def auto_k(table: GainTable, fallback: int | None = None, seed: int = 0) -> Auto
     if real:
         k = min(real, key=lambda k: (abs(k - DEFAULT_TYPES), k))
         among = "the only cut" if len(real) == 1 else f"of the cuts after {_listed(real)} the nearest to 3, one"
-        return AutoK(k, True, f"after {k}: {among} that no resampling moves", boundaries)
+        return AutoK(k, True, f"{k}, as {among} that no resampling moves", boundaries)
     k = min(DEFAULT_TYPES, n_types) if fallback is None else fallback
     if n_types < 2:
         return AutoK(k, False, "there is one type", boundaries)
