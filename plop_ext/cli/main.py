@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"plop: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("plop: interrupted; nothing half-written is left behind", file=sys.stderr)
+        print(
+            "plop: interrupted; nothing half-written is left behind, and plop score --resume continues a run with -o",
+            file=sys.stderr,
+        )
         return 130
 
 

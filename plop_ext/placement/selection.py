@@ -61,7 +61,7 @@ def select(
         _require_signal(scores, strategy, asked=False)
         auto = None if types is None else _automatic(scores, strategy, budget, r)
         count = max(1, min(DEFAULT_TYPES, len(scores.types))) if auto is None else auto.k
-        reason = "" if auto is None else f"automatic k: {auto.reason}"
+        reason = "" if auto is None else f"automatic k is {auto.reason}"
         least = 1 if budget is not None else count
         candidates = [partial(_by_type, scores, k, strategy, seed) for k in range(count, least - 1, -1)]
     else:

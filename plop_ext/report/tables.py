@@ -87,7 +87,7 @@ def confidence_lines(scores: Scores) -> list[str]:
             f"tied{where}: {tie.lower} and {tie.upper}; their order holds in {tie.over_samples:.0%} of draws of "
             f"samples and {tie.over_layers:.0%} of draws of layers"
         )
-    lines.append(f"automatic k: {statistics.auto.k}, {statistics.auto.reason}")
+    lines.append(f"automatic k is {statistics.auto.reason}")
     return lines
 
 

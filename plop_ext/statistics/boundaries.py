@@ -56,7 +56,7 @@ class AutoK:
     Attributes:
         k: The choice.
         found: Whether a boundary survived; otherwise k is the fallback.
-        reason: One sentence that says why.
+        reason: k and why, to follow `automatic k is`.
         boundaries: Every cut that was looked at, k ascending.
     """
 
@@ -97,14 +97,17 @@ def auto_k(table: GainTable, fallback: int | None = None, seed: int = 0) -> Auto
     real = [boundary.k for boundary in boundaries if boundary.survives]
     if real:
         k = min(real, key=lambda k: (abs(k - DEFAULT_TYPES), k))
-        among = "the only cut" if len(real) == 1 else f"of the cuts after {_listed(real)} the nearest to 3, one"
-        return AutoK(k, True, f"{k}, as {among} that no resampling moves", boundaries)
+        if len(real) == 1:
+            reason = f"{k}: the only cut that no resampling moves"
+        else:
+            reason = f"{k}: of the cuts after {_listed(real)}, which no resampling moves, the nearest to 3"
+        return AutoK(k, True, reason, boundaries)
     k = min(DEFAULT_TYPES, n_types) if fallback is None else fallback
     if n_types < 2:
-        return AutoK(k, False, "there is one type", boundaries)
+        return AutoK(k, False, f"{k}: there is one type", boundaries)
     source = "the paper's number" if fallback is None else "what the budget allows"
-    crossed = f"; {table.types[k - 1]} and {table.types[k]} are tied across the cut" if k < n_types else ""
-    return AutoK(k, False, f"no cut survives resampling, so {k} is {source}{crossed}", boundaries)
+    across = f"; {table.types[k - 1]} and {table.types[k]} across it are tied" if k < n_types else ""
+    return AutoK(k, False, f"{k}: no cut survives resampling, so this is {source}{across}", boundaries)
 
 
 def _listed(values: list[int]) -> str:
