@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_ranks_by_score_reach_peft_with_alpha_over_r_constant(measured: tuple[to
     nfn = dict(zip(found.module_names, found.nfn, strict=True))
     # Lower NFN never gets the lower rank, and at the same parameters as one rank for all.
     ranked = sorted(placement.ranks, key=nfn.__getitem__)
-    assert all(placement.ranks[a] >= placement.ranks[b] for a, b in zip(ranked, ranked[1:], strict=False))
+    assert all(placement.ranks[a] >= placement.ranks[b] for a, b in pairwise(ranked))
     uniform = found.place(modules=0.5, r=8)
     assert uniform.ranks == {} and uniform.lora_config().rank_pattern == {}
     assert 0.85 < placement.num_parameters() / uniform.num_parameters() <= 1

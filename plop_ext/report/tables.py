@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from plop_ext.finetuning.comparison import Comparison
     from plop_ext.placement import Placement
     from plop_ext.placement.cost import Cost
+    from plop_ext.report.against import Against
     from plop_ext.scores import Scores
 
 _BAR_WIDTH = 12
@@ -126,6 +127,54 @@ def cost_line(cost: Cost) -> str:
     }
     listed = ", ".join(f"{name} {value / 2**20:,.1f}" for name, value in parts.items())
     return f"training adds {cost.total_bytes / 2**20:,.1f} MiB: {listed}"
+
+
+def cost_table(placements: Sequence[tuple[Placement, Cost]], step: tuple[int, int]) -> Table:
+    """What training each placement adds to the memory of the model itself.
+
+    Args:
+        placements: Placements with their cost.
+        step: Samples and tokens per sample that the cost is for.
+    """
+    table = Table(title=f"What training adds, MiB, at {step[0]} x {step[1]} tokens")
+    columns = ("placement", "types", "r", "parameters", "adapters", "gradients", "Adam", "activations", "total")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("placement", "types") else "right")
+    for placement, cost in placements:
+        parts = (cost.parameter_bytes, cost.gradient_bytes, cost.optimizer_bytes, cost.activation_bytes)
+        cells = [f"{value / 2**20:,.1f}" for value in (*parts, cost.total_bytes)]
+        rank = "own" if placement.ranks else str(placement.r)
+        parameters = f"{cost.trainable_parameters:,}"
+        table.add_row(placement.label, ", ".join(placement.types), rank, parameters, *cells)
+    return table
+
+
+def against_table(comparison: Against) -> Table:
+    """NFN by type in two score files."""
+    table = Table(title=f"{comparison.first_name} against {comparison.second_name}")
+    table.add_column("type")
+    for column in (comparison.first_name, comparison.second_name, "ratio", "beyond the data's error"):
+        table.add_column(column, justify="right")
+    for row in comparison.rows:
+        sure = "yes" if row.sure else ""
+        table.add_row(row.type, f"{row.first:.3f}", f"{row.second:.3f}", f"{row.ratio:.3f}", sure)
+    return table
+
+
+def against_lines(comparison: Against) -> list[str]:
+    """What the comparison says in words."""
+    lines = [f"the orders of the {len(comparison.rows)} common types agree with Kendall's tau {comparison.tau:.2f}"]
+    if comparison.swapped:
+        lines.append(f"of the {comparison.k} lowest, these are in one only: {', '.join(comparison.swapped)}")
+    else:
+        lines.append(f"both have the same {comparison.k} lowest types: {', '.join(comparison.shared)}")
+    for name, labels in (
+        (comparison.first_name, comparison.only_first),
+        (comparison.second_name, comparison.only_second),
+    ):
+        if labels:
+            lines.append(f"only in {name}: {', '.join(labels)}")
+    return lines
 
 
 def comparison_table(comparison: Comparison) -> Table:
