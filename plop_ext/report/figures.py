@@ -61,7 +61,9 @@ def heatmap(scores: Scores, chosen: Collection[str] = ()) -> Figure:
     norm = TwoSlopeNorm(0.0, low, high)
     colors = LinearSegmentedColormap.from_list("nfn", _DIVERGING)
     columns, rows = np.arange(len(layers) + 1) - 0.5, np.arange(len(types) + 1) - 0.5
-    mesh = axes.pcolormesh(columns, rows, np.ma.masked_invalid(values), cmap=colors, norm=norm, edgecolors="face", linewidth=0.4)
+    # Edges of the faces' colour: without them a viewer leaves hairlines between the cells.
+    mesh = axes.pcolormesh(columns, rows, np.ma.masked_invalid(values), cmap=colors, norm=norm, edgecolors="face")
+    mesh.set_linewidth(0.4)
     axes.invert_yaxis()
     if len(layers) <= _ANNOTATED_LAYERS:
         for (row, column), value in np.ndenumerate(grid.T):

@@ -96,7 +96,7 @@ def write_report(
     ranked = sorted(zip(scores.modules, scores.nfn.tolist(), strict=True), key=lambda pair: pair[1])
     page = environment.get_template(_TEMPLATE).render(
         version=__version__,
-        model=scores.provenance["model"],
+        name=scores.provenance["model"].get("name") or scores.provenance["model"]["class"],
         data=scores.provenance["data"],
         provenance=scores.provenance,
         details=json.dumps(dict(scores.provenance), indent=1),
