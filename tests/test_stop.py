@@ -13,6 +13,7 @@ from plop_ext.data import batches, encode, load_rows
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
 from plop_ext.models import load_model
+from plop_ext.scores import Scores
 from plop_ext.scoring import run as run_module
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.score import score
@@ -163,24 +164,61 @@ def test_bad_rules(arguments: dict[str, Any], message: str) -> None:
         StopRule(**arguments)
 
 
-@pytest.mark.parametrize("late", [0, 1])
-def test_totals_are_read_batch_by_batch_and_all_that_ran_count(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One batch behind, the batch under way when the set settles is in the result, not lost."""
-    if late:
-        device = torch.device("cpu")
-        monkeypatch.setattr(run_module, "input_device", lambda model: _Pretend(device))
-        monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
-    found = score(aligned(), toy_data(50), progress=False)
+def order_of(model: torch.nn.Module, data: list[torch.Tensor], rule: StopRule) -> tuple[str, Scores]:
+    """The forwards (f) and reads of totals (digit: of which batch) of a run."""
+    order: list[str] = []
+    receive = Collector.batch_totals
+
+    def spy(self: Collector, batch: int) -> torch.Tensor:
+        order.append(str(batch))
+        return receive(self, batch)
+
+    def forward(model: torch.nn.Module, batch: torch.Tensor) -> None:
+        order.append("f")
+        model(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collector, "batch_totals", spy)
+        found = score(model, data, stop=rule, max_samples=None, forward=forward, progress=False)
+    return "".join(order), found
+
+
+def tied_data(count: int) -> list[torch.Tensor]:
+    data = toy_data(count, size=2)
+    for batch in data:
+        batch[0, :, 8:] = 0
+        batch[1] = batch[0].flip(-1)
+    return data
+
+
+def test_on_a_device_totals_are_read_one_batch_late_but_for_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Split()
+    host = order_of(model, tied_data(6), StopRule(types=1))
+    assert host[0] == "f0f1f2f3f4f5"
+    monkeypatch.setattr(run_module, "input_device", lambda model: _Pretend())
+    monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
+    device = order_of(model, tied_data(6), StopRule(types=1))
+    assert device[0] == "ff01ff2f3f45"
+    assert len(device[1].sample_ids) == 12 and (device[1].totals == host[1].totals).all()
+    # A set that settles at the first look costs no batch more than the rule asks for.
+    settled = order_of(aligned(), toy_data(50), StopRule())
+    assert settled[0] == "ff01" and settled[1].provenance["stop"]["settled_at"] == 4
+
+
+def test_the_batch_under_way_when_the_set_settles_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "input_device", lambda model: _Pretend())
+    monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
+    looks = iter([0.5, 0.5, 1.0])
+    monkeypatch.setattr("plop_ext.scoring.stopping.set_stability", lambda table, rule: next(looks))
+    order, found = order_of(Split(), tied_data(20), StopRule(types=1))
     stop = found.provenance["stop"]
-    assert stop["settled_at"] == 4 and stop["samples"] == len(found.sample_ids) == 4 + 2 * late
-    assert (found.totals[:, :, 2] > 0).all()
+    assert order == "ff01ff2f34" and stop["settled_at"] == 8 and stop["samples"] == len(found.sample_ids) == 10
 
 
 class _Pretend:
-    type = "cuda"
+    """The host, looking like a CUDA device to the loop."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    type = "cuda"
 
 
 def test_batch_totals_are_those_of_the_batch(device: torch.device) -> None:
@@ -198,25 +236,13 @@ def test_batch_totals_are_those_of_the_batch(device: torch.device) -> None:
 
 
 @pytest.mark.gpu
-def test_the_device_is_never_idle_for_a_look() -> None:
-    """When the totals of a batch are awaited, the next forward is in the queue already."""
-    model = aligned(depth=2, width=16).cuda()
-    order: list[str] = []
-    receive = Collector.batch_totals
-
-    def spy(self: Collector, batch: int) -> torch.Tensor:
-        order.append(f"read {batch}")
-        return receive(self, batch)
-
-    def forward(model: torch.nn.Module, batch: torch.Tensor) -> None:
-        order.append("forward")
-        model(batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Collector, "batch_totals", spy)
-        found = score(model, toy_data(50), forward=forward, progress=False)
-    assert order == ["forward", "forward", "read 0", "forward", "read 1", "read 2"]
-    assert found.provenance["stop"]["settled_at"] == 4 and len(found.sample_ids) == 6
-    np.testing.assert_allclose(
-        found.nfn, score(aligned(2), toy_data(3), max_samples=None, progress=False).nfn, rtol=1e-4
-    )
+def test_cuda_runs_as_the_loop_says_and_agrees_with_the_host() -> None:
+    """While the totals of a batch are awaited, the next forward is in the queue."""
+    order, found = order_of(Split().cuda(), tied_data(6), StopRule(types=1))
+    assert order == "ff01ff2f3f45"
+    torch.manual_seed(0)
+    host = score(aligned(), toy_data(50), progress=False)
+    device = score(aligned().cuda(), toy_data(50), progress=False)
+    assert host.sample_ids.tolist() == device.sample_ids.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(device.nfn, host.nfn, rtol=1e-4)
+    assert (found.totals[:, :, 2] > 0).all()

@@ -29,6 +29,10 @@ class StopWatch:
         self._baseline = np.array(baseline)
         self._last = 0
 
+    def first_is_due(self, samples: int) -> bool:
+        """Whether `samples` are enough for the first look, and there was none yet."""
+        return self._last == 0 and samples >= self.rule.first_look
+
     def look(self, tables: Sequence[NDArray[np.float64]], samples: int) -> bool:
         """Whether the set has settled on the batches so far, [M, B, 5] each, with `samples` in all."""
         if self.settled or not self.rule.is_due(samples, self._last):
