@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
         )
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    results.save(args, "early_stop", rows, model="plop-tiny", data="arithmetic", samples=args.samples, pool=len(encoded))
+    settings = {"model": "plop-tiny", "data": "arithmetic", "samples": args.samples, "pool": len(encoded)}
+    results.save(args, "early_stop", rows, **settings)
 
 
 if __name__ == "__main__":

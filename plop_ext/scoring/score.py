@@ -129,7 +129,8 @@ def score(
             values = baselines.frobenius_baselines(found.layers, norms)
         collector = Collector(model, found.layers, last_call_only=compat is not None)
         watch = None if rule is None else StopWatch(rule, found.layers, values)
-        identity = {"model": describe_model(model), "data": data_name, **settings, "stop": str(rule)}
+        described = describe_model(model)
+        identity = {"model": described, "data": data_name, **settings, "stop": str(rule)}
         identity["modules"] = [layer.name for layer in found.layers]
         record = nullcontext() if journal is None else Journal(journal, identity, values, resume)
         total = limit if limit is not None else length(dataloader)
@@ -153,13 +154,13 @@ def score(
 
     device = found.layers[0].adapter.weight_rows(found.layers[0].module).device
     provenance = {
-        "model": describe_model(model),
+        "model": described,
         "data": {"name": data_name, "samples": len(done.ids)},
         "settings": settings,
         "stop": None if watch is None else watch.report(len(done.ids), available),
         "backend": ops.STATUS.backend(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "versions": versions(),
+        "versions": dict(versions()),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
     }
