@@ -62,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, default=4096, help="samples of the task that the full runs are drawn from")
     args = results.parse(parser, argv)
     if args.quick:
-        args.seeds, args.samples, args.pool = 2, 80, 100
+        args.seeds, args.samples, args.pool = 1, 24, 32
     model, tokenizer = load_model("plop-tiny", device=args.device)
     pad = tokenizer.pad_token_id
     encoded = encode(load_rows("arithmetic", max_samples=args.pool), tokenizer)
     pool = plop_ext.score(model, batches(encoded, batch_size=64, pad_token_id=pad), max_samples=None)
     cases = [(StopRule(types=k), 8) for k in range(1, len(pool.types))]
     cases += [(StopRule(), 1), (StopRule(), 4), (StopRule(modules=14), 8)]
+    if args.quick:
+        cases = [(StopRule(), 8), (StopRule(modules=14), 8)]
     rows = []
     for rule, batch in cases:
         same, used, settled = 0, [], 0

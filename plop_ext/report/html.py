@@ -104,6 +104,7 @@ def write_report(
         signal=None if statistics is None else statistics.signal,
         lines=tables.confidence_lines(scores),
         statistics=statistics,
+        sure={} if statistics is None else {item.type: item for item in statistics.types},
         by_type=scores.by_type(),
         modules=[(module, value) for module, value in ranked],
         chosen=set(chosen),

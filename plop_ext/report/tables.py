@@ -43,11 +43,12 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
     table.add_column("modules", justify="right")
     table.add_column("LoRA")
     largest = max(score.nfn for score in by_type)
-    for index, score in enumerate(by_type):
+    sure = {} if statistics is None else {item.type: item for item in statistics.types}
+    for score in by_type:
         if statistics is None:
             cells = [f"{score.lowest:.3f}", f"{score.highest:.3f}"]
         else:
-            item = statistics.types[index]
+            item = sure[score.type]
             cells = [
                 _range(item.over_samples),
                 _range(item.over_layers),

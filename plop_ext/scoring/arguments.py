@@ -7,6 +7,7 @@ from typing import Any
 
 from plop_ext.errors import InputError
 from plop_ext.scoring.baseline import BASELINES
+from plop_ext.scoring.batch import length
 from plop_ext.statistics import StopRule
 
 MASKS = ("attention", "completion", "all")
@@ -33,14 +34,18 @@ def extent(
     return DEFAULT_SAMPLES if isinstance(max_samples, str) else max_samples, rule
 
 
-def available_samples(dataloader: Iterable[Any], limit: int | None) -> int | None:
-    """Samples that would be read without a stop rule, where that is known."""
+def available_samples(dataloader: Iterable[Any], limit: int | None, batch: int) -> int | None:
+    """Samples that would be read without a stop rule, where that is known; exact but for a last, smaller batch.
+
+    Args:
+        dataloader: The data.
+        limit: Most samples to read.
+        batch: Samples in its first batch.
+    """
     known = getattr(dataloader, "samples", None)
     if known is None:
-        try:
-            known = len(dataloader.dataset)  # type: ignore[attr-defined]
-        except (AttributeError, TypeError):
-            known = None
+        batches = length(dataloader)
+        known = None if batches is None else batches * batch
     bounds = [value for value in (known, limit) if value is not None]
     return min(bounds) if bounds else None
 

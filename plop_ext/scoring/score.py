@@ -117,7 +117,6 @@ def score(
         "seed": seed,
         "compat": compat,
     }
-    available = available_samples(dataloader, limit)
     if rule is not None and hasattr(dataloader, "in_random_order"):
         dataloader = dataloader.in_random_order(seed)
 
@@ -151,6 +150,7 @@ def score(
     if not done.ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
     totals = np.concatenate(done.tables, axis=1)
+    available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
 
     device = found.layers[0].adapter.weight_rows(found.layers[0].module).device
     provenance = {
