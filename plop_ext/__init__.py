@@ -1,7 +1,8 @@
 """PLoP: where in this model should LoRA go for this task? (arXiv 2506.20629)
 
 `score` a model on task data, ask `Scores.statistics` how sure the ranking is, `Scores.place` LoRA on the module types
-with the lowest normalized feature norm, `Placement.lora_config` for PEFT. Importing needs torch and numpy; transformers and PEFT load when they are used.
+with the lowest normalized feature norm, `Placement.lora_config` for PEFT. Importing needs torch and numpy;
+transformers and PEFT load when they are used.
 """
 
 from __future__ import annotations

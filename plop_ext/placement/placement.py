@@ -139,11 +139,11 @@ class Placement:
         r = self.r if r is None else r
         alpha = 2 * r if lora_alpha is None else lora_alpha
         if self.ranks:
-            from plop_ext.placement.ranks import rank_pattern
+            from plop_ext.placement.ranks import alpha_pattern, rank_pattern
 
             pattern = rank_pattern(self.ranks, r)
             kwargs.setdefault("rank_pattern", pattern)
-            kwargs.setdefault("alpha_pattern", {key: rank * alpha / r for key, rank in pattern.items()})
+            kwargs.setdefault("alpha_pattern", alpha_pattern(pattern, alpha / r))
         return LoraConfig(r=r, lora_alpha=alpha, **self.targets(), **kwargs)
 
     def verify(self, peft_model: nn.Module) -> None:

@@ -59,6 +59,12 @@ def rank_pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:
     return {"|".join(group): rank for rank, group in sorted(names.items())}
 
 
+def alpha_pattern(ranks: Mapping[str, int], scale: float) -> dict[str, float]:
+    """PEFT's `alpha_pattern` for a `rank_pattern`: alpha / r is `scale` everywhere; whole numbers stay whole."""
+    alphas = {key: rank * scale for key, rank in ranks.items()}
+    return {key: int(alpha) if alpha == int(alpha) else alpha for key, alpha in alphas.items()}
+
+
 def check_rank(r: int | None) -> None:
     """Refuse a rank below 1."""
     if r is not None and r < 1:

@@ -56,8 +56,8 @@ def heatmap(scores: Scores, chosen: Collection[str] = ()) -> Figure:
     values = np.log2(grid.T)
     figure = _figure(0.9 + 0.36 * len(types))
     axes = figure.subplots()
-    spread = max(float(np.nanmax(np.abs(values))), 0.05)
-    low, high = min(float(np.nanmin(values)), -spread / 3), max(float(np.nanmax(values)), spread / 3)
+    # At least from 0.87 to 1.15: the noise of an untrained model shall look like what it is.
+    low, high = min(float(np.nanmin(values)), -0.2), max(float(np.nanmax(values)), 0.2)
     norm = TwoSlopeNorm(0.0, low, high)
     colors = LinearSegmentedColormap.from_list("nfn", _DIVERGING)
     columns, rows = np.arange(len(layers) + 1) - 0.5, np.arange(len(types) + 1) - 0.5
@@ -77,7 +77,8 @@ def heatmap(scores: Scores, chosen: Collection[str] = ()) -> Figure:
     axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
     axes.set_xlabel("layer")
     _bare(axes)
-    ticks = [value for value in (0.125, 0.25, 0.5, 0.7, 1, 1.4, 2, 4, 8, 16) if low <= math.log2(value) <= high]
+    steps = (0.125, 0.25, 0.5, 0.7, 1, 1.4, 2, 4, 8, 16) if high - low > 1 else (0.5, 0.7, 0.9, 1, 1.1, 1.4)
+    ticks = [value for value in steps if low <= math.log2(value) <= high]
     bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=14, ticks=np.log2(ticks))
     bar.ax.set_yticklabels([f"{value:g}" for value in ticks])
     bar.ax.minorticks_off()
@@ -215,12 +216,14 @@ def _bare(axes: Any) -> None:
 
 def _nfn_ticks(axis: Any, values: np.ndarray[Any, Any]) -> None:
     """Round numbers on a logarithmic axis, as many as the range needs."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
     low, high = float(np.min(values)), float(np.max(values))
     fine = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2, 2.5, 3)
     coarse = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50, 100)
     ticks = [tick for tick in (fine if high / low < 2.2 else coarse) if low / 1.05 <= tick <= high * 1.05]
+    if high / low < 1.3:
+        ticks = [float(tick) for tick in MaxNLocator(6).tick_values(low, high)]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_locator(NullLocator())
