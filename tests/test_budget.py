@@ -154,6 +154,7 @@ def test_types_are_given_up_before_the_rank_falls_too_low() -> None:
     assert len(found.place(max_params=3 * MIN_RANK * one - 1).types) == 2
     smallest = found.place(max_params=3 * one)
     assert len(smallest.types) == 1 and smallest.r == 3
+    assert smallest.reason == "the budget allows 1 of the 3 lowest types"
     fixed = found.place(max_params=100 * one, r=40)
     assert len(fixed.types) == 2 and fixed.r == 40
 
@@ -180,6 +181,9 @@ def test_both_budgets_and_uneven_ranks_hold_together() -> None:
     assert placement.num_parameters() <= 300_000
     assert placement.cost("float32", 1, 64).total_bytes <= 30_000_000
     assert len(set(placement.ranks.values())) > 1
+    at_rank = found.place(types=2, r=9, max_params=300_000, ranks="inverse-nfn")
+    assert len(set(at_rank.ranks.values())) > 1
+    assert at_rank.num_parameters() <= found.place(types=2, r=9).num_parameters()
 
 
 def test_automatic_k_falls_back_to_the_budget() -> None:

@@ -68,7 +68,11 @@ def select(
         if isinstance(types, int):
             _require_signal(scores, strategy, asked=True)
         candidates = [partial(_by_type, scores, types, strategy, seed)]
-    return replace(_with_ranks(scores, candidates, budget, r, ranks), reason=reason)
+    placement = _with_ranks(scores, candidates, budget, r, ranks)
+    if len(candidates) > 1 and len(placement.types) < len(candidates):
+        fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
+        reason = f"{reason}; {fewer}" if reason else fewer
+    return replace(placement, reason=reason)
 
 
 def _with_ranks(
@@ -84,7 +88,8 @@ def _with_ranks(
     allowed = placement.num_parameters()
 
     def fits(other: Placement) -> bool:
-        return other.num_parameters() <= allowed if budget is None or r is not None else budget.fits(other)
+        same = other.num_parameters() <= allowed
+        return same if budget is None else budget.fits(other) and (r is None or same)
 
     uneven = inverse_nfn(placement, dict(zip(scores.module_names, scores.nfn.tolist(), strict=True)), fits)
     return placement if uneven is None else uneven
