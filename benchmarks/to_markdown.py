@@ -173,7 +173,57 @@ HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "accuracy": _accuracy_headlines,
 }
 
+
+def early_stop(result: Result) -> str:
+    """One row per watched set and batch size."""
+    settings = result["settings"]
+    rows = [
+        [
+            row["watched"],
+            str(row["batch"]),
+            f"{row['same']} of {row['seeds']}",
+            f"{row['settled']} of {row['seeds']}",
+            f"{row['samples_median']:g}",
+            f"{row['samples_max']} ({row['share_max']:.1%})",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["lowest", "batch", f"same as all {settings['samples']} samples", "settled", "samples, median", "most"]
+    where = f"{settings['model']} on {settings['data']}, one random order of the data per seed."
+    return f"{where}\n\n{table(header, rows)}"
+
+
+def time_to_placement(result: Result) -> str:
+    """One row per candidate and batch size."""
+    settings = result["settings"]
+    rows = []
+    for row in result["rows"]:
+        spread = f" ({row['ms_p20']:.1f}-{row['ms_p80']:.1f})" if "ms_p20" in row else ""
+        name = row["candidate"]
+        if row.get("extrapolated"):
+            name += f", extrapolated from {row['measured_samples']} samples"
+        rows.append(
+            [
+                name,
+                str(row["batch"]),
+                f"{row['samples']} x {settings['tokens']}",
+                f"{row['ms']:.1f}{spread}",
+                f"{row['first_run_ms']:.1f}" if "first_run_ms" in row else "",
+                f"{row['times_faster']:.0f} x" if "times_faster" in row else "1 x",
+            ]
+        )
+    header = ["candidate", "batch", "samples x tokens read", "ms, median (p20-p80)", "first run, ms", "faster"]
+    facts = (
+        f"{settings['shape']}, {settings['dtype']}, {settings['modules']} modules, {settings['samples']} samples of "
+        f"{settings['tokens']} tokens on offer; of plop_ext's time, {settings['weight_norms_ms']:.1f} ms are the "
+        "weight norms.\n\n"
+    )
+    return facts + table(header, rows)
+
+
 RENDERERS = {
+    "early_stop": early_stop,
+    "time_to_placement": time_to_placement,
     "kernel_bandwidth": kernel_bandwidth,
     "scoring_overhead": overhead,
     "cpu_overhead": overhead,

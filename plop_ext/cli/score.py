@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from plop_ext.cli import options
 from plop_ext.cli.options import console
+from plop_ext.errors import InputError
+
+if TYPE_CHECKING:
+    from plop_ext.statistics import StopRule
 
 
 def add_parser(commands: Any) -> None:
@@ -15,7 +20,17 @@ def add_parser(commands: Any) -> None:
     options.add_data(parser)
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the scores as JSON")
     parser.add_argument("--heatmap", default=None, metavar="FILE", help="draw layers x types (.png, .svg, .pdf)")
-    parser.add_argument("--samples", type=int, default=16, help="samples to score (default: 16; single modules: 64)")
+    parser.add_argument("--samples", type=int, default=None, help="samples to score; default: until the types settle")
+    parser.add_argument(
+        "--stop",
+        default=None,
+        help="settled (default without --samples): end once the set is sure; none",
+    )
+    parser.add_argument("--settle-types", type=int, default=3, metavar="K", help="watch the K lowest (default: 3)")
+    parser.add_argument(
+        "--settle-modules", type=int, default=None, metavar="N", help="watch the N lowest single modules instead"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run that was to write OUTPUT")
     parser.add_argument("--batch-size", type=int, default=8, help="samples per forward (default: 8)")
     parser.add_argument("--mask", default="attention", help="which tokens count: attention (default) or completion")
     parser.add_argument("--baseline", default="frobenius", help="frobenius (default), or probe as in the paper")
@@ -34,16 +49,22 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from plop_ext.data import batches
     from plop_ext.report import plots, tables
+    from plop_ext.scoring.arguments import DEFAULT_SAMPLES
     from plop_ext.scoring.score import score
 
     options.check_output(args.output)
     options.check_output(args.heatmap)
+    if args.resume and not args.output:
+        raise InputError("`--resume` continues the run that was to write `--output`; name it")
+    rule = _stop_rule(args)
+    journal = None if args.output is None else Path(f"{args.output}.partial")
     model, tokenizer = options.load_model(args)
-    encoded = options.load_data(args, tokenizer, args.samples, mask=args.mask)
+    encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)
     scores = score(
         model,
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
         max_samples=None,
+        stop=rule,
         mask=args.mask,
         baseline=args.baseline,
         probes=args.probes,
@@ -54,15 +75,31 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         compat=args.compat,
         data_name=args.data,
+        journal=journal,
+        resume=args.resume,
         progress=not args.quiet,
     )
-    default = scores.place(types=min(3, len(scores.types)))
-    console.print(tables.scores_table(scores, chosen=default.types))
+    chosen = scores.types[:3] if scores.paper_script or scores.signal.found else ()
+    console.print(tables.scores_table(scores, chosen=chosen))
+    for line in tables.confidence_lines(scores):
+        console.print(line, highlight=False)
     for line in tables.unscored_lines(scores):
         console.print(line, style="dim", highlight=False)
     if args.heatmap:
-        plots.heatmap(scores, args.heatmap, chosen=default.types)
+        plots.heatmap(scores, args.heatmap, chosen=chosen)
         console.print(f"heatmap: {args.heatmap}", highlight=False)
     if args.output:
         scores.save(args.output)
+        if journal is not None:
+            journal.unlink(missing_ok=True)
         console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
+
+
+def _stop_rule(args: argparse.Namespace) -> StopRule | None:
+    """When to end, as `--stop` and `--samples` say."""
+    from plop_ext.statistics import StopRule
+
+    if args.stop not in (None, "settled", "none"):
+        raise InputError(f"`--stop` must be settled or none, got {args.stop!r}")
+    settles = args.stop == "settled" or (args.stop is None and args.samples is None and args.compat is None)
+    return StopRule(types=args.settle_types, modules=args.settle_modules) if settles else None

@@ -129,6 +129,12 @@ class Collector:
             return torch.zeros(len(self.layers), 0, len(TOTALS_FIELDS), dtype=torch.float64)
         return torch.cat(self._finished, dim=1)
 
+    def batch_totals(self, batch: int) -> Tensor:
+        """[M, B, 5] float64 on the CPU: totals of the `batch`-th closed batch, from 0. Waits for that one only."""
+        while len(self._finished) <= batch:
+            self._receive()
+        return self._finished[batch]
+
     def observe(self, parts: Sequence[tuple[int, LinearLayer]], call: Call) -> None:
         """Record one call of a module. Called by the hooks.
 
@@ -180,11 +186,14 @@ class Collector:
 
     def _drain(self, wait: bool) -> None:
         while self._transfers and (wait or self._transfers[0][1] is None or self._transfers[0][1].query()):
-            host, event = self._transfers.pop(0)
-            if event is not None:
-                event.synchronize()
-                host = host.clone()  # gives the pinned block back
-            self._finished.append(host)
+            self._receive()
+
+    def _receive(self) -> None:
+        host, event = self._transfers.pop(0)
+        if event is not None:
+            event.synchronize()
+            host = host.clone()  # gives the pinned block back
+        self._finished.append(host)
 
 
 class _Hook:
