@@ -61,10 +61,8 @@ class StopWatch:
         }
 
     def _table(self, totals: NDArray[np.float64]) -> GainTable | None:
-        few = np.array(
-            [MIN_EXPERT_TOKENS if isinstance(layer.adapter, ExpertsAdapter) else 1 for layer in self._layers]
-        )
-        seen = totals[:, :, 2].sum(axis=1) >= few
+        experts = np.array([isinstance(layer.adapter, ExpertsAdapter) for layer in self._layers])
+        seen = totals[:, :, 2].sum(axis=1) >= np.where(experts, MIN_EXPERT_TOKENS, 1)
         kept = np.flatnonzero(seen & np.isfinite(self._baseline) & (self._baseline > 0))
         if not len(kept):
             return None
