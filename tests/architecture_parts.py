@@ -114,7 +114,9 @@ def from_config(model: str, config: str, /, **fields: Any) -> Callable[[], nn.Mo
     def build() -> nn.Module:
         import transformers
 
-        return finished(getattr(transformers, model)(getattr(transformers, config)(**fields)))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of vectors such as the attention sinks of gpt-oss
+            return finished(getattr(transformers, model)(getattr(transformers, config)(**fields)))
 
     return build
 

@@ -232,6 +232,32 @@ def test_single_modules_of_a_mixture_are_placed_exactly() -> None:
         placement.verify(get_peft_model(case.build(), config))
 
 
+def test_experts_that_cannot_be_scored_still_make_it_a_mixture() -> None:
+    """PEFT rewrites by model type, whatever the experts are quantized to."""
+    model = ARCHITECTURES["deepseek_v3"].build()
+    for layer in model.model.layers[1:]:
+        layer.mlp.experts.down_proj = nn.Parameter(layer.mlp.experts.down_proj.to(torch.int8), requires_grad=False)
+    layers = discover(model).layers
+    assert not any(layer.adapter.kind == "fused experts" for layer in layers)
+    targets = {layer.name: layer.target for layer in layers}
+    assert targets["model.layers.0.mlp.down_proj"].parameter
+    assert targets["model.layers.1.mlp.shared_experts.gate_proj"].name.endswith("gate_proj.weight")
+    assert not targets["model.layers.0.self_attn.o_proj"].parameter
+
+
+def test_experts_of_another_class_make_it_a_mixture_too() -> None:
+    from transformers.integrations.finegrained_fp8 import FP8Experts
+
+    model = ARCHITECTURES["deepseek_v3"].build()
+    for layer in model.model.layers[1:]:
+        layer.mlp.experts = FP8Experts(model.config, block_size=(128, 128))
+    found = discover(model)
+    assert all(
+        "no adapter reads its class" in item.reason for item in found.unscored if item.layer_class == "FP8Experts"
+    )
+    assert {layer.name: layer.target.parameter for layer in found.layers}["model.layers.0.mlp.down_proj"]
+
+
 def test_up_without_gate_is_said_and_emitted_as_the_whole_parameter() -> None:
     case = ARCHITECTURES["qwen3_moe"]
     scores = quietly(case.build(), long_batch())

@@ -162,7 +162,7 @@ def test_bitsandbytes_4bit_is_read_in_chunks() -> None:
 
 @needs("bitsandbytes")
 def test_bitsandbytes_8bit() -> None:
-    """The forward rounds activations to int8 too, which is no part of W: output norms are off by up to 1 %."""
+    """The forward rounds activations to int8 too, which is no part of W: a module is off by up to 0.14 %."""
     model = replace_linears(wide_llama(), int8)
     layer = model.model.layers[0].mlp.up_proj
     exact = layer.weight.data.double() * (adapter_for(layer)._scales(layer).double() / 127)[:, None]
@@ -177,7 +177,7 @@ def test_bitsandbytes_8bit() -> None:
             for name in scores.module_names
         }
         expected = oracle(model, text_batch(), scores, weights=weights)
-    assert dict(zip(scores.module_names, scores.nfn.tolist(), strict=True)) == pytest.approx(expected, rel=1e-2)
+    assert dict(zip(scores.module_names, scores.nfn.tolist(), strict=True)) == pytest.approx(expected, rel=3e-3)
 
 
 @needs("bitsandbytes")

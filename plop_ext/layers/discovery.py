@@ -12,7 +12,7 @@ from plop_ext.errors import InputError
 # Each registers its adapters; the last imported is asked first, so `quantized` has to follow `opaque`.
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
-from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.layers.experts import ExpertsAdapter, holds_fused_experts
 from plop_ext.layers.fused import split_for
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
@@ -172,7 +172,7 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
-    is_moe = any(isinstance(candidate.adapter, ExpertsAdapter) for candidate in candidates)
+    is_moe = any(holds_fused_experts(module) for _, module in base_modules(model))
     layers = tuple(
         LinearLayer(
             candidate.name,
