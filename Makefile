@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test lint wheel-test gpu-test gpu-bench clean
+.PHONY: setup demo test lint wheel-test gpu-test gpu-sanitize gpu-bench clean
 
 setup: $(VENV)/.native
 
@@ -43,6 +43,18 @@ wheel-test: setup
 gpu-test:
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	PLOP_REQUIRE_CUDA=1 $(PYTHON) -m pytest -m gpu
+
+# Memory errors and races in the kernels; slow, so only the tests that launch each kernel once per shape.
+SANITIZE := tests/test_ops.py tests/test_ops_gain_totals.py -m gpu -k 'equals_the_oracle or step_and_phase or layout'
+gpu-sanitize:
+	for tool in memcheck racecheck; do \
+	  PLOP_REQUIRE_CUDA=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest $(SANITIZE) || exit 1; \
+	done
+
+# The GPU figures of the README, about three minutes on one GPU.
+gpu-bench:
+	$(PYTHON) -m benchmarks.kernel_bandwidth --output benchmarks/results/kernel_bandwidth.json
+	$(PYTHON) -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
 
 clean:
 	rm -rf build dist *.egg-info plop_ext/*.so $(VENV)/.native

@@ -4,7 +4,8 @@ python -m benchmarks.to_markdown benchmarks/results/*.json                      
 python -m benchmarks.to_markdown benchmarks/results/*.json --update README.md    puts them between their markers
 python -m benchmarks.to_markdown benchmarks/results/*.json --check README.md     fails if the file says something else
 
-The markers of `results/NAME.json` are `<!-- benchmark: NAME -->` and `<!-- /benchmark: NAME -->`.
+The markers of `results/NAME.json` are `<!-- benchmark: NAME -->` and `<!-- /benchmark: NAME -->`; those of `summary`
+hold the headline figures of all files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def overhead(result: Result) -> str:
         )
     facts.append(f"the weight norms take {settings['weight_norms_ms']:.1f} ms once per run")
     if settings.get("host_waits"):
-        waits = [name for name, value in settings["host_waits"].items() if value]
-        facts.append(f"host waits for the device: {', '.join(waits) or 'none'}")
+        waits = [f"{name} {count}" for name, count in settings["host_waits"].items()]
+        facts.append(f"host waits for the device in one forward: {', '.join(waits)}")
     published = [row["times_plop_ext"] for row in result["rows"] if "times_plop_ext" in row]
     if published:
         facts.append(f"the published script takes {published[0]:.1f} times as long as plop_ext")
@@ -169,6 +170,56 @@ def time_to_placement(result: Result) -> str:
     return facts + table(header, rows)
 
 
+def summary(results: Mapping[str, Result]) -> str:
+    """The headline figures of all results, one line each."""
+    rows = [line for name, lines in HEADLINES.items() if name in results for line in lines(results[name])]
+    return table(["figure", "measured", "on"], [[*line] for line in rows])
+
+
+def _where(result: Result) -> str:
+    env = result["environment"]
+    return env["gpu"] or f"{env['threads']} CPU threads"
+
+
+def _bandwidth_headlines(result: Result) -> list[tuple[str, str, str]]:
+    shares = [
+        row["of_copy"]
+        for row in result["rows"]
+        if row["candidate"] == "plop_ext" and row["dtype"] == "bf16" and row["mib"] >= 256
+    ]
+    if not shares:
+        return []
+    text = f"{min(shares):.2f} to {max(shares):.2f}"
+    return [("kernel's read bandwidth / the device's copy bandwidth, bf16, 256 MiB and more", text, _where(result))]
+
+
+def _overhead_headlines(result: Result) -> list[tuple[str, str, str]]:
+    settings, found = result["settings"], []
+    shape = f"{settings['shape']}, {settings['batch']} x {settings['tokens']}"
+    for row in result["rows"]:
+        if row["candidate"] != "plain forward":
+            what = f"{row['candidate']} / plain forward, {shape}"
+            found.append((what, f"{row['ratio']:.3f}" if row["ratio"] < 3 else f"{row['ratio']:.1f}", _where(result)))
+        if row["candidate"] == "plop_ext" and row["extra_peak_mib"] is not None:
+            found.append((f"plop_ext's extra memory, {shape}", f"{row['extra_peak_mib']:.1f} MiB", _where(result)))
+    return found
+
+
+def _accuracy_headlines(result: Result) -> list[tuple[str, str, str]]:
+    return [
+        (f"largest relative error of a module's NFN, {row['dtype']} model", f"{row['max_relative_error']:.0e}", "CPU")
+        for row in result["rows"]
+        if row["case"] == "llama"
+    ]
+
+
+HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
+    "kernel_bandwidth": _bandwidth_headlines,
+    "scoring_overhead": _overhead_headlines,
+    "cpu_overhead": _overhead_headlines,
+    "accuracy": _accuracy_headlines,
+}
+
 RENDERERS = {
     "early_stop": early_stop,
     "time_to_placement": time_to_placement,
@@ -199,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     target.add_argument("--update", type=Path, metavar="FILE")
     target.add_argument("--check", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    tables = {path.stem: render(json.loads(path.read_text(encoding="utf-8"))) for path in args.results}
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in args.results}
+    tables = {name: render(result) for name, result in results.items()}
+    tables["summary"] = f"{summary(results)}\n"
     document = args.update or args.check
     if document is None:
         print("\n".join(f"## {name}\n\n{content}" for name, content in tables.items()), end="")

@@ -55,7 +55,7 @@ RowSumsqArgs checked_args(const Tensor& out,                  // [R]
   STD_TORCH_CHECK(step >= 1, kOp, ": step must be at least 1, got ", step);
   STD_TORCH_CHECK(phase >= 0 && phase < step, kOp, ": phase must be in [0, step), got ", phase);
   const int64_t rows = outer * args.inner;
-  args.n_rows = rows > phase ? (rows - phase + step - 1) / step : 0;
+  args.n_rows = rows > phase ? (rows - phase - 1) / step + 1 : 0;
   STD_TORCH_CHECK(out.size(0) == args.n_rows, kOp, ": out must have ", args.n_rows, " elements, got ", out.size(0));
 
   // One row axis where the two can be merged; strides of axes of one element carry no information.

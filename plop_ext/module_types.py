@@ -56,7 +56,7 @@ def module_path(model: nn.Module, name: str) -> ModulePath:
         if part.isdigit() and (isinstance(parent, nn.ModuleList) or position + 1 < len(parts)):
             layer = int(part) if layer is None else layer
             last_index = len(kept)
-        else:
+        elif part != "_orig_mod":  # what `torch.compile(module)` wraps
             kept.append(part)
         parent = getattr(parent, part, parent)
     in_block = kept[last_index:] if 0 <= last_index < len(kept) else kept

@@ -14,22 +14,23 @@ if TYPE_CHECKING:
     from plop_ext.scores import ScoredModule, Scores
 
 # The published script's list, matched as substrings of module names.
-GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
 
 
 def gain(totals: NDArray[np.float64], sample_batches: NDArray[np.int64]) -> NDArray[np.float64]:
     """[M] mean over the batches' means, without weights; zero inputs count as gain zero."""
     counted = totals[:, :, 2] + totals[:, :, 3]
-    means = [
-        totals[:, sample_batches == batch, 0].sum(axis=1) / counted[:, sample_batches == batch].sum(axis=1)
-        for batch in np.unique(sample_batches)
-    ]
-    return np.mean(means, axis=0)
+    members = [sample_batches == batch for batch in np.unique(sample_batches)]
+    gains = np.array([totals[:, member, 0].sum(axis=1) for member in members])
+    tokens = np.array([counted[:, member].sum(axis=1) for member in members])
+    # A batch that did not call a module has no mean of it.
+    called = tokens > 0
+    return np.divide(gains, tokens, out=np.zeros_like(gains), where=called).sum(axis=0) / called.sum(axis=0)
 
 
 def groups(names: Sequence[str]) -> dict[str, list[int]]:
     """Positions of the modules of each group; a module can be in several, or in none."""
-    found = {group: [i for i, name in enumerate(names) if group in name] for group in GROUPS}
+    found = {group: [i for i, name in enumerate(names) if group in name] for group in PAPER_GROUPS}
     return {group: members for group, members in found.items() if members}
 
 

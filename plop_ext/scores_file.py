@@ -50,18 +50,21 @@ def read(path: str | os.PathLike[str]) -> Scores:
         for module in content["modules"]:
             module.pop("nfn_interval", None)
         totals = [[table[field] for field in TOTALS_FIELDS] for table in tables]
-        samples = content["samples"]
+        lists = content["samples"]
         scores = Scores(
             modules=tuple(ScoredModule(**module) for module in content["modules"]),
             totals=np.array(totals, dtype=np.float64).transpose(0, 2, 1).copy(),
-            sample_ids=np.array(samples["ids"], dtype=np.int64),
-            sample_batches=np.array(samples["batches"], dtype=np.int64),
+            sample_ids=np.array(lists["ids"], dtype=np.int64),
+            sample_batches=np.array(lists["batches"], dtype=np.int64),
             unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
             provenance=content["provenance"],
         )
-        if not len(scores.sample_ids) == len(scores.sample_data) == scores.totals.shape[1] or not scores.modules:
+        samples = scores.totals.shape[1]
+        if scores.sample_ids.shape != (samples,) or scores.sample_batches.shape != (samples,):
+            raise ValueError
+        if len(scores.sample_data) != samples:
             raise ValueError
         scores.by_type()
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"`{path}` is a damaged scores file; write it again with `plop score`") from error
     return scores

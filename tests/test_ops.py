@@ -100,7 +100,7 @@ def test_a_float32_bias_is_not_rounded(device: torch.device, dtype: torch.dtype,
     check(torch.randn(2, 9, width, device=device).to(dtype)[:, 1::2], bias)
 
 
-@pytest.mark.parametrize("step, phase", [(1, 0), (2, 0), (2, 1), (3, 2), (8, 5), (50, 49), (2**40, 7)])
+@pytest.mark.parametrize("step, phase", [(1, 0), (2, 0), (2, 1), (3, 2), (8, 5), (50, 49), (2**40, 7), (2**63 - 1, 2)])
 @pytest.mark.parametrize("shape", [(11, 37), (3, 5, 37), (4, 1, 37)], ids=str)
 def test_step_and_phase(device: torch.device, shape: tuple[int, ...], step: int, phase: int) -> None:
     x = torch.randn(shape, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from plop_ext.errors import InputError
+from plop_ext.finetuning.comparison import Comparison, ComparisonRow
 from plop_ext.report import plots, tables
 from plop_ext.report.grid import layer_grid
 from plop_ext.scores import ScoredModule, Scores, UnscoredModule
@@ -87,3 +89,46 @@ def test_layer_grid_leaves_missing_cells_empty() -> None:
     layers, grid = layer_grid(partial, list(TYPES))
     assert layers == [0, 1]
     assert np.isnan(grid[1, 2]) and np.allclose(grid[0], [2.0, 0.5, 1.0])
+
+
+def make_comparison(*, diverged: bool = False) -> Comparison:
+    """All-linear, which may have diverged, and two others; one of them lost just as much as all-linear."""
+    reference = (math.nan, math.nan) if diverged else (1.0, 1.25)
+    rows = []
+    for label, modules, losses in (
+        ("lowest-3", 6, (1.0, 1.25)),
+        ("all-linear", 14, reference),
+        ("mlp", 8, (0.5, 1.0)),
+    ):
+        rows.append(
+            ComparisonRow(
+                label=label,
+                strategy=label.split("-")[0],
+                types=("q_proj",),
+                modules=modules,
+                r=4,
+                params=1000,
+                learning_rate=1e-3,
+                lr_at_edge=False,
+                tuning=((1e-3, 1.0),),
+                losses=losses,
+                differences=tuple(loss - other for loss, other in zip(losses, reference, strict=True)),
+                seconds_per_step=0.1,
+                diverged=sum(map(math.isnan, losses)),
+            )
+        )
+    return Comparison(tuple(rows), 2.0, 1000, (0, 1), (1e-3,))
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_all_linear_is_the_reference_whatever_its_losses(diverged: bool, tmp_path: Path) -> None:
+    comparison = make_comparison(diverged=diverged)
+    assert comparison.reference.label == "all-linear"
+    lines = {
+        line.split()[1]: line for line in render(tables.comparison_table(comparison)).splitlines() if "1,000" in line
+    }
+    cells = {label: line.split("│")[7].strip() for label, line in lines.items()}
+    assert cells["all-linear"] == ""
+    assert cells["lowest-3"] == ("+nan" if diverged else "+0.0000 ± 0.0000")
+    plots.comparison_plot(comparison, tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000

@@ -1,6 +1,6 @@
-// Sum of squares per row: a group of 8 or 32 threads or a whole block per row, by K alone. A row is cut into chunks of
-// 16 bytes; chunk c belongs to thread c % group and there to accumulator (c / group) % kUnroll, whether it is read by
-// one 16-byte load or element by element, so both paths give the same bits. Reads each activation once and writes 4
+// Sum of squares per row: a group of 4, 8 or 32 threads or a whole block per row, by K alone. A row is cut into chunks
+// of 16 bytes; chunk c belongs to thread c % group and there to accumulator (c / group) % kUnroll, whether it is read
+// by one 16-byte load or element by element, so both paths give the same bits. Reads each activation once and writes 4
 // bytes a row: bound by memory bandwidth.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -12,10 +12,12 @@
 namespace plop_ext {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kVectorBytes = 16;
 // Independent 16-byte loads in flight per thread.
 constexpr int kUnroll = 4;
+// Rows of more chunks take a whole block, or one warp would work on while the others are done.
+constexpr int64_t kWidestWarpRow = 4096;
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 
 template <typename T>
@@ -40,45 +42,85 @@ struct alignas(kVectorBytes) Chunk {
   T values[kSize];
 };
 
-// Adds chunk `c` of a row to `sum`. The last chunk of a row may be partial.
-template <typename T, typename B, bool kVector, bool kBias>
-__device__ __forceinline__ typename SumOf<T>::type chunk_sumsq(const T* __restrict__ row, const B* __restrict__ bias,
-                                                               int64_t c, int64_t n, int64_t stride,
-                                                               typename SumOf<T>::type sum) {
-  using Sum = typename SumOf<T>::type;
-  constexpr int kSize = kChunk<T>;
-  const int64_t k0 = c * kSize;
-  if (kVector && k0 + kSize <= n) {
-    const auto chunk = *reinterpret_cast<const Chunk<T, kSize>*>(row + k0);
-    if constexpr (kBias) {
-      const auto shift = *reinterpret_cast<const Chunk<B, kSize>*>(bias + k0);
+// Sum plus the squares of a chunk, element by element.
+template <bool kBias, typename T, typename B, typename Sum>
+__device__ __forceinline__ Sum add_squares(Sum sum, const Chunk<T, kChunk<T>>& chunk,
+                                           const Chunk<B, kChunk<T>>& shift) {
 #pragma unroll
-      for (int j = 0; j < kSize; ++j) {
-        const Sum v = load_value(chunk.values[j]) - static_cast<Sum>(load_value(shift.values[j]));
-        sum += v * v;
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kSize; ++j) {
-        const Sum v = load_value(chunk.values[j]);
-        sum += v * v;
-      }
-    }
-    return sum;
-  }
-#pragma unroll
-  for (int j = 0; j < kSize; ++j) {
-    if (k0 + j < n) {
-      Sum v = load_value(row[(k0 + j) * stride]);
-      if (kBias) v -= static_cast<Sum>(load_value(bias[k0 + j]));
-      sum += v * v;
-    }
+  for (int j = 0; j < kChunk<T>; ++j) {
+    Sum v = load_value(chunk.values[j]);
+    if constexpr (kBias) v -= static_cast<Sum>(load_value(shift.values[j]));
+    sum += v * v;
   }
   return sum;
 }
 
+// One 16-byte load through the read-only path (two for a float32 bias of 16-bit rows).
+template <typename T, int kSize>
+__device__ __forceinline__ Chunk<T, kSize> load_vector(const T* __restrict__ p) {
+  constexpr int kLoads = kSize * sizeof(T) / kVectorBytes;
+  Chunk<T, kSize> chunk;
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    reinterpret_cast<uint4*>(&chunk)[i] = __ldg(reinterpret_cast<const uint4*>(p) + i);
+  }
+  return chunk;
+}
+
+// Element by element; those past the row's end are zero and add nothing.
+template <typename T, int kSize>
+__device__ __forceinline__ Chunk<T, kSize> load_elements(const T* __restrict__ p, int64_t k0, int64_t n,
+                                                         int64_t stride) {
+  Chunk<T, kSize> chunk;
+#pragma unroll
+  for (int j = 0; j < kSize; ++j) chunk.values[j] = k0 + j < n ? p[(k0 + j) * stride] : T(0.0f);
+  return chunk;
+}
+
 template <typename T, typename B, int kGroup, bool kVector, bool kBias>
-__global__ void __launch_bounds__(kThreads) row_sumsq_kernel(const RowSumsqArgs args) {
+__device__ __forceinline__ typename SumOf<T>::type lane_sumsq(const T* __restrict__ row, const B* __restrict__ bias,
+                                                              int64_t n, int64_t stride, int lane) {
+  constexpr int kSize = kChunk<T>;
+  typename SumOf<T>::type sums[kUnroll] = {};
+  Chunk<T, kSize> chunks[kUnroll];
+  Chunk<B, kSize> shift = {};
+  const int64_t whole = kVector ? n / kSize : 0;  // chunks read by vector loads
+  int64_t c = lane;
+  // No branch between the loads: all of them are in flight before the first is used.
+  for (; c + (kUnroll - 1) * kGroup < whole; c += kUnroll * kGroup) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) chunks[u] = load_vector<T, kSize>(row + (c + u * kGroup) * kSize);
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if constexpr (kBias) shift = load_vector<B, kSize>(bias + (c + u * kGroup) * kSize);
+      sums[u] = add_squares<kBias>(sums[u], chunks[u], shift);
+    }
+  }
+  for (; c * kSize < n; c += kUnroll * kGroup) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t place = c + u * kGroup;
+      if (place < whole) {
+        chunks[u] = load_vector<T, kSize>(row + place * kSize);
+        if constexpr (kBias) shift = load_vector<B, kSize>(bias + place * kSize);
+      } else {
+        chunks[u] = load_elements<T, kSize>(row, place * kSize, n, stride);
+        if constexpr (kBias) shift = load_elements<B, kSize>(bias, place * kSize, n, 1);
+      }
+      sums[u] = add_squares<kBias>(sums[u], chunks[u], shift);
+    }
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// 16 blocks a multiprocessor need at most 32 registers a thread: 3 % more bandwidth at K = 4096 in bf16 on an H200. The
+// other variants would spill.
+template <typename T, int kGroup, bool kVector, bool kBias>
+constexpr int kMinBlocks = kGroup <= kWarpSize && kVector && !kBias && sizeof(T) < sizeof(float) ? 16 : 1;
+
+template <typename T, typename B, int kGroup, bool kVector, bool kBias>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias>)
+    row_sumsq_kernel(const RowSumsqArgs args) {
   using Sum = typename SumOf<T>::type;
   constexpr int kRows = kThreads / kGroup;
   __shared__ Sum scratch[kThreads / kWarpSize];
@@ -86,35 +128,20 @@ __global__ void __launch_bounds__(kThreads) row_sumsq_kernel(const RowSumsqArgs 
   const T* __restrict__ x = static_cast<const T*>(args.x);
   const B* __restrict__ bias = static_cast<const B*>(args.bias);
   Sum* __restrict__ out = static_cast<Sum*>(args.out);
-  const int64_t n = args.in_features;
-  const int64_t chunks = (n + kChunk<T> - 1) / kChunk<T>;
   const int lane = threadIdx.x % kGroup;
   const int64_t blocks = (args.n_rows + kRows - 1) / kRows;
 
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const int64_t r = block * kRows + threadIdx.x / kGroup;
     const bool active = r < args.n_rows;
-    Sum sums[kUnroll] = {};
+    Sum sum = 0;
     if (active) {
       const int64_t row = args.phase + r * args.step;
       // The launcher merges the two row axes whenever it can; then `inner` covers all rows and no division is needed.
       const T* p = row < args.inner ? x + row * args.row_stride
                                     : x + (row / args.inner) * args.outer_stride + (row % args.inner) * args.row_stride;
-      int64_t c = lane;
-      for (; c + (kUnroll - 1) * kGroup < chunks; c += kUnroll * kGroup) {
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          sums[u] = chunk_sumsq<T, B, kVector, kBias>(p, bias, c + u * kGroup, n, args.feature_stride, sums[u]);
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll - 1; ++u) {
-        if (c + u * kGroup < chunks) {
-          sums[u] = chunk_sumsq<T, B, kVector, kBias>(p, bias, c + u * kGroup, n, args.feature_stride, sums[u]);
-        }
-      }
+      sum = lane_sumsq<T, B, kGroup, kVector, kBias>(p, bias, args.in_features, args.feature_stride, lane);
     }
-    Sum sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     if (kGroup == kThreads) {
       sum = block_sum<kThreads>(sum, scratch);
     } else {
@@ -135,9 +162,11 @@ void enqueue(const RowSumsqArgs& args, cudaStream_t stream) {
 template <typename T, typename B, bool kVector, bool kBias>
 void enqueue_by_width(const RowSumsqArgs& args, cudaStream_t stream) {
   const int64_t chunks = (args.in_features + kChunk<T> - 1) / kChunk<T>;
-  if (chunks <= 16) {
+  if (chunks <= 4 * kUnroll) {
+    enqueue<T, B, 4, kVector, kBias>(args, stream);
+  } else if (chunks <= 16 * kUnroll) {
     enqueue<T, B, 8, kVector, kBias>(args, stream);
-  } else if (chunks <= 4096) {
+  } else if (chunks <= kWidestWarpRow) {
     enqueue<T, B, kWarpSize, kVector, kBias>(args, stream);
   } else {
     enqueue<T, B, kThreads, kVector, kBias>(args, stream);

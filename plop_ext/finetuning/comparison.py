@@ -24,7 +24,7 @@ class ComparisonRow:
 
     Attributes:
         label: Name of the placement.
-        strategy: How its modules were chosen; `"all"` is the reference of the others.
+        strategy: How its modules were chosen.
         types: Module types that it adapts.
         modules: Number of modules that it adapts.
         r: Rank, the largest that fits the parameters allowed.
@@ -93,6 +93,11 @@ class Comparison:
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> ComparisonRow:
+        """The all-linear row: the one with the most modules, since every other placement is a part of it."""
+        return max(self.rows, key=lambda row: row.modules)
 
     @property
     def mismatch(self) -> float:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def select(
         least = 1 if budget is not None else count
         candidates = [partial(_by_type, scores, k, strategy, seed) for k in range(count, least - 1, -1)]
     else:
-        if isinstance(types, int):
+        if isinstance(types, Integral):
             _require_signal(scores, strategy, asked=True)
         candidates = [partial(_by_type, scores, types, strategy, seed)]
     placement = _with_ranks(scores, candidates, budget, r, ranks)
@@ -130,7 +131,7 @@ def _by_type(scores: Scores, types: int | str | Sequence[str], strategy: str, se
         if strategy != "lowest":
             raise InputError(f'`types` names its types; strategy="{strategy}" has nothing to choose, leave it out')
         return _placement(scores, [label for label in ranked if label in set(types)], "types", "+".join(types))
-    if isinstance(types, bool) or not 1 <= types <= len(ranked):
+    if isinstance(types, bool) or not isinstance(types, Integral) or not 1 <= types <= len(ranked):
         raise InputError(f"`types` must be between 1 and {len(ranked)}, the number of module types, got {types}")
     if strategy == "inverse":
         ranked.reverse()
@@ -157,13 +158,15 @@ def _by_module(
             raise InputError(f"`max_nfn`={max_nfn} selects nothing; the lowest module has NFN {nfn.min():.4g}")
         return _placement_of_modules(scores, chosen, "modules", f"nfn<={max_nfn:g}")
     assert modules is not None
-    if isinstance(modules, float):
+    if isinstance(modules, bool) or not isinstance(modules, Real):
+        raise InputError(f"`modules` must be a count or a fraction, got {modules!r}")
+    if not isinstance(modules, Integral):
         if not 0 < modules <= 1:
             raise InputError(f"`modules` as a fraction must be in (0, 1], got {modules}")
-        count, label = max(1, round(modules * total)), f"{modules:.0%} of modules"
+        count, label = max(1, round(modules * total)), f"{float(modules):.0%} of modules"
     else:
-        count, label = modules, f"{modules} modules"
-    if isinstance(modules, bool) or not 1 <= count <= total:
+        count, label = int(modules), f"{modules} modules"
+    if not 1 <= count <= total:
         raise InputError(f"`modules` must be between 1 and {total}, the number of scored modules, got {modules}")
     prefix = "" if strategy == "lowest" else f"{strategy} "
     return _placement_of_modules(scores, [int(i) for i in order[:count]], strategy, prefix + label)

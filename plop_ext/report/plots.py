@@ -56,15 +56,15 @@ def comparison_plot(comparison: Comparison, path: str | os.PathLike[str]) -> Non
     from matplotlib.figure import Figure
 
     rows = sorted(comparison.rows, key=lambda row: math.inf if math.isnan(row.loss_mean) else row.loss_mean)
+    reference = comparison.reference
     figure = Figure(figsize=(7.0, 1.4 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for position, row in enumerate(rows):
-        color = "black" if not any(row.differences) else figures.CHOSEN if row.strategy == "lowest" else figures.PLAIN
+        color = "black" if row is reference else figures.CHOSEN if row.strategy == "lowest" else figures.PLAIN
         losses = [loss for loss in row.losses if math.isfinite(loss)]
         axes.plot(losses, [position] * len(losses), "o", color=color, alpha=0.55, markersize=6)
         if losses:
             axes.plot([np.mean(losses)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=2)
-    reference = next(row for row in rows if not any(row.differences))
     if math.isfinite(reference.loss_mean):
         axes.axvline(reference.loss_mean, color="black", linewidth=0.8, linestyle=":")
     labels = [f"{row.label}  r={row.r}, {row.params:,} parameters" for row in rows]

@@ -190,7 +190,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in ("placement", "types") else "right")
     for row in sorted(comparison.rows, key=lambda row: math.inf if math.isnan(row.loss_mean) else row.loss_mean):
-        reference = not any(row.differences)
+        reference = row is comparison.reference
         table.add_row(
             row.label,
             ", ".join(row.types),

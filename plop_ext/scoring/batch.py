@@ -47,7 +47,12 @@ def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:
     if not isinstance(batch, Mapping) or SAMPLE_IDS not in batch:
         return batch, None
     rest = {key: value for key, value in batch.items() if key != SAMPLE_IDS}
-    return rest, torch.as_tensor(batch[SAMPLE_IDS]).tolist()
+    ids = torch.as_tensor(batch[SAMPLE_IDS])
+    if ids.shape != (batch_size(rest),):
+        raise InputError(
+            f"`sample_ids` in a batch must be [{batch_size(rest)}], one per sample, got {list(ids.shape)}"
+        )
+    return rest, ids.tolist()
 
 
 def token_mask(batch: Any, mask: str) -> Tensor | None:
@@ -63,6 +68,12 @@ def token_mask(batch: Any, mask: str) -> Tensor | None:
         labels = fields.get("labels")
         if labels is None:
             raise InputError("mask='completion' needs `labels` in every batch, -100 where a token does not count")
+        if labels.dim() != 2 or (attention is not None and labels.shape != attention.shape):
+            wanted = "[B, T]" if attention is None else list(attention.shape)
+            raise InputError(
+                f"mask='completion' needs `labels` with one entry per token, {wanted}, got {list(labels.shape)}; "
+                "pass mask='attention'"
+            )
         completion = labels != -100
         counted = completion if counted is None else counted & completion
     return counted

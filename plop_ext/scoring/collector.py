@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from plop_ext import ops
 from plop_ext.layers import LinearLayer
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
 # Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
@@ -38,7 +39,7 @@ class Collector:
         >>> with Collector(model, discover(model).layers) as collector:
         ...     for batch in dataloader:
         ...         collector.begin(batch_size=len(batch["input_ids"]), mask=batch["attention_mask"])
-        ...         model(**batch)
+        ...         outputs = model(**batch)
         ...         collector.end()
         >>> totals = collector.totals()  # [modules, samples, 5] float64
     """
@@ -50,9 +51,9 @@ class Collector:
         self.unassigned: dict[str, str] = {}
         self._model = model
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._compiled: list[tuple[nn.Module, Any]] = []
+        self._compiled: list[tuple[nn.Module, str, Any]] = []
         self._arenas: dict[tuple[torch.device, torch.dtype], _Arena] = {}
-        self._biases: dict[int, Tensor | None] = {}
+        self._biases: dict[tuple[int, torch.dtype], Tensor | None] = {}
         self._tokens: BatchTokens | None = None
         self._finished: list[Tensor] = []
         self._transfers: list[tuple[Tensor, torch.cuda.Event | None]] = []
@@ -60,13 +61,13 @@ class Collector:
     def __enter__(self) -> Collector:
         try:
             for module in self._model.modules():
-                compiled = getattr(module, "_compiled_call_impl", None)
-                if compiled is not None:
-                    self._compiled.append((module, compiled))
-                    module._compiled_call_impl = None
+                for name, eager in _compiled_calls(module).items():
+                    self._compiled.append((module, name, vars(module)[name]))
+                    vars(module)[name] = eager
             for index, layer in enumerate(self.layers):
                 hook = _Hook(self, index, layer)
-                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+                # First of the module's hooks: one of the user's may replace the output.
+                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
         except BaseException:
             self._detach()
             raise
@@ -99,7 +100,7 @@ class Collector:
         self._drain(wait=False)
         merged = torch.zeros(shape, dtype=torch.float64) if not batch else batch[0]
         for other in batch[1:]:
-            merged = merged + other.to(merged.device, non_blocking=True)
+            merged = merged + to_device(other, merged.device)
         if merged.device.type == "cuda":
             host = torch.empty(shape, dtype=torch.float64, pin_memory=True)
             host.copy_(merged, non_blocking=True)
@@ -128,6 +129,8 @@ class Collector:
         if tokens is None:  # a forward nobody announced, for instance one the model runs to warm up
             return
         x_rows, y_rows = _as_rows(x), _as_rows(y)
+        if tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
+            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
         rows = x_rows.shape[:-1].numel()
         token_map = tokens.map_for(rows, y.device)
         if token_map is None or y_rows.shape[:-1].numel() != rows:
@@ -141,11 +144,13 @@ class Collector:
             arena = _Arena(y.device, sum_dtype, len(self.layers))
             arena.start_batch(tokens.batch_size)
             self._arenas[(y.device, sum_dtype)] = arena
-        if index not in self._biases:
+        if (index, y.dtype) not in self._biases:
             bias = layer.adapter.bias(layer.module)
-            fits = bias is None or bias.dtype in (y.dtype, sum_dtype)
-            self._biases[index] = bias if fits or bias is None else bias.detach().to(sum_dtype)
-        arena.add(index, x, x_rows, y_rows, self._biases[index], token_map, tokens, self.last_call_only)
+            if bias is not None and bias.dtype != y.dtype:
+                # What was added: autocast rounds a bias to the type it computes in before it adds it.
+                bias = bias.detach().to(y.dtype)
+            self._biases[(index, y.dtype)] = bias
+        arena.add(index, x, x_rows, y_rows, self._biases[(index, y.dtype)], token_map, tokens, self.last_call_only)
 
     def _drain(self, wait: bool) -> None:
         while self._transfers and (wait or self._transfers[0][1] is None or self._transfers[0][1].query()):
@@ -162,8 +167,8 @@ class Collector:
         while self._handles:
             self._handles.pop().remove()
         while self._compiled:
-            module, compiled = self._compiled.pop()
-            module._compiled_call_impl = compiled
+            module, name, compiled = self._compiled.pop()
+            vars(module)[name] = compiled
         self._arenas.clear()
         self._biases.clear()
 
@@ -197,7 +202,7 @@ class _Arena:
         self._map: TokenMap | None = None
         # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
         # reference keeps no activation alive and cannot be fooled by an id that is used again.
-        self._inputs: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._inputs: dict[int, tuple[weakref.ref[Tensor], int | None, int]] = {}
 
     def start_batch(self, batch_size: int) -> None:
         shape = (self._n_modules, batch_size, len(TOTALS_FIELDS))
@@ -230,13 +235,14 @@ class _Arena:
                 self._sums = torch.empty(2 * rows, dtype=self._sums.dtype, device=self._device)
         if last_call_only:
             self._totals[module].zero_()
-        version = 0 if x.is_inference() else x._version
+        # An inference tensor counts no modifications, so that nothing tells whether its sums still hold.
+        version = None if x.is_inference() else x._version
         cached = self._inputs.get(id(x))
-        if cached is not None and cached[0]() is x and cached[1] == version:
+        if cached is not None and version is not None and cached[0]() is x and cached[1] == version:
             in_start = cached[2]
         else:
             if x.device != self._device:  # accelerate's offload hands the hook the input before it was moved
-                x_rows = x_rows.to(self._device, non_blocking=True)
+                x_rows = to_device(x_rows, self._device)
             in_start = self._sum(x_rows, None, rows, tokens)
             self._inputs[id(x)] = (weakref.ref(x), version, in_start)
         out_start = self._sum(y_rows, bias, rows, tokens)
@@ -260,6 +266,15 @@ class _Arena:
         self._modules.clear()
         self._inputs.clear()
         self._map = None
+
+
+def _compiled_calls(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes that hold a compiled call, and their eager values."""
+    calls: dict[str, Any] = {"_compiled_call_impl": None}  # set by `module.compile()`
+    inner = module._modules.get("_orig_mod")
+    if inner is not None:  # what `torch.compile(module)` returned
+        calls["forward"] = inner
+    return {name: eager for name, eager in calls.items() if vars(module).get(name) is not None}
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -42,8 +42,15 @@ class BatchTokens:
         self.batch_size = batch_size
         self.step = step
         self.phase = phase
+        self._shape = None if mask is None else tuple(mask.shape)
         self._mask = None if mask is None else mask.detach().reshape(-1).to(torch.bool)
         self._maps: dict[tuple[int, torch.device], TokenMap | None] = {}
+
+    def time_first(self, shape: torch.Size) -> bool:
+        """Whether an input of `shape` is [T, B, K], by the mask's [B, T]; where T = B it is taken for [B, T, K]."""
+        if self._shape is None or len(self._shape) != 2 or len(shape) != 3:
+            return False
+        return tuple(shape[:2]) == self._shape[::-1] != self._shape
 
     def map_for(self, rows: int, device: torch.device) -> TokenMap | None:
         """The map for a call that sees `rows` token vectors, or None if they cannot be assigned to the samples.
