@@ -213,11 +213,31 @@ def _accuracy_headlines(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
+def _placement_headlines(result: Result) -> list[tuple[str, str, str]]:
+    settings, found = result["settings"], []
+    for row in result["rows"]:
+        if row["candidate"] == "plop_ext":
+            what = f"published script / plop_ext, model to placement, {settings['shape']}, batches of {row['batch']}"
+            found.append((what, f"{row['times_faster']:.0f}", _where(result)))
+    return found
+
+
+def _early_stop_headlines(result: Result) -> list[tuple[str, str, str]]:
+    what = f"early stops on the placement of all {result['settings']['samples']} samples"
+    return [
+        (what, f"{row['same']} of {row['seeds']}, after {row['samples_max']} samples at most", _where(result))
+        for row in result["rows"]
+        if row["watched"] == "3 types" and row["batch"] == 8
+    ]
+
+
 HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "kernel_bandwidth": _bandwidth_headlines,
     "scoring_overhead": _overhead_headlines,
     "cpu_overhead": _overhead_headlines,
     "accuracy": _accuracy_headlines,
+    "time_to_placement": _placement_headlines,
+    "early_stop": _early_stop_headlines,
 }
 
 RENDERERS = {
