@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.headlines import HEADLINES
 from plop_ext.files import write_text_atomic
 
 Result = Mapping[str, Any]
@@ -123,57 +124,6 @@ def accuracy(result: Result) -> str:
     return table(header, models) + "\n\n" + table(bias_header, biases)
 
 
-def summary(results: Mapping[str, Result]) -> str:
-    """The headline figures of all results, one line each."""
-    rows = [line for name, lines in HEADLINES.items() if name in results for line in lines(results[name])]
-    return table(["figure", "measured", "on"], [[*line] for line in rows])
-
-
-def _where(result: Result) -> str:
-    env = result["environment"]
-    return env["gpu"] or f"{env['threads']} CPU threads"
-
-
-def _bandwidth_headlines(result: Result) -> list[tuple[str, str, str]]:
-    shares = [
-        row["of_copy"]
-        for row in result["rows"]
-        if row["candidate"] == "plop_ext" and row["dtype"] == "bf16" and row["mib"] >= 256
-    ]
-    if not shares:
-        return []
-    text = f"{min(shares):.2f} to {max(shares):.2f}"
-    return [("kernel's read bandwidth / the device's copy bandwidth, bf16, 256 MiB and more", text, _where(result))]
-
-
-def _overhead_headlines(result: Result) -> list[tuple[str, str, str]]:
-    settings, found = result["settings"], []
-    shape = f"{settings['shape']}, {settings['batch']} x {settings['tokens']}"
-    for row in result["rows"]:
-        if row["candidate"] != "plain forward":
-            what = f"{row['candidate']} / plain forward, {shape}"
-            found.append((what, f"{row['ratio']:.3f}" if row["ratio"] < 3 else f"{row['ratio']:.1f}", _where(result)))
-        if row["candidate"] == "plop_ext" and row["extra_peak_mib"] is not None:
-            found.append((f"plop_ext's extra memory, {shape}", f"{row['extra_peak_mib']:.1f} MiB", _where(result)))
-    return found
-
-
-def _accuracy_headlines(result: Result) -> list[tuple[str, str, str]]:
-    return [
-        (f"largest relative error of a module's NFN, {row['dtype']} model", f"{row['max_relative_error']:.0e}", "CPU")
-        for row in result["rows"]
-        if row["case"] == "llama"
-    ]
-
-
-HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
-    "kernel_bandwidth": _bandwidth_headlines,
-    "scoring_overhead": _overhead_headlines,
-    "cpu_overhead": _overhead_headlines,
-    "accuracy": _accuracy_headlines,
-}
-
-
 def early_stop(result: Result) -> str:
     """One row per watched set and batch size."""
     settings = result["settings"]
@@ -219,6 +169,12 @@ def time_to_placement(result: Result) -> str:
         "weight norms.\n\n"
     )
     return facts + table(header, rows)
+
+
+def summary(results: Mapping[str, Result]) -> str:
+    """The headline figures of all results, one line each."""
+    rows = [line for name, lines in HEADLINES.items() if name in results for line in lines(results[name])]
+    return table(["figure", "measured", "on"], [[*line] for line in rows])
 
 
 RENDERERS = {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plop_ext.scores import ScoredModule, Scores
 
 # The published script's list, matched as substrings of module names.
-GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
 
 
 def gain(totals: NDArray[np.float64], sample_batches: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -30,7 +30,7 @@ def gain(totals: NDArray[np.float64], sample_batches: NDArray[np.int64]) -> NDAr
 
 def groups(names: Sequence[str]) -> dict[str, list[int]]:
     """Positions of the modules of each group; a module can be in several, or in none."""
-    found = {group: [i for i, name in enumerate(names) if group in name] for group in GROUPS}
+    found = {group: [i for i, name in enumerate(names) if group in name] for group in PAPER_GROUPS}
     return {group: members for group, members in found.items() if members}
 
 

@@ -197,8 +197,8 @@ class Scores:
     @property
     def sample_data(self) -> tuple[str | None, ...]:
         """[S] name of the data each sample is from, or None where it has none."""
-        data = self.provenance["data"]
-        parts = data.get("parts") or [{"name": data["name"], "samples": len(self.sample_ids)}]
+        data = self.provenance.get("data", {})
+        parts = data.get("parts") or [{"name": data.get("name"), "samples": len(self.sample_ids)}]
         return tuple(part["name"] for part in parts for _ in range(part["samples"]))
 
     @staticmethod

@@ -50,22 +50,22 @@ def read(path: str | os.PathLike[str]) -> Scores:
         for module in content["modules"]:
             module.pop("nfn_interval", None)
         totals = [[table[field] for field in TOTALS_FIELDS] for table in tables]
-        samples = content["samples"]
+        lists = content["samples"]
         scores = Scores(
             modules=tuple(
                 ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])})
                 for module in content["modules"]
             ),
             totals=np.array(totals, dtype=np.float64).transpose(0, 2, 1).copy(),
-            sample_ids=np.array(samples["ids"], dtype=np.int64),
-            sample_batches=np.array(samples["batches"], dtype=np.int64),
+            sample_ids=np.array(lists["ids"], dtype=np.int64),
+            sample_batches=np.array(lists["batches"], dtype=np.int64),
             unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
             provenance=content["provenance"],
         )
-        shape = (scores.totals.shape[1],)
-        if scores.sample_ids.shape != shape or scores.sample_batches.shape != shape:
+        samples = scores.totals.shape[1]
+        if scores.sample_ids.shape != (samples,) or scores.sample_batches.shape != (samples,):
             raise ValueError
-        if (len(scores.sample_data),) != shape or not scores.modules:
+        if len(scores.sample_data) != samples:
             raise ValueError
         scores.by_type()
     except (AttributeError, KeyError, TypeError, ValueError) as error:

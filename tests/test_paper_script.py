@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import plop_ext
 from plop_ext import Scores
-from plop_ext.paper_script import GROUPS
 from tests import tiny_models
 from tests.tiny_models import Plain, token_batch
 
@@ -78,7 +77,7 @@ def test_types_are_substrings_and_ratios_of_sums(llama_scores: Scores) -> None:
     actual = published(tiny_models.llama(), BATCHES)
     random = {name: values["random"] for name, values in llama_scores.paper_metrics().items()}
     expected = {}
-    for group in GROUPS:
+    for group in PAPER_GROUPS:
         members = [name for name in actual if group in name]
         expected[group] = sum(actual[name] for name in members) / sum(random[name] for name in members)
     assert {item.type: item.nfn for item in llama_scores.by_type()} == pytest.approx(expected, rel=1e-5)

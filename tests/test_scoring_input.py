@@ -16,7 +16,7 @@ from tests.tiny_models import Plain, token_batch
 
 
 def score(model: nn.Module, data: Any, **settings: Any) -> Scores:
-    return plop_ext.score(model, data, progress=False, **settings)
+    return plop_ext.score(model, data, progress=False, **{"stop": None, **settings})
 
 
 def features(samples: int = 2, tokens: int = 20) -> Tensor:

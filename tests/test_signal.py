@@ -87,6 +87,12 @@ def test_halves_that_disagree_are_no_signal() -> None:
     assert "halves of the data disagree on the order of types" in found.reason
 
 
+def test_ties_above_a_clear_low_end_are_no_lack_of_signal() -> None:
+    source = table([0.5] + [1.5] * 6, samples=16, sample_sd=0.05, seed=1)
+    found = find_signal(source)
+    assert found.found and found.halves_tau is not None and found.halves_tau < 0.5
+
+
 def test_a_difference_beyond_what_random_weights_do_is_a_signal() -> None:
     # 12 layers of 4096 rows scatter by 0.3 %.
     assert find_signal(table([0.98, 1.0, 1.0])).found

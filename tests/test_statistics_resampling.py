@@ -94,6 +94,7 @@ def test_tau_and_sets_of_known_orders() -> None:
     values = np.concatenate([same, same, swapped, reverse])
     assert stability.set_holds(values, np.arange(3)).tolist() == [0.75, 0.5]
     assert stability.among_lowest(values, 1).tolist() == [0.75, 0.0, 0.25]
+    assert stability.same_lowest(values, values[[0, 2, 2, 3]]).tolist() == [1.0, 0.75]
     pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
     expected = np.mean([stability.tau_between(values[[i]], values[[j]])[0] for i, j in pairs])
     assert stability.mean_tau(values) == pytest.approx(expected)

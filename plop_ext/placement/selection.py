@@ -67,7 +67,7 @@ def select(
         least = 1 if budget is not None else count
         candidates = [partial(_by_type, scores, k, strategy, seed) for k in range(count, least - 1, -1)]
     else:
-        if isinstance(types, int):
+        if isinstance(types, Integral):
             _require_signal(scores, strategy, asked=True)
         candidates = [partial(_by_type, scores, types, strategy, seed)]
     placement = _with_ranks(scores, candidates, budget, r, ranks)

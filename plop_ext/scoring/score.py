@@ -179,7 +179,7 @@ def find_plop_targets(
         **score_kwargs: Anything else `score` takes.
 
     Example:
-        >>> targets = plop_ext.find_plop_targets(model, dataloader)
+        >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
     return score(model, dataloader, **score_kwargs).place(types=types).targets()

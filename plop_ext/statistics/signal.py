@@ -8,11 +8,12 @@ from statistics import NormalDist
 import numpy as np
 
 from plop_ext.statistics.resampling import CONFIDENCE, halves, types_over_samples
-from plop_ext.statistics.stability import tau_between
+from plop_ext.statistics.stability import same_lowest, tau_between
 from plop_ext.statistics.table import Floats, GainTable
 
 # Two random orders have a tau of 0 on average, equal ones 1.
 MIN_TAU = 0.5
+MIN_AGREEMENT = 0.95
 MIN_SAMPLES = 4
 
 
@@ -37,22 +38,24 @@ def find_signal(table: GainTable, seed: int = 0) -> Signal:
     There is none if every type's NFN is 1 within its interval (95 % for all types together). The interval takes the
     scatter over samples and the one over layers that weights drawn at random have on any input: for W independent of
     z, \(\lVert W z \rVert^2 / \lVert z \rVert^2\) is \(\lVert W \rVert_F^2 / K\) times a mean of M squares, so the
-    NFN of one module has a standard deviation of at most \(1 / \sqrt{2 M}\). Nor is there one if the orders of types
-    on random halves of the data agree with a mean tau below 0.5.
+    NFN of one module has a standard deviation of at most \(1 / \sqrt{2 M}\). Nor is there one if random halves of the
+    data disagree: the orders of types have a mean tau below 0.5, and for no k are the k lowest types the same in 95 %
+    of the splits.
     """
     n_types = len(table.types)
     half_widths = random_half_widths(table, seed)
     nfn = table.type_nfn(np.ones((1, table.samples)))[0]
-    tau = None
+    tau, agreed = None, 1.0
     if table.samples >= MIN_SAMPLES and n_types > 1:
-        tau = float(tau_between(*halves(table, seed=seed)).mean())
+        first, second = halves(table, seed=seed)
+        tau, agreed = float(tau_between(first, second).mean()), float(same_lowest(first, second).max())
     if (np.abs(nfn - 1) <= half_widths).all():
         reason = (
             f"every type's NFN is 1 within its interval ({nfn.min():.3f} to {nfn.max():.3f}), as in an untrained "
             "model; check that the right checkpoint was loaded"
         )
         return Signal(False, reason, tau)
-    if tau is not None and tau < MIN_TAU:
+    if tau is not None and tau < MIN_TAU and agreed < MIN_AGREEMENT:
         return Signal(
             False, f"halves of the data disagree on the order of types (tau {tau:.2f}); score more data", tau
         )

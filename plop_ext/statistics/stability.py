@@ -37,6 +37,14 @@ def tau_between(first: Floats, second: Floats) -> Floats:
     return (signs[0] * signs[1]).mean(axis=1)
 
 
+def same_lowest(first: Floats, second: Floats) -> Floats:
+    """[n - 1] for k = 1 .. n - 1: the share of rows in which two [R, n] tables have the same k lowest."""
+    ranks = [values.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable") for values in (first, second)]
+    return np.array(
+        [((ranks[0] < k) == (ranks[1] < k)).all(axis=1).mean() for k in range(1, first.shape[1])], dtype=np.float64
+    )
+
+
 def mean_tau(values: Floats) -> float:
     """Mean Kendall's tau between two different resamples of [R, n]."""
     if values.shape[1] < 2:
