@@ -1,4 +1,4 @@
-"""`setup.py`: what it builds with, and what it says when it cannot. Nothing is compiled here."""
+"""`setup.py`: what it builds with, and what it says when it cannot."""
 
 from __future__ import annotations
 
