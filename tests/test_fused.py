@@ -193,4 +193,5 @@ def test_an_unknown_fused_weight_is_scored_as_one_matrix() -> None:
 def test_on_cuda_as_on_the_cpu(name: str) -> None:
     case = ARCHITECTURES[name]
     scores = score(case.build().double().cuda(), [text_batch()], progress=False)
-    assert nfn(scores) == pytest.approx(nfn(score(case.build().double(), [text_batch()], progress=False)), rel=1e-9)
+    # transformers computes rotary embeddings, norms and softmax in float32 whatever the model's type.
+    assert nfn(scores) == pytest.approx(nfn(score(case.build().double(), [text_batch()], progress=False)), rel=1e-6)

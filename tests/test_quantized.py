@@ -157,7 +157,7 @@ def test_bitsandbytes_4bit_is_read_in_chunks() -> None:
     assert len(chunks) == 2 and max(chunk.numel() for chunk in chunks) <= CHUNK_ELEMENTS
     whole = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert torch.equal(torch.cat(chunks), whole)
-    torch.testing.assert_close(adapter.weight_sumsq(layer), whole.double().square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(adapter.weight_sumsq(layer).double(), whole.double().square().sum(1), rtol=1e-6, atol=0)
 
 
 @needs("bitsandbytes")
@@ -229,7 +229,7 @@ def test_fine_grained_fp8(block: tuple[int, int] | None) -> None:
         for column in range(200):
             factor = scale if block is None else scale[row // block[0], column // block[1]]
             expected[row, column] *= float(factor)
-    torch.testing.assert_close(adapter.weight_sumsq(layer), expected.square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(adapter.weight_sumsq(layer).double(), expected.square().sum(1), rtol=1e-6, atol=0)
 
 
 def test_an_unknown_format_is_measured_from_outside() -> None:

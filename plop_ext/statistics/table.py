@@ -75,13 +75,17 @@ class GainTable:
 
     def type_nfn(self, weights: Floats) -> Floats:
         """[R, T] NFN of each type: the mean of its modules that have tokens left."""
-        return self.type_means(self.module_nfn(weights))
+        # Few samples have few distinct draws: 4 have 35, of which a bootstrap takes 1000.
+        distinct, place = np.unique(weights, axis=0, return_inverse=True)
+        return self.type_means(self.module_nfn(distinct))[place.reshape(-1)]
 
     def type_means(self, modules: Floats) -> Floats:
         """[R, T] from [R, M]; NaN modules are left out."""
         member = np.zeros((len(self.baseline), len(self.types)))
         member[np.arange(len(self.baseline)), self.type_index] = 1.0
         known = np.isfinite(modules)
+        if known.all():
+            return (modules @ member) / member.sum(axis=0)
         counts = known.astype(np.float64) @ member
         sums = np.where(known, modules, 0.0) @ member
         return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
