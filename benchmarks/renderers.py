@@ -1,0 +1,156 @@
+"""The table of each result file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: first column left, the others right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def kernel_bandwidth(result: Result) -> str:
+    """One row per dtype, input and way of launching; GB/s of each candidate and its share of the copy."""
+    names = list(dict.fromkeys(row["candidate"] for row in result["rows"]))
+    cells: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in result["rows"]:
+        key = (row["dtype"], f"[{row['rows']}, {row['features']}]", f"{row['mib']:g}", row["launch"])
+        text = f"{row['gb_per_s']:.0f}"
+        cells.setdefault(key, {})[row["candidate"]] = (
+            text if row["candidate"] == "copy" else f"{text} ({row['of_copy']:.2f})"
+        )
+    header = ["dtype", "input", "MiB", "launch", *(f"{name}, GB/s" if name == "copy" else name for name in names)]
+    return table(header, [[*key, *(values[name] for name in names)] for key, values in cells.items()])
+
+
+def overhead(result: Result) -> str:
+    """One row per candidate."""
+    settings = result["settings"]
+    rows = []
+    for row in result["rows"]:
+        spread = f"{row['ratio']:.3f} ({row['ratio_p20']:.3f}-{row['ratio_p80']:.3f})"
+        memory = row["extra_peak_mib"]
+        rows.append(
+            [
+                row["candidate"],
+                f"{row['ms']:.1f}",
+                spread if row["ratio"] < 3 else f"{row['ratio']:.1f}",
+                "" if memory is None else f"{memory:+.1f}",
+                str(row["rounds"]),
+            ]
+        )
+    header = ["candidate", "ms", "x plain forward, median (p20-p80)", "extra peak memory, MiB", "rounds"]
+    if all(row["extra_peak_mib"] is None for row in result["rows"]):
+        header.pop(3)
+        for line in rows:
+            line.pop(3)
+    depth = f", {settings['layers']} layers" if "layers" in settings else ""
+    facts = [f"{settings['shape']}{depth}, {settings['batch']} x {settings['tokens']} tokens, {settings['dtype']}"]
+    if "ratio_by_bytes" in settings:
+        facts.append(
+            f"reading the activations once more at the speed of a copy ({settings['copy_gb_per_s']:.0f} GB/s) would "
+            f"be x {settings['ratio_by_bytes']:.3f}"
+        )
+    facts.append(f"the weight norms take {settings['weight_norms_ms']:.1f} ms once per run")
+    if settings.get("host_waits"):
+        waits = [f"{name} {count}" for name, count in settings["host_waits"].items()]
+        facts.append(f"host waits for the device in one forward: {', '.join(waits)}")
+    published = [row["times_plop_ext"] for row in result["rows"] if "times_plop_ext" in row]
+    if published:
+        facts.append(f"the published script takes {published[0]:.1f} times as long as plop_ext")
+    return "; ".join(facts) + ".\n\n" + table(header, rows)
+
+
+def accuracy(result: Result) -> str:
+    """Models, then biases."""
+    models, biases = [], []
+    for row in result["rows"]:
+        if "max_relative_error" in row:
+            case = row["case"] + (f" x {row['bias_ratio']}" if "bias_ratio" in row else "")
+            predicted = f"{row['predicted']:.1e}" if "predicted" in row else ""
+            models.append(
+                [
+                    case,
+                    row["dtype"],
+                    str(row["modules"]),
+                    f"{row['max_relative_error']:.1e}",
+                    f"{row['mean_relative_error']:+.1e}",
+                    predicted,
+                ]
+            )
+        else:
+            biases.append(
+                [
+                    f"{row['bias_ratio']}",
+                    row["dtype"],
+                    f"{row['relative_error']:+.1e}",
+                    f"{row['predicted']:.1e}",
+                    f"{row['predicted_from_spacing']:.1e}",
+                ]
+            )
+    header = ["model", "dtype", "modules", "largest relative error", "mean relative error", "predicted mean"]
+    bias_header = ["bias norm / feature norm", "dtype", "relative error of the gain", "predicted", "from the grid"]
+    return table(header, models) + "\n\n" + table(bias_header, biases)
+
+
+def early_stop(result: Result) -> str:
+    """One row per watched set and batch size."""
+    settings = result["settings"]
+    rows = [
+        [
+            row["watched"],
+            str(row["batch"]),
+            f"{row['same']} of {row['seeds']}",
+            f"{row['settled']} of {row['seeds']}",
+            f"{row['samples_median']:g}",
+            f"{row['samples_max']} ({row['share_max']:.1%})",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["lowest", "batch", f"same as all {settings['samples']} samples", "settled", "samples, median", "most"]
+    where = f"{settings['model']} on {settings['data']}, one random order of the data per seed."
+    return f"{where}\n\n{table(header, rows)}"
+
+
+def time_to_placement(result: Result) -> str:
+    """One row per candidate and batch size."""
+    settings = result["settings"]
+    rows = []
+    for row in result["rows"]:
+        spread = f" ({row['ms_p20']:.1f}-{row['ms_p80']:.1f})" if "ms_p20" in row else ""
+        name = row["candidate"]
+        if row.get("extrapolated"):
+            name += f", extrapolated from {row['measured_samples']} samples"
+        rows.append(
+            [
+                name,
+                str(row["batch"]),
+                f"{row['samples']} x {settings['tokens']}",
+                f"{row['ms']:.1f}{spread}",
+                f"{row['first_run_ms']:.1f}" if "first_run_ms" in row else "",
+                f"{row['times_faster']:.0f} x" if "times_faster" in row else "1 x",
+            ]
+        )
+    header = ["candidate", "batch", "samples x tokens read", "ms, median (p20-p80)", "first run, ms", "faster"]
+    facts = (
+        f"{settings['shape']}, {settings['dtype']}, {settings['modules']} modules, {settings['samples']} samples of "
+        f"{settings['tokens']} tokens on offer; of plop_ext's time, {settings['weight_norms_ms']:.1f} ms are the "
+        "weight norms.\n\n"
+    )
+    return facts + table(header, rows)
+
+
+RENDERERS = {
+    "early_stop": early_stop,
+    "time_to_placement": time_to_placement,
+    "kernel_bandwidth": kernel_bandwidth,
+    "scoring_overhead": overhead,
+    "cpu_overhead": overhead,
+    "moe_overhead": overhead,
+    "accuracy": accuracy,
+}
