@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test lint wheel-test gpu-test gpu-sanitize gpu-bench clean
+.PHONY: setup demo test lint wheel-test quantized-test gpu-test gpu-sanitize gpu-bench clean
 
 setup: $(VENV)/.native
 
@@ -39,6 +39,11 @@ lint: setup
 # The sdist builds, and its wheel installs and scores in an empty environment.
 wheel-test: setup
 	BIN=$(BIN) TORCH='$(TORCH)' bash scripts/check_wheel.sh
+
+# Tests of the quantization libraries, which this installs into .venv; without them `make test` skips those.
+quantized-test: setup
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[quantized]'
+	$(BIN)/python -m pytest tests/test_quantized.py
 
 gpu-test:
 	$(PYTHON) setup.py --quiet build_ext --inplace
