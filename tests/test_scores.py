@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,11 @@ def made(compat: str | None = None, **changes: Any) -> Scores:
         "sample_ids": np.array([7, 3]),
         "sample_batches": np.array([0, 1]),
         "unscored": (UnscoredModule("lm_head", "Linear", "outside the repeated blocks"),),
-        "provenance": {"settings": {"compat": compat}, "model": {"class": "Made"}},
+        "provenance": {
+            "settings": {"compat": compat},
+            "model": {"class": "Made"},
+            "data": {"name": None, "samples": 2},
+        },
     }
     return Scores(**{**fields, **changes})
 
@@ -176,7 +181,31 @@ def setting(value: Any, *keys: Any) -> Callable[[Any], None]:
         setting([0], "samples", "batches"),
         setting([[0], [1]], "samples", "batches"),
         setting("low", "modules", 0, "baseline"),
+        setting(math.nan, "modules", 0, "baseline"),
+        setting(0, "modules", 0, "baseline"),
+        setting(-1.0, "modules", 0, "baseline"),
+        setting([None, 1.0], "modules", 0, "totals", "sum_gain"),
+        setting([math.inf, 1.0], "modules", 0, "totals", "sum_gain"),
+        setting(["6.0", "2.0"], "modules", 0, "totals", "sum_gain"),
+        setting([-1.0, 2.0], "modules", 0, "totals", "sum_gain"),
+        setting([0.0, 0.0], "modules", 0, "totals", "tokens"),
+        setting("4", "modules", 0, "in_features"),
+        setting(4.5, "modules", 0, "in_features"),
+        setting(0, "modules", 0, "out_features"),
+        setting(["4", "8"], "modules", 0, "target_shape"),
+        setting(math.nan, "modules", 0, "weight_norm"),
+        setting("x", "modules", 0, "layer"),
+        setting(["0", "1"], "samples", "ids"),
+        setting([10**30, 0], "samples", "ids"),
         setting([3], "unscored"),
+        setting([{"name": 3, "layer_class": "Linear", "reason": "excluded"}], "unscored"),
+        without("provenance", "model"),
+        without("provenance", "model", "class"),
+        without("provenance", "data"),
+        without("provenance", "data", "name"),
+        without("provenance", "settings", "compat"),
+        setting("12", "provenance", "model", "parameters"),
+        setting({"settled": True}, "provenance", "stop"),
         setting(None, "provenance"),
     ],
 )
@@ -198,6 +227,8 @@ def test_a_damaged_file(edit: Callable[[Any], None], tmp_path: Path) -> None:
         (None, "cannot read `.*`: No such file or directory; name a file written by `plop score`"),
         ("", "is not JSON; name a file written by `plop score`"),
         ('{"format": "plop_ext.sc', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("9" * 5_000, "is not JSON"),
         ("[1]", "is not a plop_ext.scores file but another JSON file"),
         ('{"a": 1}', "is not a plop_ext.scores file but another JSON file"),
         ('{"format": "plop_ext.placement", "version": 1}', "is not a plop_ext.scores file but plop_ext.placement"),
