@@ -16,6 +16,7 @@ from plop_ext.errors import InputError
 from plop_ext.sample_scores import SampleScores, token_moments
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
 from plop_ext.type_scores import TypeScore, by_type
+from plop_ext.unscored import UnscoredModule
 
 if TYPE_CHECKING:
     from plop_ext.placement import Placement
@@ -58,23 +59,6 @@ class ScoredModule:
     target_size: int = 0
     target_shape: tuple[int, ...] = ()
     refused: str = ""
-
-
-@dataclass(frozen=True)
-class UnscoredModule:
-    """A module without a score.
-
-    Attributes:
-        name: Full module name.
-        layer_class: Class of the module.
-        reason: One phrase, the same for all modules it holds for.
-        detail: What the reason leaves out, such as how many tokens an expert saw.
-    """
-
-    name: str
-    layer_class: str
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True, eq=False)

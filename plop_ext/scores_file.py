@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
-from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+from plop_ext.scores import ScoredModule, Scores
 from plop_ext.totals import TOTALS_FIELDS
+from plop_ext.unscored import UnscoredModule
 
 FORMAT = "plop_ext.scores"
 FORMAT_VERSION = 1
@@ -100,6 +101,7 @@ def _check(scores: Scores) -> None:
         _require(norm is None or (type(norm) in (int, float) and math.isfinite(norm)))
     for item in scores.unscored:
         _require(all(isinstance(text, str) for text in (item.name, item.layer_class, item.reason, item.detail)))
+        _require(type(item.wanted) is bool)
     samples = scores.totals.shape[1]
     _require(scores.sample_ids.shape == scores.sample_batches.shape == (samples,))
     _require(bool(np.isfinite(scores.totals).all() and (scores.totals >= 0).all()))

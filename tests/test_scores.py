@@ -15,7 +15,8 @@ import torch
 
 import plop_ext
 from plop_ext import InputError, Scores
-from plop_ext.scores import ScoredModule, UnscoredModule
+from plop_ext.scores import ScoredModule
+from plop_ext.unscored import UnscoredModule
 from tests import tiny_models
 
 TOTALS = np.array(

@@ -146,6 +146,7 @@ def test_layers_that_are_never_called_are_named() -> None:
     reasons = {item.name: item.reason for item in scores.unscored}
     assert reasons["layers.1.up"].startswith("never called in the forward")
     assert reasons["head"] == "outside the repeated blocks"
+    assert {item.name for item in scores.unscored if item.wanted} == {"layers.1.up", "layers.1.down"}
 
 
 def test_nothing_is_warned_of_without_a_cause(recwarn: pytest.WarningsRecorder) -> None:

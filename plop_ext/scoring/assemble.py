@@ -8,7 +8,6 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +18,9 @@ from plop_ext.errors import InputError
 from plop_ext.layers import Discovery
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.provenance import versions
-from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+from plop_ext.scores import ScoredModule, Scores
 from plop_ext.scoring import baseline as baselines
+from plop_ext.unscored import UnscoredModule
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def assemble(
 ) -> Scores:
     """Split the layers into scored and unscored by what their totals hold."""
     modules, kept = [], []
-    unscored = [UnscoredModule(item.name, item.layer_class, item.reason) for item in found.unscored]
+    unscored = list(found.unscored)
     probed = provenance["settings"]["baseline"] == "probe"
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
         seen = totals[index].sum(axis=0)
@@ -130,7 +130,7 @@ def assemble(
     )
 
 
-def warn(scores: Scores, observed: Observed, wanted: Collection[str]) -> None:
+def warn(scores: Scores, observed: Observed) -> None:
     """One warning per thing the user should know about the result."""
     per_sample = scores.totals[:, :, 2].max(axis=0)
     few = int((per_sample < FEW_TOKENS).sum())
@@ -156,7 +156,7 @@ def warn(scores: Scores, observed: Observed, wanted: Collection[str]) -> None:
             f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples",
             stacklevel=3,
         )
-    missing = [item for item in scores.unscored if item.name in wanted and item not in few_routed]
+    missing = [item for item in scores.unscored if item.wanted and item not in few_routed]
     if missing:
         names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

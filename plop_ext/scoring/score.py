@@ -156,11 +156,7 @@ def score(
         described, data_name, len(done.ids), settings, collector, input_device(model), started, stop=stop_report
     )
     scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
-    warn(
-        scores,
-        collector,
-        {item.name for item in found.unscored if item.wanted} | {layer.name for layer in found.layers},
-    )
+    warn(scores, collector)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )
