@@ -23,6 +23,8 @@ from plop_ext.unscored import UnscoredModule
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
+# What a linear layer with packed weights calls its sizes. It may keep them in buffers, as others keep masks and tables.
+_SIZES = (("in_features", "out_features"), ("infeatures", "outfeatures"))
 _ROUTERS = ("router", "gate")
 _ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
 # Parameters of two dimensions that are no weights of a matrix product.
@@ -238,9 +240,11 @@ def _type_path(candidate: _Candidate) -> ModulePath:
 
 def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModule]:
     """The module's own matrices, if it has any that no adapter reads."""
-    if isinstance(module, _NOT_LINEAR) or "embedding" in type(module).__name__.lower():
+    if isinstance(module, _NOT_LINEAR) or _is_transformers_embedding(module):
         return []
     weights = [key for key, parameter in module.named_parameters(recurse=False) if parameter.dim() >= 2]
+    if any(hasattr(module, sizes[0]) and hasattr(module, sizes[1]) for sizes in _SIZES):
+        weights += [key for key, buffer in module.named_buffers(recurse=False) if buffer.dim() >= 2]
     if not weights:
         return []
     if weights == ["weight"] and type(module).__name__.lower().endswith(_ROUTERS):
@@ -249,3 +253,9 @@ def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModul
         return [UnscoredModule(name, type(module).__name__, "the decay rates of a state space", wanted=False)]
     reason = f"no adapter reads its class ({', '.join(weights)}); see plop_ext.layers.register_adapter"
     return [UnscoredModule(name, type(module).__name__, reason)]
+
+
+def _is_transformers_embedding(module: nn.Module) -> bool:
+    """Whether it is one of transformers' own embeddings: its matrices are tables, positions and class tokens."""
+    kind = type(module)
+    return kind.__module__.startswith("transformers.") and "embedding" in kind.__name__.lower()
