@@ -140,6 +140,8 @@ def test_parameters_and_the_rank_that_fits_them() -> None:
     assert [placement.rank_for(allowed) for allowed in (56, 111, 112, 1000)] == [1, 1, 2, 17]
     with pytest.raises(InputError, match=r"`max_params`=55 is too small for `q_proj\+v_proj`: rank 1 has 56"):
         placement.rank_for(55)
+    with pytest.raises(InputError, match="`r` must be at least 1, got 0"):
+        placement.num_parameters(0)
 
 
 MODELS = {name: tiny_models.TEXT_MODELS[name] for name in ("llama", "bert", "gemma3", "qwen2")}

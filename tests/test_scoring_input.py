@@ -46,6 +46,10 @@ def test_sample_ids_that_are_not_one_per_sample(ids: list[Any]) -> None:
         ({"token_step": 0}, "`token_step` must be at least 1, got 0"),
         ({"probes": -1}, "`probes` must be at least 1, got -1"),
         ({"include": ["q_proj"]}, "`q_proj` in `include`/`exclude` matches no .*; there are down, head, up"),
+        ({"include": "q_proj"}, "`q_proj` in `include`/`exclude` matches no linear layer"),
+        ({"include": []}, "`include` is empty; name what to score"),
+        ({"exclude": [3]}, "`exclude` must hold names, got 3"),
+        ({"token_step": 100_000}, "no token counts: `token_step`=100000 reads one token in 100000, .* lower it"),
         ({"exclude": ["p"]}, "`p` in `include`/`exclude` matches no linear layer; there are down, head, up"),
         (
             {"include": ["up"], "exclude": ["up"]},
@@ -113,6 +117,27 @@ def test_few_tokens_per_sample_are_warned_of() -> None:
     batch = token_batch([15, 16, 3])
     with pytest.warns(UserWarning, match="2 of 3 samples have fewer than 16 counted tokens; use longer samples"):
         score(tiny_models.llama(), [batch])
+
+
+def test_a_token_step_makes_no_sample_short(recwarn: pytest.WarningsRecorder) -> None:
+    score(tiny_models.llama(), [token_batch([32, 64])], token_step=8)
+    assert not [item for item in recwarn if "counted tokens" in str(item.message)]
+    with pytest.warns(UserWarning, match="1 of 2 samples have fewer than 16 counted tokens"):
+        score(tiny_models.llama(), [token_batch([8, 64])], token_step=8)
+
+
+def test_tokens_with_an_input_of_zeros_are_warned_of() -> None:
+    x = features()
+    x[0, :3] = 0
+    with pytest.warns(UserWarning, match=r"3 token features have an input of zeros .* most in `layers.0.up` \(3\)"):
+        score(Plain(), [x], include=["layers.0.up"])
+
+
+def test_a_single_name_may_be_a_string() -> None:
+    listed = score(Plain(), [features()], include=["up"], exclude=["layers.0.up"])
+    named = score(Plain(), [features()], include="up", exclude="layers.0.up")
+    assert named.module_names == listed.module_names == ("layers.1.up",)
+    assert named.provenance["settings"]["include"] == ["up"]
 
 
 class Odd(nn.Module):

@@ -18,12 +18,12 @@ from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.targets import LoraTarget, target_of
 from plop_ext.layers.walk import base_model, base_modules
-from plop_ext.module_types import ModulePath, label_types, matches_suffix, module_path
+from plop_ext.module_types import ModulePath, as_patterns, label_types, matches_suffix, module_path
 from plop_ext.unscored import UnscoredModule
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
-# What a linear layer with packed weights calls its sizes. It may keep them in buffers, as others keep masks and tables.
+# What a linear layer calls its sizes. It may keep codes of its weight in buffers, where others keep masks and tables.
 _SIZES = (("in_features", "out_features"), ("infeatures", "outfeatures"))
 _ROUTERS = ("router", "gate")
 _ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
@@ -90,8 +90,8 @@ class _Candidate:
 def discover(
     model: nn.Module,
     *,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     scope: str = "language",
     everything: bool = False,
 ) -> Discovery:
@@ -119,6 +119,10 @@ def discover(
     Raises:
         InputError: If the model has no linear layer to score, a pattern matches nothing, or it has no such scope.
     """
+    include = None if include is None else as_patterns(include, "include")
+    exclude = as_patterns(exclude, "exclude")
+    if include == ():
+        raise InputError("`include` is empty; name what to score, or leave it out to score all")
     in_scope = scope_of(model, scope)
     candidates, unscored = _candidates(model, linear_only=everything)
     patterns_unused = {*(include or ()), *exclude}

@@ -73,7 +73,12 @@ class Placement:
 
         Args:
             r: One rank for all; default the placement's own.
+
+        Raises:
+            InputError: If `r` is below 1.
         """
+        if r is not None and r < 1:
+            raise InputError(f"`r` must be at least 1, got {r}")
         return sum(self.rank_of(target.name, r) * target.size for target in self.lora_targets)
 
     def cost(

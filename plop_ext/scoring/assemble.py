@@ -115,6 +115,12 @@ def assemble(
         )
     if not kept:
         if (totals[:, :, 2:].sum() == 0) and not observed.unassigned:
+            step = provenance["settings"]["token_step"]
+            if step > 1:
+                raise InputError(
+                    f"no token counts: `token_step`={step} reads one token in {step}, and none of those counts; lower "
+                    "it, or check `attention_mask`, `labels` and `mask`"
+                )
             raise InputError(
                 "no token counts: every token of `dataloader` is masked, or no linear layer was called; "
                 "check `attention_mask`, `labels` and `mask`"
@@ -133,7 +139,8 @@ def assemble(
 def warn(scores: Scores, observed: Observed) -> None:
     """One warning per thing the user should know about the result."""
     per_sample = scores.totals[:, :, 2].max(axis=0)
-    few = int((per_sample < FEW_TOKENS).sum())
+    # What a sample holds, not what was read of it.
+    few = int((per_sample * scores.provenance["settings"]["token_step"] < FEW_TOKENS).sum())
     if few:
         warnings.warn(
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
@@ -146,6 +153,14 @@ def warn(scores: Scores, observed: Observed) -> None:
         warnings.warn(
             f"{int(nonfinite.sum())} token features are NaN or infinite and were left out, most in "
             f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
+            stacklevel=3,
+        )
+    zero = scores.totals[:, :, 3].sum(axis=1)
+    if zero.any() and scores.provenance["settings"]["compat"] is None:  # the script counts them as a gain of zero
+        worst = int(zero.argmax())
+        warnings.warn(
+            f"{int(zero.sum())} token features have an input of zeros and were left out, most in "
+            f"`{scores.modules[worst].name}` ({int(zero[worst])})",
             stacklevel=3,
         )
     few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]

@@ -14,6 +14,7 @@ from torch import nn
 
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
+from plop_ext.module_types import as_patterns
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
@@ -40,8 +41,8 @@ def score(
     mask: str = "attention",
     baseline: str = "frobenius",
     probes: int = 256,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     scope: str = "language",
     token_step: int = 1,
     seed: int = 0,
@@ -108,8 +109,8 @@ def score(
         "mask": mask,
         "baseline": baseline,
         "probes": probes if baseline == "probe" else None,
-        "include": None if include is None else list(include),
-        "exclude": list(exclude),
+        "include": None if include is None else list(as_patterns(include, "include")),
+        "exclude": list(as_patterns(exclude, "exclude")),
         "scope": scope,
         "max_samples": limit,
         "token_step": token_step,
