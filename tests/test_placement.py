@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from plop_ext import InputError, Placement, Scores
 from plop_ext.placement import STRATEGIES
 from plop_ext.scores import ScoredModule
 from tests import tiny_models
+from tests.architectures import ARCHITECTURES
 
 # Each type's NFN in layers 0 and 1; the means are 1.0, 0.65, 1.1 and 1.6.
 NFN = {"q_proj": (0.4, 1.6), "v_proj": (0.6, 0.7), "up_proj": (1.2, 1.0), "down_proj": (3.0, 0.2)}
@@ -205,6 +207,22 @@ def test_check_model(scored: dict[str, Scores]) -> None:
         placement.check_model(tiny_models.bert())
     with pytest.raises(InputError, match=r"\(32 x 48\), but LlamaForCausalLM has 32 x 64 there; score this model"):
         scored["llama"].place(types="up_proj").check_model(tiny_models.llama(intermediate_size=64))
+
+
+@pytest.mark.filterwarnings("ignore:no signal")
+@pytest.mark.parametrize("build", [tiny_models.llama, tiny_models.gpt2, ARCHITECTURES["phi3"].build])
+def test_check_model_tells_checkpoints_of_one_shape_apart(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    everything = plop_ext.score(build(), [tiny_models.token_batch([20, 31])], progress=False)
+    everything.place(strategy="all").save(tmp_path / "placement.json")
+    placement = Placement.load(tmp_path / "placement.json")
+    assert all(target.weight_norm for target in placement.lora_targets)
+    placement.check_model(build())
+    placement.check_model(build().bfloat16())
+    other = build()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(7))
+    with pytest.raises(InputError, match=r"was made for other weights: .* score this model and place again"):
+        placement.check_model(other)
 
 
 @pytest.mark.filterwarnings("ignore:no signal")

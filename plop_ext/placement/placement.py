@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
+from plop_ext.placement.fingerprint import check_weights
 from plop_ext.placement.targets import Target, adapted_names, check_targets
 
 if TYPE_CHECKING:
@@ -210,12 +211,15 @@ class Placement:
             )
 
     def check_model(self, model: nn.Module) -> None:
-        """Check that `model` has what the placement adapts, at the shapes that were scored.
+        """Check that `model` has what the placement adapts, at the shapes and with the weights that were scored.
+
+        A few weights are read, and told by their norms. Rounding and quantization change these little enough to pass.
 
         Raises:
-            InputError: If it lacks one or has another shape: the placement belongs to another model.
+            InputError: If it lacks one, or has another shape or weight: the placement belongs to another model.
         """
         check_targets(model, self.lora_targets)
+        check_weights(model, self.lora_targets)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON to `path`, whole or not at all."""
