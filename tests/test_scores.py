@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +86,22 @@ def test_scores_are_read_only() -> None:
             array[0] = 0
     with pytest.raises(AttributeError):
         scores.totals = TOTALS  # type: ignore[misc]
+
+
+def test_the_provenance_is_read_only_and_a_copy() -> None:
+    given = {"settings": {"compat": None, "include": ["up"]}, "model": {"class": "Made"}, "data": {"name": None}}
+    scores = made(provenance=given)
+    given["settings"]["compat"] = "paper-script"
+    for change in (
+        lambda: scores.provenance["settings"].update(compat="paper-script"),
+        lambda: scores.provenance["settings"].__setitem__("compat", "paper-script"),
+        lambda: scores.provenance.pop("settings"),  # type: ignore[attr-defined]
+    ):
+        with pytest.raises(TypeError, match="read-only"):
+            change()
+    assert scores.gain.tolist() == [8 / 4, 12 / 6, 3 / 1]
+    for twin in (copy.deepcopy(scores), pickle.loads(pickle.dumps(scores))):
+        assert twin.provenance == scores.provenance and json.loads(json.dumps(twin.provenance))
 
 
 def test_the_scripts_scale_needs_the_weight_norms() -> None:

@@ -137,7 +137,7 @@ def test_a_single_name_may_be_a_string() -> None:
     listed = score(Plain(), [features()], include=["up"], exclude=["layers.0.up"])
     named = score(Plain(), [features()], include="up", exclude="layers.0.up")
     assert named.module_names == listed.module_names == ("layers.1.up",)
-    assert named.provenance["settings"]["include"] == ["up"]
+    assert named.provenance["settings"]["include"] == ("up",)
 
 
 class Odd(nn.Module):
