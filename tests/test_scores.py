@@ -139,7 +139,7 @@ def test_the_file_says_where_the_scores_come_from(real: Scores) -> None:
     kept = real.provenance
     assert kept["model"]["class"] == "LlamaForCausalLM" and kept["model"]["type"] == "llama"
     assert kept["model"]["dtype"] == "float32" and kept["model"]["parameters"] > 0
-    assert kept["data"] == {"name": None, "samples": 3}
+    assert kept["data"]["name"] is None and kept["data"]["samples"] == 3 and len(kept["data"]["hash"]) == 32
     assert kept["settings"]["mask"] == "attention" and kept["settings"]["seed"] == 0
     assert kept["settings"]["baseline"] == "frobenius" and kept["settings"]["probes"] is None
     assert kept["backend"] in ("native-cpu", "pytorch")

@@ -140,6 +140,17 @@ def test_a_single_name_may_be_a_string() -> None:
     assert named.provenance["settings"]["include"] == ("up",)
 
 
+def test_the_provenance_tells_data_apart() -> None:
+    x = features()
+    facts = {"column": "text", "max_length": 20, "samples": 7}
+    kept = score(Plain(), [x], data_name="toy", data_info=facts).provenance["data"]
+    assert {**kept, "hash": None} == {"name": "toy", "samples": 2, "column": "text", "max_length": 20, "hash": None}
+    hashes = [score(Plain(), data).provenance["data"]["hash"] for data in ([x], [x + 1], [x.flip(0)])]
+    assert hashes[0] == kept["hash"] and len(set(hashes)) == 3
+    with pytest.raises(InputError, match="`data_info` must be a dict of plain JSON values"):
+        score(Plain(), [x], data_info={"column": object()})
+
+
 class Odd(nn.Module):
     """A weight of a kind that nobody knows."""
 

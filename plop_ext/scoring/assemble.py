@@ -40,8 +40,7 @@ class Observed(Protocol):
 
 def describe_run(
     model: dict[str, Any],
-    data_name: str | None,
-    samples: int,
+    data: dict[str, Any],
     settings: dict[str, Any],
     observed: Observed,
     device: torch.device,
@@ -51,7 +50,7 @@ def describe_run(
     """The provenance of a run that began at `started` (`time.perf_counter`) and ended as `stop` reports."""
     return {
         "model": model,
-        "data": {"name": data_name, "samples": samples},
+        "data": data,
         "settings": settings,
         "stop": stop,
         # The model's own way to run fused experts; scoring runs them grouped, where each expert can be observed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,7 +20,7 @@ from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
-from plop_ext.scoring.arguments import available_samples, check_arguments, extent
+from plop_ext.scoring.arguments import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.assemble import assemble, describe_run, warn
 from plop_ext.scoring.batch import default_forward, input_device, length
 from plop_ext.scoring.collector import Collector
@@ -49,6 +49,7 @@ def score(
     compat: str | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     data_name: str | None = None,
+    data_info: Mapping[str, Any] | None = None,
     journal: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -87,6 +88,8 @@ def score(
             baseline.
         forward: How to run a batch, `forward(model, batch)`; default as described under `dataloader`.
         data_name: Name of the data for the provenance.
+        data_info: What else the provenance should say of the data, such as column, split and length, as plain JSON
+            values. A hash of the inputs is added where these are on the host.
         journal: File to write each batch's totals to as they come. A run that was killed continues from it.
         resume: Continue `journal` if it is there: batches in it need no forward, and nothing counts twice. Data,
             order, batch size, model and settings must be the same.
@@ -102,6 +105,7 @@ def score(
     check_arguments(mask, baseline, compat, limit, token_step, probes)
     if compat == "paper-script":
         mask, baseline, token_step = "all", "probe", 1
+    facts = check_data_info(data_info)
     model = getattr(model, "_orig_mod", model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
     started = time.perf_counter()
@@ -153,9 +157,8 @@ def score(
     available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
 
     stop_report = None if watch is None else watch.report(len(done.ids), available)
-    provenance = describe_run(
-        described, data_name, len(done.ids), settings, collector, input_device(model), started, stop=stop_report
-    )
+    facts |= {"name": data_name, "samples": len(done.ids), "hash": done.fingerprint}
+    provenance = describe_run(described, facts, settings, collector, input_device(model), started, stop=stop_report)
     scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
     warn(scores, collector)
     logger.info(
