@@ -92,13 +92,12 @@ def _check(scores: Scores) -> None:
         _require(all(type(size) is int and size > 0 for size in sizes))
         _require(all(type(size) is int and size > 0 for size in module.target_shape))
         _require(type(module.target_size) is int and module.target_size >= 0)
-        _require(module.layer is None or type(module.layer) is int)
+        _require(module.layer is None or (type(module.layer) is int and abs(module.layer) < 2**31))
         _require(type(module.target_parameter) is bool)
         texts = (module.name, module.type, module.kind, module.baseline_from, module.target, module.refused)
         _require(all(isinstance(text, str) for text in texts))
-        _require(type(module.baseline) in (int, float) and math.isfinite(module.baseline) and module.baseline > 0)
-        norm = module.weight_norm
-        _require(norm is None or (type(norm) in (int, float) and math.isfinite(norm)))
+        _require(_is_number(module.baseline) and module.baseline > 0)
+        _require(module.weight_norm is None or _is_number(module.weight_norm))
     for item in scores.unscored:
         _require(all(isinstance(text, str) for text in (item.name, item.layer_class, item.reason, item.detail)))
         _require(type(item.wanted) is bool)
@@ -119,8 +118,15 @@ def _check_provenance(provenance: Any) -> None:
     _require(all(part["name"] is None or isinstance(part["name"], str) for part in (data, *data.get("parts", ()))))
     _require(type(data["samples"]) is int)
     _require(provenance["settings"]["compat"] in (None, "paper-script"))
+    _require(provenance.get("seconds") is None or _is_number(provenance["seconds"]))
     stop = provenance.get("stop")
-    _require(stop is None or _STOP <= set(stop))
+    if stop is not None:
+        _require(set(stop) >= _STOP)
+        _require(all(stop[name] is None or _is_number(stop[name]) for name in ("stability", "settled_at")))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _require(holds: bool) -> None:

@@ -254,7 +254,16 @@ def test_round_trip_and_other_files(tmp_path: Path) -> None:
     scores().save(path)
     with pytest.raises(InputError, match=r"is not a plop_ext.placement file but plop_ext.scores; .*`plop place`"):
         Placement.load(path)
-    for changes in ({"shapes": {"a": [1]}}, {"shapes": [3]}, {"modules": 3}, {"types": None}, {"shapes": {"a": "x"}}):
+    target = content["emitted"][0]
+    norms = [{"emitted": [{**target, "weight_norm": norm}]} for norm in ("x", float("nan"))]
+    for changes in (
+        *norms,
+        {"shapes": {"a": [1]}},
+        {"shapes": [3]},
+        {"modules": 3},
+        {"types": None},
+        {"shapes": {"a": "x"}},
+    ):
         path.write_text(json.dumps({**content, **changes}))
         with pytest.raises(InputError, match="is a damaged placement; write it again with `plop place`"):
             Placement.load(path)

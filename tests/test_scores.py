@@ -214,6 +214,7 @@ def setting(value: Any, *keys: Any) -> Callable[[Any], None]:
         setting(["4", "8"], "modules", 0, "target_shape"),
         setting(math.nan, "modules", 0, "weight_norm"),
         setting("x", "modules", 0, "layer"),
+        setting(10**30, "modules", 0, "layer"),
         setting(["0", "1"], "samples", "ids"),
         setting([10**30, 0], "samples", "ids"),
         setting([3], "unscored"),
@@ -225,6 +226,7 @@ def setting(value: Any, *keys: Any) -> Callable[[Any], None]:
         without("provenance", "settings", "compat"),
         setting("12", "provenance", "model", "parameters"),
         setting({"settled": True}, "provenance", "stop"),
+        setting("3 s", "provenance", "seconds"),
         setting(None, "provenance"),
     ],
 )

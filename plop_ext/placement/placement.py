@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -258,4 +259,7 @@ class Placement:
 
 
 def _target(item: dict[str, Any]) -> Target:
-    return Target(**{**item, "shape": tuple(item["shape"])})
+    target = Target(**{**item, "shape": tuple(item["shape"])})
+    if target.weight_norm is not None and not math.isfinite(target.weight_norm):
+        raise ValueError
+    return target
