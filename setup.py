@@ -3,7 +3,7 @@
 Environment:
     PLOP_CUDA             auto (default): CUDA kernels where nvcc is found; 1: fail without nvcc; 0: CPU kernels only
     CUDA_HOME             the CUDA toolkit's folder; default: that of the nvcc on PATH, or /usr/local/cuda
-    TORCH_CUDA_ARCH_LIST  as in torch ("8.0;9.0+PTX"); default: those of DEFAULT_ARCHS the toolkit knows, and PTX
+    TORCH_CUDA_ARCH_LIST  as in torch ("8.0;9.0+PTX"); default: those of scripts/toolchain.py it knows, and PTX
     DEBUG                 1: warnings are errors, debug symbols
     MAX_JOBS              parallel compilations; default: ninja's own choice
 
@@ -14,9 +14,7 @@ is built without either and runs on its PyTorch kernels.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,55 +25,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))  # build backends leave the project's own folder out
+
+from toolchain import arch_flags, find_nvcc, missing_tools  # noqa: E402
+
 VERSION = (ROOT / "plop_ext/_version.py").read_text().split('"')[-2]
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
-DEFAULT_ARCHS = ("80", "86", "89", "90", "100", "120")
 KERNEL_SOURCES = ("row_sumsq.cpp", "gain_totals.cpp", "cpu/row_sumsq_cpu.cpp", "cpu/gain_totals_cpu.cpp")
 CUDA_SOURCES = ("cuda/row_sumsq_kernel.cu", "cuda/gain_totals_kernel.cu")
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
-
-
-def find_nvcc() -> Path | None:
-    """The nvcc to use, or None: PLOP_CUDA=0, or none found."""
-    wish = os.environ.get("PLOP_CUDA", "auto")
-    if wish not in ("0", "1", "auto"):
-        sys.exit(f"PLOP_CUDA must be 0, 1 or auto, got {wish!r}")
-    if wish == "0":
-        return None
-    home = os.environ.get("CUDA_HOME")
-    places = [str(Path(home) / "bin")] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    found = next((path for place in places if (path := shutil.which("nvcc", path=place))), None)
-    if found is None and wish == "1":
-        where = f"in CUDA_HOME={home}" if home else "on PATH or in /usr/local/cuda"
-        sys.exit(f"PLOP_CUDA=1 but there is no nvcc {where}: install the CUDA toolkit, or set PLOP_CUDA=0")
-    return Path(found).resolve() if found else None
-
-
-def missing_tools() -> list[str]:
-    """What keeps the native kernels from being built here."""
-    missing = [name for name in ("torch", "pybind11", "ninja") if importlib.util.find_spec(name) is None]
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        missing.append("a C++ compiler (g++, or the one named by CXX)")
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        missing.append("the Python headers")
-    return missing
-
-
-def arch_flags(nvcc: Path) -> tuple[list[str], str]:
-    """nvcc's -gencode flags and the readable list they stand for."""
-    wish = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if wish:
-        names = [name for name in re.split(r"[;\s]+", wish.strip()) if name]
-        archs = [re.sub(r"\+PTX$", "", name).replace(".", "") for name in names]
-        ptx = [arch for name, arch in zip(names, archs, strict=True) if name.endswith("+PTX")]
-    else:
-        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-        archs = [arch for arch in DEFAULT_ARCHS if f"compute_{arch}" in listed.split()]
-        ptx = archs[-1:]
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    flags += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ptx]
-    return flags, " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in ptx])
 
 
 class BuildNative(build_ext):

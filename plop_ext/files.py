@@ -69,7 +69,7 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {error.strerror}; name a file written by {writer}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also no UTF-8, a number of 5,000 digits, lists nested without end
         raise InputError(f"`{path}` is not JSON; name a file written by {writer}") from error
     if not isinstance(content, dict) or content.get("format") != file_format:
         kind = content.get("format", "another JSON file") if isinstance(content, dict) else "another JSON file"

@@ -74,7 +74,7 @@ def _provenance(parts: Sequence[Scores]) -> dict[str, Any]:
     sources: list[dict[str, Any]] = []
     for part in parts:
         data = part.provenance["data"]
-        sources += data.get("parts") or [{"name": data["name"], "samples": len(part.sample_ids)}]
+        sources += data.get("parts") or [{**data, "samples": len(part.sample_ids)}]
     names = list(dict.fromkeys(source["name"] for source in sources if source["name"]))
     data = {
         "name": " + ".join(names) or None,

@@ -121,6 +121,8 @@ def _load(
         logger.info("%s: %d weights of the checkpoint are not used", name, len(report["unexpected_keys"]))
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Scores and adapters name the model by it; the embedded one's folder moves with the environment.
+    model.name_or_path = model.config.name_or_path = name
     return model.eval(), tokenizer
 
 

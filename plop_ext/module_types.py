@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from plop_ext.errors import InputError
+
 _ATTENTION_PARTS = ("attn", "attention", "selfattention", "encdecattention", "mixer")
 _ATTENTION_LEAVES = {
     "q_proj",
@@ -85,6 +87,15 @@ def label_types(paths: Sequence[ModulePath]) -> list[str]:
             if suffixes[suffix] == 1 or (suffix == in_block and whole[suffix] == 1) or suffix == type_path
         )
     return [labels[path.type_path] for path in paths]
+
+
+def as_patterns(patterns: str | Sequence[str], argument: str) -> tuple[str, ...]:
+    """The suffixes that `include` or `exclude` (the `argument`) names; a string is one, not its letters."""
+    listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    for pattern in listed:
+        if not isinstance(pattern, str):
+            raise InputError(f"`{argument}` must hold names, got {pattern!r}")
+    return listed
 
 
 def matches_suffix(name: str, pattern: str) -> bool:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from plop_ext import paper_script
 from plop_ext.errors import InputError
+from plop_ext.frozen import freeze
 from plop_ext.sample_scores import SampleScores, token_moments
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
 from plop_ext.type_scores import TypeScore, by_type
+from plop_ext.unscored import UnscoredModule
 
 if TYPE_CHECKING:
     from plop_ext.placement import Placement
@@ -60,23 +62,6 @@ class ScoredModule:
     refused: str = ""
 
 
-@dataclass(frozen=True)
-class UnscoredModule:
-    """A module without a score.
-
-    Attributes:
-        name: Full module name.
-        layer_class: Class of the module.
-        reason: One phrase, the same for all modules it holds for.
-        detail: What the reason leaves out, such as how many tokens an expert saw.
-    """
-
-    name: str
-    layer_class: str
-    reason: str
-    detail: str = ""
-
-
 @dataclass(frozen=True, eq=False)
 class Scores:
     """NFN of every scored module of a model on a data sample.
@@ -87,7 +72,7 @@ class Scores:
         sample_ids: [S] int64: each sample's id (its position in the data, where the data says so).
         sample_batches: [S] int64: the batch each sample was in.
         unscored: Linear-like modules without a score, and why.
-        provenance: Model, data, settings, backend and library versions of the run.
+        provenance: Model, data, settings, backend and library versions of the run; read-only, and a copy.
     """
 
     modules: tuple[ScoredModule, ...]
@@ -100,6 +85,7 @@ class Scores:
     def __post_init__(self) -> None:
         for array in (self.totals, self.sample_ids, self.sample_batches):
             array.setflags(write=False)
+        object.__setattr__(self, "provenance", freeze(self.provenance))
 
     @property
     def module_names(self) -> tuple[str, ...]:

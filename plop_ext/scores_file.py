@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
-from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+from plop_ext.scores import ScoredModule, Scores
 from plop_ext.totals import TOTALS_FIELDS
+from plop_ext.unscored import UnscoredModule
 
 FORMAT = "plop_ext.scores"
 FORMAT_VERSION = 1
+# What reports read of how a run ended.
+_STOP = {"available", "stability", "settled", "settled_at", "samples", "types", "modules"}
 
 
 def write(scores: Scores, path: str | os.PathLike[str]) -> None:
@@ -46,28 +52,83 @@ def read(path: str | os.PathLike[str]) -> Scores:
     """Read what `write` wrote; the derived parts are computed anew."""
     content = read_json(path, FORMAT, FORMAT_VERSION, "`plop score`")
     try:
-        tables = [module.pop("totals") for module in content["modules"]]
-        for module in content["modules"]:
-            module.pop("nfn_interval", None)
-        totals = [[table[field] for field in TOTALS_FIELDS] for table in tables]
-        lists = content["samples"]
-        scores = Scores(
-            modules=tuple(
-                ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])})
-                for module in content["modules"]
-            ),
-            totals=np.array(totals, dtype=np.float64).transpose(0, 2, 1).copy(),
-            sample_ids=np.array(lists["ids"], dtype=np.int64),
-            sample_batches=np.array(lists["batches"], dtype=np.int64),
-            unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
-            provenance=content["provenance"],
-        )
-        samples = scores.totals.shape[1]
-        if scores.sample_ids.shape != (samples,) or scores.sample_batches.shape != (samples,):
-            raise ValueError
-        if len(scores.sample_data) != samples:
-            raise ValueError
-        scores.by_type()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        scores = _parse(content)
+        _check(scores)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"`{path}` is a damaged scores file; write it again with `plop score`") from error
     return scores
+
+
+def _parse(content: dict[str, Any]) -> Scores:
+    tables = [module.pop("totals") for module in content["modules"]]
+    for module in content["modules"]:
+        module.pop("nfn_interval", None)
+    lists = content["samples"]
+    return Scores(
+        modules=tuple(
+            ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])}) for module in content["modules"]
+        ),
+        totals=_numbers([[table[field] for field in TOTALS_FIELDS] for table in tables], "if", np.float64)
+        .transpose(0, 2, 1)
+        .copy(),
+        sample_ids=_numbers(lists["ids"], "i", np.int64),
+        sample_batches=_numbers(lists["batches"], "i", np.int64),
+        unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
+        provenance=content["provenance"],
+    )
+
+
+def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
+    """An array of JSON numbers; numpy on its own would also turn `null` and strings into numbers."""
+    array = np.array(values)
+    _require(array.dtype.kind in kinds)
+    return array.astype(dtype)
+
+
+def _check(scores: Scores) -> None:
+    """Raise for what no scoring run gives: it would be placed by all the same."""
+    for module in scores.modules:
+        sizes = (module.in_features, module.out_features)
+        _require(all(type(size) is int and size > 0 for size in sizes))
+        _require(all(type(size) is int and size > 0 for size in module.target_shape))
+        _require(type(module.target_size) is int and module.target_size >= 0)
+        _require(module.layer is None or (type(module.layer) is int and abs(module.layer) < 2**31))
+        _require(type(module.target_parameter) is bool)
+        texts = (module.name, module.type, module.kind, module.baseline_from, module.target, module.refused)
+        _require(all(isinstance(text, str) for text in texts))
+        _require(_is_number(module.baseline) and module.baseline > 0)
+        _require(module.weight_norm is None or _is_number(module.weight_norm))
+    for item in scores.unscored:
+        _require(all(isinstance(text, str) for text in (item.name, item.layer_class, item.reason, item.detail)))
+        _require(type(item.wanted) is bool)
+    samples = scores.totals.shape[1]
+    _require(scores.sample_ids.shape == scores.sample_batches.shape == (samples,))
+    _require(bool(np.isfinite(scores.totals).all() and (scores.totals >= 0).all()))
+    _require(bool((scores.totals[:, :, 2].sum(axis=1) > 0).all()))
+    _check_provenance(scores.provenance)
+    _require(len(scores.sample_data) == samples)
+    _require(bool(np.isfinite(scores.nfn).all()))
+
+
+def _check_provenance(provenance: Any) -> None:
+    """Raise if it lacks what placements and reports read."""
+    model, data = provenance["model"], provenance["data"]
+    _require(isinstance(model["class"], str))
+    _require(model.get("parameters") is None or type(model["parameters"]) is int)
+    _require(all(part["name"] is None or isinstance(part["name"], str) for part in (data, *data.get("parts", ()))))
+    _require(type(data["samples"]) is int)
+    _require(provenance["settings"]["compat"] in (None, "paper-script"))
+    _require(provenance.get("seconds") is None or _is_number(provenance["seconds"]))
+    stop = provenance.get("stop")
+    if stop is not None:
+        _require(set(stop) >= _STOP)
+        _require(all(stop[name] is None or _is_number(stop[name]) for name in ("stability", "settled_at")))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError

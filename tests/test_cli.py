@@ -37,7 +37,10 @@ def test_score_writes_table_scores_and_heatmap(tmp_path: Path, capsys: pytest.Ca
     for label in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         assert label in scores.types and label in printed
     assert scores.provenance["settings"]["mask"] == "completion"
-    assert scores.provenance["data"] == {"name": "arithmetic", "samples": 16}
+    data = scores.provenance["data"]
+    assert (data["name"], data["samples"], data["split"], data["column"]) == ("arithmetic", 16, "train", None)
+    assert (data["max_length"], data["batch_size"]) == (1024, 8) and len(data["hash"]) == 32
+    assert scores.provenance["model"]["name"] == "plop-tiny"
     assert heatmap.read_bytes().startswith(b"\x89PNG")
 
 
@@ -62,6 +65,7 @@ def test_finetune_lowers_the_held_out_loss_and_writes_an_adapter(
     before, after = (float(word) for word in line.split() if word[0].isdigit())
     assert after < before
     assert (adapter / "adapter_model.safetensors").is_file()
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "plop-tiny"
 
 
 def test_compare_prints_plots_and_saves(scores_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,14 +90,44 @@ class Holder(nn.Module):
         self.layers = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 4), "other": other})])
 
 
+class Packed(nn.Module):
+    """A layer whose matrix is a buffer of codes, and whose sizes go by another name than torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.infeatures, self.outfeatures = 8, 4
+        self.register_buffer("qweight", torch.zeros(1, 4, dtype=torch.int32))
+
+
+class PackedWithChild(nn.Module):
+    """The same in a module that holds another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 8, 4
+        self.activation = nn.ReLU()
+        self.register_buffer("qweight", torch.zeros(1, 4, dtype=torch.int32))
+
+
+class EmbeddingProjection(nn.Module):
+    """A matrix product that is an embedding by name only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(4, 4))
+
+
 @pytest.mark.parametrize(
     "module, reason",
     [
+        (Packed(), r"no adapter reads its class \(qweight\)"),
+        (PackedWithChild(), r"no adapter reads its class \(qweight\)"),
+        (EmbeddingProjection(), r"no adapter reads its class \(matrix\)"),
         (nn.Bilinear(3, 4, 5), r"no adapter reads its class \(weight\)"),
         (nn.MultiheadAttention(8, 2), r"no adapter reads its class \(in_proj_weight\)"),
         (nn.Linear(4, 3, device="meta"), r"its weight is on the meta device and was never loaded"),
     ],
-    ids=["Bilinear", "MultiheadAttention", "meta"],
+    ids=["buffer", "buffer and child", "embedding by name", "Bilinear", "MultiheadAttention", "meta"],
 )
 def test_what_cannot_be_scored_is_named_with_its_reason(module: nn.Module, reason: str) -> None:
     import re
@@ -121,7 +151,9 @@ def test_a_quantized_weight_is_not_taken_for_its_codes() -> None:
 
 
 def test_weights_that_are_no_linear_map_are_not_mentioned() -> None:
-    quiet = nn.ModuleList([nn.Embedding(4, 4), nn.LayerNorm((2, 4)), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)])
+    masked = nn.Module()
+    masked.register_buffer("mask", torch.ones(4, 4))
+    quiet = nn.ModuleList([nn.Embedding(4, 4), nn.LayerNorm((2, 4)), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), masked])
     assert not discover(Holder(quiet)).unscored
 
 

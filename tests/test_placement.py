@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from plop_ext import InputError, Placement, Scores
 from plop_ext.placement import STRATEGIES
 from plop_ext.scores import ScoredModule
 from tests import tiny_models
+from tests.architectures import ARCHITECTURES
 
 # Each type's NFN in layers 0 and 1; the means are 1.0, 0.65, 1.1 and 1.6.
 NFN = {"q_proj": (0.4, 1.6), "v_proj": (0.6, 0.7), "up_proj": (1.2, 1.0), "down_proj": (3.0, 0.2)}
@@ -140,6 +142,8 @@ def test_parameters_and_the_rank_that_fits_them() -> None:
     assert [placement.rank_for(allowed) for allowed in (56, 111, 112, 1000)] == [1, 1, 2, 17]
     with pytest.raises(InputError, match=r"`max_params`=55 is too small for `q_proj\+v_proj`: rank 1 has 56"):
         placement.rank_for(55)
+    with pytest.raises(InputError, match="`r` must be at least 1, got 0"):
+        placement.num_parameters(0)
 
 
 MODELS = {name: tiny_models.TEXT_MODELS[name] for name in ("llama", "bert", "gemma3", "qwen2")}
@@ -206,6 +210,22 @@ def test_check_model(scored: dict[str, Scores]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no signal")
+@pytest.mark.parametrize("build", [tiny_models.llama, tiny_models.gpt2, ARCHITECTURES["phi3"].build])
+def test_check_model_tells_checkpoints_of_one_shape_apart(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    everything = plop_ext.score(build(), [tiny_models.token_batch([20, 31])], progress=False)
+    everything.place(strategy="all").save(tmp_path / "placement.json")
+    placement = Placement.load(tmp_path / "placement.json")
+    assert all(target.weight_norm for target in placement.lora_targets)
+    placement.check_model(build())
+    placement.check_model(build().bfloat16())
+    other = build()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(7))
+    with pytest.raises(InputError, match=r"was made for other weights: .* score this model and place again"):
+        placement.check_model(other)
+
+
+@pytest.mark.filterwarnings("ignore:no signal")
 def test_lora_config_takes_pefts_fields_but_no_other_target(scored: dict[str, Scores]) -> None:
     placement = scored["llama"].place(types=1)
     config = placement.lora_config(r=4, lora_alpha=8, lora_dropout=0.1, task_type="CAUSAL_LM")
@@ -234,7 +254,16 @@ def test_round_trip_and_other_files(tmp_path: Path) -> None:
     scores().save(path)
     with pytest.raises(InputError, match=r"is not a plop_ext.placement file but plop_ext.scores; .*`plop place`"):
         Placement.load(path)
-    for changes in ({"shapes": {"a": [1]}}, {"shapes": [3]}, {"modules": 3}, {"types": None}, {"shapes": {"a": "x"}}):
+    target = content["emitted"][0]
+    norms = [{"emitted": [{**target, "weight_norm": norm}]} for norm in ("x", float("nan"))]
+    for changes in (
+        *norms,
+        {"shapes": {"a": [1]}},
+        {"shapes": [3]},
+        {"modules": 3},
+        {"types": None},
+        {"shapes": {"a": "x"}},
+    ):
         path.write_text(json.dumps({**content, **changes}))
         with pytest.raises(InputError, match="is a damaged placement; write it again with `plop place`"):
             Placement.load(path)

@@ -283,6 +283,20 @@ def test_a_weight_that_was_never_quantized_is_reported() -> None:
         score(model, [torch.randn(2, 5, 64)], progress=False)
 
 
+@needs("bitsandbytes")
+@pytest.mark.filterwarnings("ignore:no signal", "ignore:.*counted tokens")
+@pytest.mark.parametrize("make", [nf4, int8])
+def test_a_placement_of_the_full_weights_fits_the_quantized_ones(make: Callable[[nn.Linear], nn.Module]) -> None:
+    placement = score(wide_llama(), [text_batch()], progress=False).place(types=3)
+    placement.check_model(replace_linears(wide_llama(), make))
+    other = wide_llama()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 1.1
+    with pytest.raises(InputError, match="was made for other weights"):
+        placement.check_model(replace_linears(other, make))
+
+
 def check_peft(scores: Scores, model: nn.Module) -> None:
     from peft import get_peft_model
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,8 @@ import torch
 
 import plop_ext
 from plop_ext import InputError, Scores
-from plop_ext.scores import ScoredModule, UnscoredModule
+from plop_ext.scores import ScoredModule
+from plop_ext.unscored import UnscoredModule
 from tests import tiny_models
 
 TOTALS = np.array(
@@ -38,7 +42,11 @@ def made(compat: str | None = None, **changes: Any) -> Scores:
         "sample_ids": np.array([7, 3]),
         "sample_batches": np.array([0, 1]),
         "unscored": (UnscoredModule("lm_head", "Linear", "outside the repeated blocks"),),
-        "provenance": {"settings": {"compat": compat}, "model": {"class": "Made"}},
+        "provenance": {
+            "settings": {"compat": compat},
+            "model": {"class": "Made"},
+            "data": {"name": None, "samples": 2},
+        },
     }
     return Scores(**{**fields, **changes})
 
@@ -80,6 +88,22 @@ def test_scores_are_read_only() -> None:
         scores.totals = TOTALS  # type: ignore[misc]
 
 
+def test_the_provenance_is_read_only_and_a_copy() -> None:
+    given = {"settings": {"compat": None, "include": ["up"]}, "model": {"class": "Made"}, "data": {"name": None}}
+    scores = made(provenance=given)
+    given["settings"]["compat"] = "paper-script"
+    for change in (
+        lambda: scores.provenance["settings"].update(compat="paper-script"),
+        lambda: scores.provenance["settings"].__setitem__("compat", "paper-script"),
+        lambda: scores.provenance.pop("settings"),  # type: ignore[attr-defined]
+    ):
+        with pytest.raises(TypeError, match="read-only"):
+            change()
+    assert scores.gain.tolist() == [8 / 4, 12 / 6, 3 / 1]
+    for twin in (copy.deepcopy(scores), pickle.loads(pickle.dumps(scores))):
+        assert twin.provenance == scores.provenance and json.loads(json.dumps(twin.provenance))
+
+
 def test_the_scripts_scale_needs_the_weight_norms() -> None:
     with pytest.raises(InputError, match=r"the weight norm of `layers\.0\.up_proj` is unknown"):
         made("paper-script").paper_metrics()
@@ -115,7 +139,7 @@ def test_the_file_says_where_the_scores_come_from(real: Scores) -> None:
     kept = real.provenance
     assert kept["model"]["class"] == "LlamaForCausalLM" and kept["model"]["type"] == "llama"
     assert kept["model"]["dtype"] == "float32" and kept["model"]["parameters"] > 0
-    assert kept["data"] == {"name": None, "samples": 3}
+    assert kept["data"]["name"] is None and kept["data"]["samples"] == 3 and len(kept["data"]["hash"]) == 32
     assert kept["settings"]["mask"] == "attention" and kept["settings"]["seed"] == 0
     assert kept["settings"]["baseline"] == "frobenius" and kept["settings"]["probes"] is None
     assert kept["backend"] in ("native-cpu", "pytorch")
@@ -176,7 +200,33 @@ def setting(value: Any, *keys: Any) -> Callable[[Any], None]:
         setting([0], "samples", "batches"),
         setting([[0], [1]], "samples", "batches"),
         setting("low", "modules", 0, "baseline"),
+        setting(math.nan, "modules", 0, "baseline"),
+        setting(0, "modules", 0, "baseline"),
+        setting(-1.0, "modules", 0, "baseline"),
+        setting([None, 1.0], "modules", 0, "totals", "sum_gain"),
+        setting([math.inf, 1.0], "modules", 0, "totals", "sum_gain"),
+        setting(["6.0", "2.0"], "modules", 0, "totals", "sum_gain"),
+        setting([-1.0, 2.0], "modules", 0, "totals", "sum_gain"),
+        setting([0.0, 0.0], "modules", 0, "totals", "tokens"),
+        setting("4", "modules", 0, "in_features"),
+        setting(4.5, "modules", 0, "in_features"),
+        setting(0, "modules", 0, "out_features"),
+        setting(["4", "8"], "modules", 0, "target_shape"),
+        setting(math.nan, "modules", 0, "weight_norm"),
+        setting("x", "modules", 0, "layer"),
+        setting(10**30, "modules", 0, "layer"),
+        setting(["0", "1"], "samples", "ids"),
+        setting([10**30, 0], "samples", "ids"),
         setting([3], "unscored"),
+        setting([{"name": 3, "layer_class": "Linear", "reason": "excluded"}], "unscored"),
+        without("provenance", "model"),
+        without("provenance", "model", "class"),
+        without("provenance", "data"),
+        without("provenance", "data", "name"),
+        without("provenance", "settings", "compat"),
+        setting("12", "provenance", "model", "parameters"),
+        setting({"settled": True}, "provenance", "stop"),
+        setting("3 s", "provenance", "seconds"),
         setting(None, "provenance"),
     ],
 )
@@ -198,6 +248,8 @@ def test_a_damaged_file(edit: Callable[[Any], None], tmp_path: Path) -> None:
         (None, "cannot read `.*`: No such file or directory; name a file written by `plop score`"),
         ("", "is not JSON; name a file written by `plop score`"),
         ('{"format": "plop_ext.sc', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("9" * 5_000, "is not JSON"),
         ("[1]", "is not a plop_ext.scores file but another JSON file"),
         ('{"a": 1}', "is not a plop_ext.scores file but another JSON file"),
         ('{"format": "plop_ext.placement", "version": 1}', "is not a plop_ext.scores file but plop_ext.placement"),

@@ -46,6 +46,10 @@ def test_sample_ids_that_are_not_one_per_sample(ids: list[Any]) -> None:
         ({"token_step": 0}, "`token_step` must be at least 1, got 0"),
         ({"probes": -1}, "`probes` must be at least 1, got -1"),
         ({"include": ["q_proj"]}, "`q_proj` in `include`/`exclude` matches no .*; there are down, head, up"),
+        ({"include": "q_proj"}, "`q_proj` in `include`/`exclude` matches no linear layer"),
+        ({"include": []}, "`include` is empty; name what to score"),
+        ({"exclude": [3]}, "`exclude` must hold names, got 3"),
+        ({"token_step": 100_000}, "no token counts: `token_step`=100000 reads one token in 100000, .* lower it"),
         ({"exclude": ["p"]}, "`p` in `include`/`exclude` matches no linear layer; there are down, head, up"),
         (
             {"include": ["up"], "exclude": ["up"]},
@@ -115,6 +119,38 @@ def test_few_tokens_per_sample_are_warned_of() -> None:
         score(tiny_models.llama(), [batch])
 
 
+def test_a_token_step_makes_no_sample_short(recwarn: pytest.WarningsRecorder) -> None:
+    score(tiny_models.llama(), [token_batch([32, 64])], token_step=8)
+    assert not [item for item in recwarn if "counted tokens" in str(item.message)]
+    with pytest.warns(UserWarning, match="1 of 2 samples have fewer than 16 counted tokens"):
+        score(tiny_models.llama(), [token_batch([8, 64])], token_step=8)
+
+
+def test_tokens_with_an_input_of_zeros_are_warned_of() -> None:
+    x = features()
+    x[0, :3] = 0
+    with pytest.warns(UserWarning, match=r"3 token features have an input of zeros .* most in `layers.0.up` \(3\)"):
+        score(Plain(), [x], include=["layers.0.up"])
+
+
+def test_a_single_name_may_be_a_string() -> None:
+    listed = score(Plain(), [features()], include=["up"], exclude=["layers.0.up"])
+    named = score(Plain(), [features()], include="up", exclude="layers.0.up")
+    assert named.module_names == listed.module_names == ("layers.1.up",)
+    assert named.provenance["settings"]["include"] == ("up",)
+
+
+def test_the_provenance_tells_data_apart() -> None:
+    x = features()
+    facts = {"column": "text", "max_length": 20, "samples": 7}
+    kept = score(Plain(), [x], data_name="toy", data_info=facts).provenance["data"]
+    assert {**kept, "hash": None} == {"name": "toy", "samples": 2, "column": "text", "max_length": 20, "hash": None}
+    hashes = [score(Plain(), data).provenance["data"]["hash"] for data in ([x], [x + 1], [x.flip(0)])]
+    assert hashes[0] == kept["hash"] and len(set(hashes)) == 3
+    with pytest.raises(InputError, match="`data_info` must be a dict of plain JSON values"):
+        score(Plain(), [x], data_info={"column": object()})
+
+
 class Odd(nn.Module):
     """A weight of a kind that nobody knows."""
 
@@ -146,6 +182,7 @@ def test_layers_that_are_never_called_are_named() -> None:
     reasons = {item.name: item.reason for item in scores.unscored}
     assert reasons["layers.1.up"].startswith("never called in the forward")
     assert reasons["head"] == "outside the repeated blocks"
+    assert {item.name for item in scores.unscored if item.wanted} == {"layers.1.up", "layers.1.down"}
 
 
 def test_nothing_is_warned_of_without_a_cause(recwarn: pytest.WarningsRecorder) -> None:

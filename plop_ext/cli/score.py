@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         compat=args.compat,
         data_name=args.data,
+        data_info={name: getattr(args, name) for name in ("column", "split", "max_length", "batch_size")},
         journal=journal,
         resume=args.resume,
         progress=not args.quiet,

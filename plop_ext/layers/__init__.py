@@ -1,7 +1,7 @@
 """The one place that knows layer classes: what a module's W, input, output and bias are."""
 
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for, register_adapter
-from plop_ext.layers.discovery import Discovery, LinearLayer, Unscored, discover
+from plop_ext.layers.discovery import Discovery, LinearLayer, discover
 from plop_ext.layers.offload import weights_in_place
 from plop_ext.layers.scope import SCOPES
 from plop_ext.layers.split import Split
@@ -16,7 +16,6 @@ __all__ = [
     "LoraTarget",
     "Part",
     "Split",
-    "Unscored",
     "Unsupported",
     "adapter_for",
     "base_model",

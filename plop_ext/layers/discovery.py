@@ -18,10 +18,13 @@ from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.targets import LoraTarget, target_of
 from plop_ext.layers.walk import base_model, base_modules
-from plop_ext.module_types import ModulePath, label_types, matches_suffix, module_path
+from plop_ext.module_types import ModulePath, as_patterns, label_types, matches_suffix, module_path
+from plop_ext.unscored import UnscoredModule
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
+# What a linear layer calls its sizes. It may keep codes of its weight in buffers, where others keep masks and tables.
+_SIZES = (("in_features", "out_features"), ("infeatures", "outfeatures"))
 _ROUTERS = ("router", "gate")
 _ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
 # Parameters of two dimensions that are no weights of a matrix product.
@@ -58,28 +61,11 @@ class LinearLayer:
 
 
 @dataclass(frozen=True)
-class Unscored:
-    """A weight that is not scored, and why.
-
-    Attributes:
-        name: Full module name.
-        layer_class: Class of the module.
-        reason: One phrase.
-        wanted: Whether someone might miss it: False for layers left out by the default scope or by the user.
-    """
-
-    name: str
-    layer_class: str
-    reason: str
-    wanted: bool
-
-
-@dataclass(frozen=True)
 class Discovery:
     """What `discover` found."""
 
     layers: tuple[LinearLayer, ...]
-    unscored: tuple[Unscored, ...]
+    unscored: tuple[UnscoredModule, ...]
 
 
 @dataclass(frozen=True)
@@ -104,8 +90,8 @@ class _Candidate:
 def discover(
     model: nn.Module,
     *,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     scope: str = "language",
     everything: bool = False,
 ) -> Discovery:
@@ -133,6 +119,10 @@ def discover(
     Raises:
         InputError: If the model has no linear layer to score, a pattern matches nothing, or it has no such scope.
     """
+    include = None if include is None else as_patterns(include, "include")
+    exclude = as_patterns(exclude, "exclude")
+    if include == ():
+        raise InputError("`include` is empty; name what to score, or leave it out to score all")
     in_scope = scope_of(model, scope)
     candidates, unscored = _candidates(model, linear_only=everything)
     patterns_unused = {*(include or ()), *exclude}
@@ -141,7 +131,7 @@ def discover(
     has_blocks = has_blocks or any(module_path(model, item.name).layer is not None for item in unscored)
     in_blocks_only = has_blocks and not everything
     chosen: list[_Candidate] = []
-    left_out: dict[str, Unscored] = {}
+    left_out: dict[str, UnscoredModule] = {}
     for candidate in candidates:
         name = candidate.path.name
         included = [pattern for pattern in include or () if candidate.named_by(pattern)]
@@ -160,7 +150,7 @@ def discover(
             chosen.append(candidate)
         else:
             whole = candidate.name if candidate.split is not None else name
-            left_out[whole] = Unscored(whole, type(candidate.module).__name__, reason, wanted=False)
+            left_out[whole] = UnscoredModule(whole, type(candidate.module).__name__, reason, wanted=False)
     unscored = [item if in_scope(item.name) else replace(item, wanted=False) for item in unscored]
     unscored += left_out.values()
     if patterns_unused:
@@ -193,10 +183,10 @@ def discover(
     return Discovery(layers, tuple(unscored))
 
 
-def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], list[Unscored]]:
+def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], list[UnscoredModule]]:
     """Every part of every module that an adapter reads, and the modules with a matrix that none reads."""
     candidates: list[_Candidate] = []
-    unscored: list[Unscored] = []
+    unscored: list[UnscoredModule] = []
     seen: dict[int, str] = {}
     configs: dict[str, object] = {}
     for name, module in base_modules(model):
@@ -206,7 +196,9 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
         if id(module) in seen:
             if adapter is not None:
                 unscored.append(
-                    Unscored(name, type(module).__name__, f"the same module as `{seen[id(module)]}`", wanted=False)
+                    UnscoredModule(
+                        name, type(module).__name__, f"the same module as `{seen[id(module)]}`", wanted=False
+                    )
                 )
             continue
         seen[id(module)] = name
@@ -214,19 +206,21 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
             unscored += _weights_without_adapter(name, module)
             continue
         if type(module).__name__.lower().endswith(_ROUTERS):  # some are an `nn.Linear` that returns a tuple
-            unscored.append(Unscored(name, type(module).__name__, _ROUTER, wanted=False))
+            unscored.append(UnscoredModule(name, type(module).__name__, _ROUTER, wanted=False))
             continue
         if "experts" in name.split(".")[:-1]:
             reason = "an expert with a module of its own: its rows do not tell which sample they are from"
-            unscored.append(Unscored(name, type(module).__name__, reason, wanted=True))
+            unscored.append(UnscoredModule(name, type(module).__name__, reason))
             continue
         if linear_only and not isinstance(module, nn.Linear):
-            unscored.append(Unscored(name, type(module).__name__, "the published script reads nn.Linear only", False))
+            unscored.append(
+                UnscoredModule(name, type(module).__name__, "the published script reads nn.Linear only", wanted=False)
+            )
             continue
         try:
             adapter.check(module)
         except Unsupported as error:
-            unscored.append(Unscored(name, type(module).__name__, str(error), wanted=True))
+            unscored.append(UnscoredModule(name, type(module).__name__, str(error)))
             continue
         split = None
         if not linear_only and not isinstance(adapter, ExpertsAdapter):
@@ -248,16 +242,24 @@ def _type_path(candidate: _Candidate) -> ModulePath:
     return ModulePath(candidate.name, path.layer, path.type_path + suffix, path.in_block + suffix)
 
 
-def _weights_without_adapter(name: str, module: nn.Module) -> list[Unscored]:
+def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModule]:
     """The module's own matrices, if it has any that no adapter reads."""
-    if isinstance(module, _NOT_LINEAR) or "embedding" in type(module).__name__.lower():
+    if isinstance(module, _NOT_LINEAR) or _is_transformers_embedding(module):
         return []
     weights = [key for key, parameter in module.named_parameters(recurse=False) if parameter.dim() >= 2]
+    if any(hasattr(module, sizes[0]) and hasattr(module, sizes[1]) for sizes in _SIZES):
+        weights += [key for key, buffer in module.named_buffers(recurse=False) if buffer.dim() >= 2]
     if not weights:
         return []
     if weights == ["weight"] and type(module).__name__.lower().endswith(_ROUTERS):
-        return [Unscored(name, type(module).__name__, _ROUTER, wanted=False)]
+        return [UnscoredModule(name, type(module).__name__, _ROUTER, wanted=False)]
     if _STATE_SPACE.issuperset(weights):
-        return [Unscored(name, type(module).__name__, "the decay rates of a state space", wanted=False)]
+        return [UnscoredModule(name, type(module).__name__, "the decay rates of a state space", wanted=False)]
     reason = f"no adapter reads its class ({', '.join(weights)}); see plop_ext.layers.register_adapter"
-    return [Unscored(name, type(module).__name__, reason, wanted=True)]
+    return [UnscoredModule(name, type(module).__name__, reason)]
+
+
+def _is_transformers_embedding(module: nn.Module) -> bool:
+    """Whether it is one of transformers' own embeddings: its matrices are tables, positions and class tokens."""
+    kind = type(module)
+    return kind.__module__.startswith("transformers.") and "embedding" in kind.__name__.lower()

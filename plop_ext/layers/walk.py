@@ -19,7 +19,7 @@ def base_model(model: nn.Module) -> nn.Module:
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) in the order of `named_modules`, without LoRA's own matrices and with wrapped layers unwrapped.
 
-    A module reachable under several names comes once per name: see `Unscored` in `discovery` for what that means.
+    A module reachable under several names comes once per name: `discover` keeps the first.
     """
     yield from _visit(base_model(model), "", frozenset())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
+from plop_ext.placement.fingerprint import check_weights
 from plop_ext.placement.targets import Target, adapted_names, check_targets
 
 if TYPE_CHECKING:
@@ -73,7 +75,12 @@ class Placement:
 
         Args:
             r: One rank for all; default the placement's own.
+
+        Raises:
+            InputError: If `r` is below 1.
         """
+        if r is not None and r < 1:
+            raise InputError(f"`r` must be at least 1, got {r}")
         return sum(self.rank_of(target.name, r) * target.size for target in self.lora_targets)
 
     def cost(
@@ -205,12 +212,15 @@ class Placement:
             )
 
     def check_model(self, model: nn.Module) -> None:
-        """Check that `model` has what the placement adapts, at the shapes that were scored.
+        """Check that `model` has what the placement adapts, at the shapes and with the weights that were scored.
+
+        A few weights are read, and told by their norms. Rounding and quantization change these little enough to pass.
 
         Raises:
-            InputError: If it lacks one or has another shape: the placement belongs to another model.
+            InputError: If it lacks one, or has another shape or weight: the placement belongs to another model.
         """
         check_targets(model, self.lora_targets)
+        check_weights(model, self.lora_targets)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON to `path`, whole or not at all."""
@@ -249,4 +259,7 @@ class Placement:
 
 
 def _target(item: dict[str, Any]) -> Target:
-    return Target(**{**item, "shape": tuple(item["shape"])})
+    target = Target(**{**item, "shape": tuple(item["shape"])})
+    if target.weight_norm is not None and not math.isfinite(target.weight_norm):
+        raise ValueError
+    return target

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.errors import InputError
+from plop_ext.placement.fingerprint import target_norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,8 @@ class Target:
         shape: (in_features, out_features) of the module, or the shape of the parameter.
         chosen: How many of the placement's modules it holds.
         parts: How many scored modules it holds in all: more than `chosen` if PEFT cannot adapt only the chosen ones.
+        kind: `ScoredModule.kind` of these.
+        weight_norm: ||W||_F of the whole module when it was scored, or None where it is unknown.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Target:
     shape: tuple[int, ...]
     chosen: int = 1
     parts: int = 1
+    kind: str = ""
+    weight_norm: float | None = None
 
 
 def targets_of(chosen: Iterable[ScoredModule], everything: Iterable[ScoredModule]) -> tuple[Target, ...]:
@@ -42,9 +47,9 @@ def targets_of(chosen: Iterable[ScoredModule], everything: Iterable[ScoredModule
         chosen: The modules of the placement.
         everything: All scored modules.
     """
-    held: dict[str, int] = {}
+    held: dict[str, list[ScoredModule]] = {}
     for module in everything:
-        held[module.target or module.name] = held.get(module.target or module.name, 0) + 1
+        held.setdefault(module.target or module.name, []).append(module)
     targets: dict[str, Target] = {}
     counts: dict[str, int] = {}
     for module in chosen:
@@ -55,7 +60,9 @@ def targets_of(chosen: Iterable[ScoredModule], everything: Iterable[ScoredModule
         features = (module.in_features, module.out_features)
         size = module.target_size or sum(features)
         shape = module.target_shape or features
-        targets[name] = Target(name, module.target_parameter, size, shape, counts[name], held[name])
+        parts = held[name]
+        norm = target_norm(parts, shape)
+        targets[name] = Target(name, module.target_parameter, size, shape, counts[name], len(parts), module.kind, norm)
     return tuple(targets.values())
 
 

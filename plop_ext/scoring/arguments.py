@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plop_ext.errors import InputError
@@ -63,3 +64,11 @@ def check_arguments(
     for name, value in (("max_samples", max_samples), ("token_step", token_step), ("probes", probes)):
         if value is not None and value < 1:
             raise InputError(f"`{name}` must be at least 1, got {value}")
+
+
+def check_data_info(data_info: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the caller wants recorded of the data; refused before the run if the scores could not be saved with it."""
+    try:
+        return json.loads(json.dumps(dict(data_info or {})))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`data_info` must be a dict of plain JSON values ({error})") from error

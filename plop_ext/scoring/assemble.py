@@ -8,7 +8,6 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +18,9 @@ from plop_ext.errors import InputError
 from plop_ext.layers import Discovery
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.provenance import versions
-from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+from plop_ext.scores import ScoredModule, Scores
 from plop_ext.scoring import baseline as baselines
+from plop_ext.unscored import UnscoredModule
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ class Observed(Protocol):
 
 def describe_run(
     model: dict[str, Any],
-    data_name: str | None,
-    samples: int,
+    data: dict[str, Any],
     settings: dict[str, Any],
     observed: Observed,
     device: torch.device,
@@ -51,7 +50,7 @@ def describe_run(
     """The provenance of a run that began at `started` (`time.perf_counter`) and ended as `stop` reports."""
     return {
         "model": model,
-        "data": {"name": data_name, "samples": samples},
+        "data": data,
         "settings": settings,
         "stop": stop,
         # The model's own way to run fused experts; scoring runs them grouped, where each expert can be observed.
@@ -76,7 +75,7 @@ def assemble(
 ) -> Scores:
     """Split the layers into scored and unscored by what their totals hold."""
     modules, kept = [], []
-    unscored = [UnscoredModule(item.name, item.layer_class, item.reason) for item in found.unscored]
+    unscored = list(found.unscored)
     probed = provenance["settings"]["baseline"] == "probe"
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
         seen = totals[index].sum(axis=0)
@@ -115,6 +114,12 @@ def assemble(
         )
     if not kept:
         if (totals[:, :, 2:].sum() == 0) and not observed.unassigned:
+            step = provenance["settings"]["token_step"]
+            if step > 1:
+                raise InputError(
+                    f"no token counts: `token_step`={step} reads one token in {step}, and none of those counts; lower "
+                    "it, or check `attention_mask`, `labels` and `mask`"
+                )
             raise InputError(
                 "no token counts: every token of `dataloader` is masked, or no linear layer was called; "
                 "check `attention_mask`, `labels` and `mask`"
@@ -130,10 +135,11 @@ def assemble(
     )
 
 
-def warn(scores: Scores, observed: Observed, wanted: Collection[str]) -> None:
+def warn(scores: Scores, observed: Observed) -> None:
     """One warning per thing the user should know about the result."""
     per_sample = scores.totals[:, :, 2].max(axis=0)
-    few = int((per_sample < FEW_TOKENS).sum())
+    # What a sample holds, not what was read of it.
+    few = int((per_sample * scores.provenance["settings"]["token_step"] < FEW_TOKENS).sum())
     if few:
         warnings.warn(
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
@@ -148,6 +154,14 @@ def warn(scores: Scores, observed: Observed, wanted: Collection[str]) -> None:
             f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
             stacklevel=3,
         )
+    zero = scores.totals[:, :, 3].sum(axis=1)
+    if zero.any() and scores.provenance["settings"]["compat"] is None:  # the script counts them as a gain of zero
+        worst = int(zero.argmax())
+        warnings.warn(
+            f"{int(zero.sum())} token features have an input of zeros and were left out, most in "
+            f"`{scores.modules[worst].name}` ({int(zero[worst])})",
+            stacklevel=3,
+        )
     few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]
     if few_routed:
         scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
@@ -156,7 +170,7 @@ def warn(scores: Scores, observed: Observed, wanted: Collection[str]) -> None:
             f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples",
             stacklevel=3,
         )
-    missing = [item for item in scores.unscored if item.name in wanted and item not in few_routed]
+    missing = [item for item in scores.unscored if item.wanted and item not in few_routed]
     if missing:
         names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

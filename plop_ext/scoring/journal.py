@@ -170,6 +170,15 @@ def digest(batch: Any) -> str:
     return state.hexdigest()
 
 
+def on_host(batch: Any) -> bool:
+    """Whether a fingerprint of the batch costs no wait for a device."""
+    if isinstance(batch, Tensor):
+        return batch.device.type == "cpu" and batch.layout == torch.strided
+    if isinstance(batch, Mapping):
+        return all(map(on_host, batch.values()))
+    return not isinstance(batch, (tuple, list)) or all(map(on_host, batch))
+
+
 def _hash(value: Any, state: Any) -> None:
     if isinstance(value, Tensor):
         state.update(f"{value.dtype}{list(value.shape)}".encode())

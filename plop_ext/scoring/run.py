@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,23 +15,32 @@ from torch import nn
 
 from plop_ext.scoring.batch import batch_size, batch_to_device, input_device, take_sample_ids, token_mask
 from plop_ext.scoring.collector import Collector
-from plop_ext.scoring.journal import Journal, Record, digest
+from plop_ext.scoring.journal import Journal, Record, digest, on_host
 from plop_ext.scoring.stopping import StopWatch
 
 
 @dataclass
 class Samples:
-    """What a run has scored: per sample its id and batch, per batch its totals [M, B, 5]."""
+    """What a run has scored: per sample its id and batch, per batch its totals [M, B, 5] and a digest of it."""
 
     ids: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     tables: list[NDArray[np.float64]] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of all inputs in the order of the run; None if some of them never were on the host."""
+        if "" in self.digests:
+            return None
+        return hashlib.blake2b("".join(self.digests).encode(), digest_size=16).hexdigest()
 
     def add(self, number: int, record: Record) -> None:
         """Add a batch."""
         self.ids += record.ids
         self.batches += [number] * len(record.ids)
         self.tables.append(record.totals)
+        self.digests.append(record.digest)
 
 
 def run_batches(
@@ -92,7 +102,7 @@ def run_batches(
         batch, sample_ids = take_sample_ids(batch)
         size = batch_size(batch)
         ids = tuple(sample_ids) if sample_ids is not None else tuple(range(announced, announced + size))
-        fingerprint = digest(batch) if journal is not None else ""
+        fingerprint = digest(batch) if journal is not None or on_host(batch) else ""
         known = journal.find(ids, fingerprint) if journal is not None else None
         announced += size
         if known is not None:

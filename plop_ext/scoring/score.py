@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import nn
 
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
+from plop_ext.module_types import as_patterns
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
-from plop_ext.scoring.arguments import available_samples, check_arguments, extent
+from plop_ext.scoring.arguments import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.assemble import assemble, describe_run, warn
 from plop_ext.scoring.batch import default_forward, input_device, length
 from plop_ext.scoring.collector import Collector
@@ -40,14 +41,15 @@ def score(
     mask: str = "attention",
     baseline: str = "frobenius",
     probes: int = 256,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     scope: str = "language",
     token_step: int = 1,
     seed: int = 0,
     compat: str | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     data_name: str | None = None,
+    data_info: Mapping[str, Any] | None = None,
     journal: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -86,6 +88,8 @@ def score(
             baseline.
         forward: How to run a batch, `forward(model, batch)`; default as described under `dataloader`.
         data_name: Name of the data for the provenance.
+        data_info: What else the provenance should say of the data, such as column, split and length, as plain JSON
+            values. A hash of the inputs is added where these are on the host.
         journal: File to write each batch's totals to as they come. A run that was killed continues from it.
         resume: Continue `journal` if it is there: batches in it need no forward, and nothing counts twice. Data,
             order, batch size, model and settings must be the same.
@@ -101,6 +105,7 @@ def score(
     check_arguments(mask, baseline, compat, limit, token_step, probes)
     if compat == "paper-script":
         mask, baseline, token_step = "all", "probe", 1
+    facts = check_data_info(data_info)
     model = getattr(model, "_orig_mod", model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
     started = time.perf_counter()
@@ -108,8 +113,8 @@ def score(
         "mask": mask,
         "baseline": baseline,
         "probes": probes if baseline == "probe" else None,
-        "include": None if include is None else list(include),
-        "exclude": list(exclude),
+        "include": None if include is None else list(as_patterns(include, "include")),
+        "exclude": list(as_patterns(exclude, "exclude")),
         "scope": scope,
         "max_samples": limit,
         "token_step": token_step,
@@ -152,15 +157,10 @@ def score(
     available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
 
     stop_report = None if watch is None else watch.report(len(done.ids), available)
-    provenance = describe_run(
-        described, data_name, len(done.ids), settings, collector, input_device(model), started, stop=stop_report
-    )
+    facts |= {"name": data_name, "samples": len(done.ids), "hash": done.fingerprint}
+    provenance = describe_run(described, facts, settings, collector, input_device(model), started, stop=stop_report)
     scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
-    warn(
-        scores,
-        collector,
-        {item.name for item in found.unscored if item.wanted} | {layer.name for layer in found.layers},
-    )
+    warn(scores, collector)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )

@@ -1,0 +1,56 @@
+"""What the kernels are built with: which tools are here, which are missing, and nvcc's architectures."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+DEFAULT_ARCHS = ("80", "86", "89", "90", "100", "120")
+
+
+def find_nvcc() -> Path | None:
+    """The nvcc to use, or None: PLOP_CUDA=0, or none found."""
+    wish = os.environ.get("PLOP_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        sys.exit(f"PLOP_CUDA must be 0, 1 or auto, got {wish!r}")
+    if wish == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    places = [str(Path(home) / "bin")] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    found = next((path for place in places if (path := shutil.which("nvcc", path=place))), None)
+    if found is None and wish == "1":
+        where = f"in CUDA_HOME={home}" if home else "on PATH or in /usr/local/cuda"
+        sys.exit(f"PLOP_CUDA=1 but there is no nvcc {where}: install the CUDA toolkit, or set PLOP_CUDA=0")
+    return Path(found).resolve() if found else None
+
+
+def missing_tools() -> list[str]:
+    """What keeps the native kernels from being built here."""
+    missing = [name for name in ("torch", "pybind11", "ninja") if importlib.util.find_spec(name) is None]
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        missing.append("a C++ compiler (g++, or the one named by CXX)")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        missing.append("the Python headers")
+    return missing
+
+
+def arch_flags(nvcc: Path) -> tuple[list[str], str]:
+    """nvcc's -gencode flags and the readable list they stand for."""
+    wish = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wish:
+        names = [name for name in re.split(r"[;\s]+", wish.strip()) if name]
+        archs = [re.sub(r"\+PTX$", "", name).replace(".", "") for name in names]
+        ptx = [arch for name, arch in zip(names, archs, strict=True) if name.endswith("+PTX")]
+    else:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+        archs = [arch for arch in DEFAULT_ARCHS if f"compute_{arch}" in listed.split()]
+        ptx = archs[-1:]
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    flags += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ptx]
+    return flags, " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in ptx])
