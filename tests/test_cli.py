@@ -93,6 +93,55 @@ def test_doctor_names_the_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert "native-cpu, checked" in printed
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        (["score"], ["-o", "."], "is a folder"),
+        (["score"], ["--heatmap", "h.bmp"], "cannot draw a .bmp"),
+        (["score"], ["--heatmap", "h"], "cannot draw a file without extension"),
+        (["score"], ["--heatmap", "no/such/folder/h.png"], "writable folder that exists"),
+        (["compare", "--scores", "{scores}"], ["-o", "."], "is a folder"),
+        (["compare", "--scores", "{scores}"], ["--plot", "c.bmp"], "cannot draw a .bmp"),
+        (["finetune", "--placement", "{placement}"], ["-o", "{used}"], "is not empty"),
+        (["finetune", "--placement", "{placement}"], ["-o", "{scores}"], "is a file"),
+    ],
+)
+def test_a_bad_output_is_noticed_before_the_model_is_loaded(
+    command: list[str],
+    options: list[str],
+    message: str,
+    scores_file: Path,
+    placement_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("loaded a model first"))
+    files = {"scores": scores_file, "placement": placement_file, "used": scores_file.parent}
+    arguments = [command[0], "plop-tiny", "arithmetic", *command[1:], *options]
+    assert main([argument.format(**files) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_are_saved_before_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores_file: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("plop_ext.report.plots.heatmap", fail)
+    monkeypatch.setattr("plop_ext.report.plots.comparison_plot", fail)
+    scores, comparison, common = tmp_path / "s.json", tmp_path / "c.json", ["--quiet", "--device", "cpu"]
+    arguments = ["score", "plop-tiny", "arithmetic", *common, "--samples", "8", "-o", str(scores)]
+    with pytest.raises(OSError, match="no space"):
+        main([*arguments, "--heatmap", str(tmp_path / "h.png")])
+    Scores.load(scores)
+    budget = ["--steps", "1", "--batch-size", "1", "--eval-samples", "2", "--seeds", "1", "--rates", "1e-3"]
+    arguments = ["compare", "plop-tiny", "arithmetic", "--scores", str(scores_file), *common, *budget]
+    with pytest.raises(OSError, match="no space"):
+        main([*arguments, "-o", str(comparison), "--plot", str(tmp_path / "c.png")])
+    assert comparison.is_file()
+
+
 def _truncated_checkpoint(folder: Path) -> Path:
     shutil.copytree(embedded.model_path(), folder)
     weights = folder / "model.safetensors"
@@ -113,7 +162,7 @@ def _truncated_checkpoint(folder: Path) -> Path:
         (["score", "plop-tiny", "arithmetic", "--mask", "none"], "`--mask` must be"),
         (["score", "plop-tiny", "arithmetic", "--baseline", "none"], "`baseline` must be one of"),
         (["score", "plop-tiny", "arithmetic", "--token-step", "0"], "`token_step` must be at least 1"),
-        (["score", "plop-tiny", "arithmetic", "-o", "no/such/folder/s.json"], "its folder does not exist"),
+        (["score", "plop-tiny", "arithmetic", "-o", "no/such/folder/s.json"], "writable folder that exists"),
         (["place", "missing.json"], "cannot read"),
         (["place", "{scores}", "--types", "8"], "`types` must be between 1 and 7"),
         (["place", "{scores}", "--types", "nope"], "there is no type `nope`"),

@@ -158,6 +158,7 @@ class TestResult:
 
         assert result.output_dir == str(tmp_path / "adapter")
         assert (tmp_path / "adapter").stat().st_mode & 0o055
+        assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "adapter").iterdir())
         loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
         chosen.verify(loaded)
         assert held_out_loss(loaded, held_out, pad_token_id=0) == pytest.approx(result.loss_after, abs=1e-6)

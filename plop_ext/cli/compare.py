@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.scores import Scores
 
     options.check_output(args.output)
-    options.check_output(args.plot)
+    options.check_picture(args.plot)
     scores = Scores.load(args.scores)
     placements = [_place(scores, name, args.types) for name in args.strategies.split(",")]
     model, tokenizer = options.load_model(args, for_training=True)
@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> None:
         progress=not args.quiet,
     )
     console.print(tables.comparison_table(comparison))
-    if args.plot:
-        plots.comparison_plot(comparison, args.plot)
-        console.print(f"plot: {args.plot}", highlight=False)
     if args.output:
         comparison.save(args.output)
         console.print(f"comparison: {args.output}", highlight=False)
+    if args.plot:
+        plots.comparison_plot(comparison, args.plot)
+        console.print(f"plot: {args.plot}", highlight=False)
 
 
 def _place(scores: Any, name: str, types: int | None) -> Any:

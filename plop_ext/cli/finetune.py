@@ -33,9 +33,11 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from plop_ext.finetuning.finetune import finetune
+    from plop_ext.finetuning.training import free_folder
     from plop_ext.placement import Placement
     from plop_ext.report import tables
 
+    free_folder(args.output)
     placement = Placement.load(args.placement)
     model, tokenizer = options.load_model(args, for_training=True)
     placement.check_model(model)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from plop_ext.errors import InputError
+from plop_ext.files import check_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,6 +103,15 @@ def train_and_held_out(
 
 
 def check_output(path: str | None) -> None:
-    """Refuse an output file whose folder does not exist, before anything takes time."""
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise InputError(f"cannot write `{path}`: its folder does not exist; create it or name another")
+    """Refuse an output file that cannot be written, before anything takes time."""
+    if path is not None:
+        check_writable(path)
+
+
+def check_picture(path: str | None) -> None:
+    """Refuse a picture that cannot be written or drawn, before anything takes time."""
+    from plop_ext.report import plots
+
+    if path is not None:
+        plots.picture_format(path)
+        check_writable(path)

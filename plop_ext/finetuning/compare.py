@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plop_ext._version import __version__
 from plop_ext.data import Encoded, counted_tokens
 from plop_ext.errors import InputError
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow
 from plop_ext.finetuning.finetune import FinetuneResult, finetune, learnable
 from plop_ext.progress import progress_bar
+from plop_ext.provenance import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -161,7 +161,7 @@ def compare(
             "eval_tokens": sum(map(counted_tokens, eval)),
             "model": dict(scores.provenance["model"]),
             "device": _device_name(model.device),
-            "versions": _versions(),
+            "versions": dict(versions()),
         },
     )
 
@@ -227,16 +227,3 @@ def _best_rate(tuning: Sequence[tuple[float, float]]) -> float:
 def _device_name(device: torch.device) -> str:
     """Return the name of a GPU, or the kind of CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    import peft
-    import transformers
-
-    return {
-        "plop_ext": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-    }
