@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plop_ext import embedded
+from plop_ext.checks import check_whole
 from plop_ext.embedded import arithmetic
 from plop_ext.errors import InputError, SetupError, first_line
 from plop_ext.hub import cached_when_offline
@@ -54,8 +55,7 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         >>> sorted(load_rows("arithmetic", max_samples=1)[0])
         ['completion', 'prompt']
     """
-    if max_samples is not None and max_samples < 1:
-        raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
+    check_whole(max_samples=max_samples)
     path = Path(source).expanduser()
     if source in embedded.DATASETS:
         rows = _embedded_rows(source, split, max_samples)
