@@ -8,6 +8,11 @@ from typing import Any
 from plop_ext.errors import InputError
 
 
+def check_seed(**values: Any) -> None:
+    """Refuse seeds that numpy's generators do not take."""
+    check_whole(least=0, most=2**32 - 1, **values)
+
+
 def check_whole(*, least: int = 1, most: int | None = None, **values: Any) -> None:
     """Refuse arguments that are no whole number, or out of range; None passes, which leaves the choice to the callee.
 

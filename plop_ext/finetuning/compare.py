@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plop_ext.checks import check_whole
+from plop_ext.checks import check_seed, check_whole
 from plop_ext.data import Encoded, counted_tokens
 from plop_ext.errors import InputError
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow
 from plop_ext.finetuning.evaluation import learnable
-from plop_ext.finetuning.finetune import MAX_SEED, FinetuneResult, finetune
+from plop_ext.finetuning.finetune import FinetuneResult, finetune
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import versions
 
@@ -87,7 +87,7 @@ def compare(
     check_whole(batch_size=batch_size, eval_batch_size=eval_batch_size)
     rates, seeds = _grid(learning_rates), _distinct(seeds, "seeds")
     for seed in seeds:
-        check_whole(least=0, most=MAX_SEED, seeds=seed)
+        check_seed(seeds=seed)
     chosen, reference = _with_reference(placements, scores)
     allowed = chosen[0].num_parameters(r) if max_params is None else max_params
     ranks = [placement.rank_for(allowed) for placement in chosen]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.checks import check_whole
+from plop_ext.checks import check_seed, check_whole
 from plop_ext.data import Encoded
 from plop_ext.errors import InputError
 from plop_ext.finetuning.evaluation import held_out_loss, learnable
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What numpy's generator takes.
-MAX_SEED = 2**32 - 1
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 
 # A run whose training loss ends this much above where it began has left the basin of the pretrained weights; the loss
@@ -144,7 +142,7 @@ def finetune(
     """
     rank = placement.r if r is None else r
     check_whole(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
-    check_whole(least=0, most=MAX_SEED, seed=seed)
+    check_seed(seed=seed)
     if lora_alpha is not None and not (math.isfinite(lora_alpha) and lora_alpha > 0):
         raise InputError(f"`lora_alpha` must be above 0, got {lora_alpha}")
     _check_model(model)
