@@ -277,9 +277,7 @@ class TestHeldOutLoss:
         assert model.model.layers[0].training and not model.model.layers[1].training and not model.training
 
     def test_nothing_to_predict(self) -> None:
-        with pytest.raises(
-            InputError, match="`encoded` has no token to predict in 1 samples; give texts of two"
-        ):
+        with pytest.raises(InputError, match="`encoded` has no token to predict in 1 samples; give texts of two"):
             held_out_loss(tiny_llama(), [Encoded(input_ids=[5], labels=[5])], pad_token_id=0)
         assert counted_tokens(Encoded(input_ids=[5, 6], labels=[5, -100])) == 0
 

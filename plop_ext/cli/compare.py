@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from plop_ext.checks import check_whole
 from plop_ext.cli import options
-from plop_ext.cli.finetune import add_training
+from plop_ext.cli.finetune import add_training, check_training
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.report import plots, tables
     from plop_ext.scores import Scores
 
+    check_training(args)
+    check_whole(seeds=args.seeds, max_params=args.max_params)
     options.check_output(args.output)
     options.check_picture(args.plot)
     scores = Scores.load(args.scores)
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         held_out,
         placements,
         max_params=args.max_params,
-        r=args.rank or 16,
+        r=16 if args.rank is None else args.rank,
         learning_rates=_rates(args.rates),
         seeds=range(args.seed, args.seed + args.seeds),
         max_steps=args.steps,
