@@ -282,6 +282,14 @@ class TestHeldOutLoss:
         assert counted_tokens(Encoded(input_ids=[5, 6], labels=[5, -100])) == 0
 
 
+def test_progress_goes_to_stderr_for_each_phase(train: list[Encoded], held_out: list[Encoded], capfd: Any) -> None:
+    model = tiny_llama()
+    finetune(model, TOKENIZER, train, held_out, placement(model), **(QUICK | {"progress": True, "eval_batch_size": 4}))
+    printed = capfd.readouterr()
+    assert printed.out == "" and "training" in printed.err
+    assert printed.err.count("held-out loss") == 2 and "3/3" in printed.err
+
+
 def test_learnable_leaves_out_what_predicts_nothing(caplog: pytest.LogCaptureFixture) -> None:
     good, bad = Encoded(input_ids=[5, 6], labels=[-100, 6]), Encoded(input_ids=[5, 6], labels=[5, -100])
     with caplog.at_level(logging.WARNING):
