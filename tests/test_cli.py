@@ -215,6 +215,12 @@ def _truncated_checkpoint(folder: Path) -> Path:
         (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--rates", "-1"], "`--rates` must be above 0"),
         (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--rank", "0"], "`--rank` must be at least 1"),
         (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--seeds", "0"], "`--seeds` must be at least"),
+        (
+            ["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--strategies", "best"],
+            "`--strategies` must be one of",
+        ),
+        ([*FINETUNE, "--eval", "missing.jsonl"], "`--eval` 'missing.jsonl': no such file"),
+        ([*FINETUNE, "--eval", "{chats}"], "`--eval` have none of `messages`"),
         ([*FINETUNE, "--rank", "0"], "`--rank` must be at least 1, got 0"),
         ([*FINETUNE, "--seed", "-1"], "`--seed` must be at least 0, got -1"),
         ([*FINETUNE, "--eval-samples", "-2"], "`--eval-samples` must be at least 1, got -2"),

@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the final runs (default: 3)")
     add_training(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, words={"strategy": "--strategies"})
 
 
 def run(args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (score, place, report, finetune, compare, demo, doctor):
         command.add_parser(commands)
+    parser.set_defaults(words=None)
     args = parser.parse_args(arguments)
 
     logging.basicConfig(level=logging.WARNING)
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args) or 0)
     except (InputError, SetupError) as error:
-        print(f"plop: {command_words(str(error))}", file=sys.stderr)
+        print(f"plop: {command_words(str(error), args.words)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
+from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError
 from plop_ext.files import check_writable
 
@@ -102,7 +103,10 @@ def train_and_held_out(
     from plop_ext.finetuning.evaluation import learnable
 
     if args.eval is not None:
-        held_out = load_data(args, tokenizer, args.eval_samples, source=args.eval)
+        try:
+            held_out = load_data(args, tokenizer, args.eval_samples, source=args.eval)
+        except InputError as error:
+            raise InputError(command_words(str(error), {"source": "--eval", "rows": "--eval"})) from error
         return learnable(load_data(args, tokenizer, None), args.data), learnable(held_out, args.eval)
     if args.data in DATASETS:
         held_out = load_data(args, tokenizer, args.eval_samples, split="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 # What the command's arguments are called where they differ from the API's; other options are its names with dashes.
 _RENAMED = {
@@ -30,6 +31,12 @@ _OPTIONS = (
 _WORDS = _RENAMED | {name: f"--{name.replace('_', '-')}" for name in _OPTIONS}
 
 
-def command_words(message: str) -> str:
-    """Replace the API's names for arguments, which stand in backticks, by those of the command line."""
-    return re.sub(r"`(\w+)`", lambda match: f"`{_WORDS.get(match[1], match[1])}`", message)
+def command_words(message: str, own: Mapping[str, str] | None = None) -> str:
+    """Replace the API's names for arguments, which stand in backticks, by those of the command line.
+
+    Args:
+        message: What the API says.
+        own: Names that a command has for itself.
+    """
+    words = {**_WORDS, **(own or {})}
+    return re.sub(r"`(\w+)`", lambda match: f"`{words.get(match[1], match[1])}`", message)
