@@ -9,3 +9,9 @@ class InputError(ValueError):
 
 class SetupError(RuntimeError):
     """The environment lacks something: one line that says what, and how to install or enable it. Exit code 2."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without the punctuation that ends it."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".: ")

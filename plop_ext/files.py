@@ -24,27 +24,29 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: If the folder does not exist or cannot be written.
     """
     destination = Path(path)
-    if destination.is_dir():
-        raise InputError(f"`{destination}` is a folder; name a file in it")
-    try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{destination.name}.", suffix=destination.suffix, dir=destination.parent
-        )
-    except OSError as error:
-        raise InputError(
-            f"cannot write `{destination}`: {error.strerror}; name a writable folder that exists"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _sibling(destination)
     try:
         yield temporary
-        # mkstemp creates 0600; a result file gets the permissions any other new file would.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        share(temporary)
         os.replace(temporary, destination)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that `path` can be written by `atomic_path`, without leaving anything there.
+
+    Raises:
+        InputError: If it is a folder, or its own folder does not exist or cannot be written.
+    """
+    _sibling(Path(path)).unlink()
+
+
+def share(path: Path) -> None:
+    """Give a private temporary file or folder the permissions that any other new one would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -80,3 +82,19 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
             f"write it again with {writer}"
         )
     return content
+
+
+def _sibling(destination: Path) -> Path:
+    """Create an empty, private file beside `destination`."""
+    if destination.is_dir():
+        raise InputError(f"`{destination}` is a folder; name a file in it")
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{destination.name}.", suffix=destination.suffix, dir=destination.parent
+        )
+    except OSError as error:
+        raise InputError(
+            f"cannot write `{destination}`: {error.strerror}; name a writable folder that exists"
+        ) from error
+    os.close(handle)
+    return Path(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from plop_ext import embedded
-from plop_ext.errors import InputError, SetupError
+from plop_ext.errors import InputError, SetupError, first_line
 from plop_ext.hub import cached_when_offline
 
 if TYPE_CHECKING:
@@ -164,17 +164,17 @@ def _explained(name: str, part: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except ImportError as error:
-        raise SetupError(f"`name_or_path` {name!r} needs a package: {_first_line(error)}; install it") from error
+        raise SetupError(f"`name_or_path` {name!r} needs a package: {first_line(error)}; install it") from error
     except Exception as error:
         if "attn_implementation" in str(error):
-            raise InputError(f"`attn_implementation` does not suit {name!r}: {_first_line(error)}") from error
+            raise InputError(f"`attn_implementation` does not suit {name!r}: {first_line(error)}") from error
         what = {
             "config": "config.json cannot be used",
             "tokenizer": "the tokenizer cannot be loaded",
             "weights": "the weights cannot be loaded",
         }[part]
         raise InputError(
-            f"`name_or_path` {name!r}: {what} ({_first_line(error)}); check the name, or download or save it again"
+            f"`name_or_path` {name!r}: {what} ({first_line(error)}); check the name, or download or save it again"
         ) from error
 
 
@@ -216,9 +216,3 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if chosen != "auto" and not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
         raise InputError(f"`dtype` {dtype!r} is no floating-point type; give auto, float32, bfloat16 or float16")
     return chosen
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without a final full stop."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".: ")

@@ -13,6 +13,8 @@ from plop_ext.cli.main import main
 from plop_ext.placement import Placement
 from plop_ext.scores import Scores
 
+FINETUNE = ["finetune", "plop-tiny", "arithmetic", "--placement", "{placement}"]
+
 
 @pytest.fixture(scope="module")
 def scores_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -49,7 +51,9 @@ def test_place_prints_peft_targets_or_writes_a_placement(
 ) -> None:
     capsys.readouterr()
     assert main(["place", str(scores_file)]) == 0
-    targets = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    targets = json.loads(printed.out)
+    assert "trainable parameters" in printed.err
     assert tuple(targets["target_modules"]) == Placement.load(placement_file).modules
     assert Placement.load(placement_file).types == Scores.load(scores_file).types[:3]
 
@@ -91,10 +95,91 @@ def test_demo_leaves_scores_heatmap_and_placement(tmp_path: Path, capsys: pytest
     assert "lowest-3" in printed and "inverse-3" in printed
 
 
+def test_prompts_that_are_cut_off_are_scored_but_not_trained_on(
+    placement_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = tmp_path / "d.jsonl", tmp_path / "s.json"
+    row = {"prompt": "What is 12 + 30? It is, as anyone who adds can tell, ", "completion": "42"}
+    data.write_text("\n".join([json.dumps(row)] * 4))
+    common = ["--max-length", "24", "--quiet", "--device", "cpu"]
+    assert main(["score", "plop-tiny", str(data), *common, "-o", str(output)]) == 0
+    assert Scores.load(output).provenance["data"]["samples"] == 4
+    assert main(["score", "plop-tiny", str(data), *common, "--mask", "completion"]) == 2
+    capsys.readouterr()
+    assert main(["finetune", "plop-tiny", str(data), "--placement", str(placement_file), *common]) == 2
+    assert "d.jsonl` has no token to predict in 4 samples" in capsys.readouterr().err
+
+
+def test_a_model_of_two_types_is_scored_and_placed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "s.json"
+    only = ["--include", "q_proj", "--include", "v_proj", "--quiet", "--device", "cpu"]
+    assert main(["score", "plop-tiny", "arithmetic", *only, "-o", str(output)]) == 0
+    capsys.readouterr()
+    assert main(["place", str(output)]) == 0
+    assert len(json.loads(capsys.readouterr().out)["target_modules"]) == 2 * 8
+
+
+def test_an_adapter_that_is_not_kept_is_said_so(placement_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ["--steps", "1", "--batch-size", "1", "--eval-samples", "1", "--device", "cpu"]
+    assert main([argument.format(placement=placement_file) for argument in FINETUNE] + budget) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "no adapter written; give -o FOLDER to keep it"
+    assert "loading plop-tiny ..." in printed.err and "reading arithmetic ..." in printed.err
+
+
 def test_doctor_names_the_backend(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     printed = capsys.readouterr().out
     assert "native-cpu, checked" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        (["score"], ["-o", "."], "is a folder"),
+        (["score"], ["--heatmap", "h.bmp"], "cannot draw a .bmp"),
+        (["score"], ["--heatmap", "h"], "cannot draw a file without extension"),
+        (["score"], ["--heatmap", "no/such/folder/h.png"], "writable folder that exists"),
+        (["compare", "--scores", "{scores}"], ["-o", "."], "is a folder"),
+        (["compare", "--scores", "{scores}"], ["--plot", "c.bmp"], "cannot draw a .bmp"),
+        (["finetune", "--placement", "{placement}"], ["-o", "{used}"], "is not empty"),
+        (["finetune", "--placement", "{placement}"], ["-o", "{scores}"], "is a file"),
+    ],
+)
+def test_a_bad_output_is_noticed_before_the_model_is_loaded(
+    command: list[str],
+    options: list[str],
+    message: str,
+    scores_file: Path,
+    placement_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("loaded a model first"))
+    files = {"scores": scores_file, "placement": placement_file, "used": scores_file.parent}
+    arguments = [command[0], "plop-tiny", "arithmetic", *command[1:], *options]
+    assert main([argument.format(**files) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_are_saved_before_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores_file: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("plop_ext.report.plots.heatmap", fail)
+    monkeypatch.setattr("plop_ext.report.plots.comparison_plot", fail)
+    scores, comparison, common = tmp_path / "s.json", tmp_path / "c.json", ["--quiet", "--device", "cpu"]
+    arguments = ["score", "plop-tiny", "arithmetic", *common, "--samples", "8", "-o", str(scores)]
+    with pytest.raises(OSError, match="no space"):
+        main([*arguments, "--heatmap", str(tmp_path / "h.png")])
+    Scores.load(scores)
+    budget = ["--steps", "1", "--batch-size", "1", "--eval-samples", "2", "--seeds", "1", "--rates", "1e-3"]
+    arguments = ["compare", "plop-tiny", "arithmetic", "--scores", str(scores_file), *common, *budget]
+    with pytest.raises(OSError, match="no space"):
+        main([*arguments, "-o", str(comparison), "--plot", str(tmp_path / "c.png")])
+    assert comparison.is_file()
 
 
 def _truncated_checkpoint(folder: Path) -> Path:
@@ -108,18 +193,22 @@ def _truncated_checkpoint(folder: Path) -> Path:
     ("arguments", "message"),
     [
         (["score", "plop-tiny", "arithmetic", "--column", "nope"], "nope"),
-        (["score", "plop-tiny", "missing.jsonl"], "no such file"),
+        (["score", "plop-tiny", "missing.jsonl"], "`DATA` 'missing.jsonl': no such file"),
         (["score", "plop-tiny", "{empty}"], "holds no row"),
-        (["score", "no-such-folder/", "arithmetic"], "no-such-folder"),
+        (["score", "no-such-folder/", "arithmetic"], "`MODEL` 'no-such-folder/'"),
         (["score", "{corrupt}", "arithmetic"], "corrupt"),
-        (["score", "plop-tiny", "arithmetic", "--include", "nope"], "`nope` in `include`/`exclude` matches no"),
+        (["score", "plop-tiny", "arithmetic", "--include", "nope"], "`nope` in `--include`/`--exclude` matches no"),
         (["score", "plop-tiny", "prose", "--mask", "completion"], "completion"),
-        (["score", "plop-tiny", "arithmetic", "--mask", "none"], "`--mask` must be"),
-        (["score", "plop-tiny", "arithmetic", "--baseline", "none"], "`baseline` must be one of"),
-        (["score", "plop-tiny", "arithmetic", "--token-step", "0"], "`token_step` must be at least 1"),
-        (["score", "plop-tiny", "arithmetic", "-o", "no/such/folder/s.json"], "its folder does not exist"),
+        (["score", "plop-tiny", "arithmetic", "--mask", "none"], "`--mask` must be 'attention' or"),
+        (["score", "plop-tiny", "arithmetic", "--baseline", "none"], "`--baseline` must be one of"),
+        (["score", "plop-tiny", "arithmetic", "--token-step", "0"], "`--token-step` must be at least 1"),
+        (["score", "plop-tiny", "arithmetic", "--token-step", "100000"], "`--token-step`=100000 skips all that count"),
+        (["score", "plop-tiny", "arithmetic", "--samples", "-1"], "`--samples` must be at least 1, got -1"),
+        (["score", "plop-tiny", "{chats}", "--column", "nope"], "`--column` 'nope' does not exist"),
+        (["score", "plop-tiny", "{chats}"], "`DATA` have none of `messages`"),
+        (["score", "plop-tiny", "arithmetic", "-o", "no/such/folder/s.json"], "writable folder that exists"),
         (["place", "missing.json"], "cannot read"),
-        (["place", "{scores}", "--types", "8"], "`types` must be between 1 and 7"),
+        (["place", "{scores}", "--types", "8"], "`--types` must be between 1 and 7"),
         (["place", "{scores}", "--types", "nope"], "there is no type `nope`"),
         (["place", "{scores}", "--modules", "x"], "`--modules` must be a count"),
         (["place", "{scores}", "--types", "2", "--max-nfn", "1"], "exclude each other"),
@@ -127,6 +216,20 @@ def _truncated_checkpoint(folder: Path) -> Path:
         (["finetune", "plop-tiny", "arithmetic", "--placement", "{scores}"], "is not a plop_ext.placement file"),
         (["finetune", "plop-tiny", "arithmetic", "--placement", "{other}"], "made for another model"),
         (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--rates", "fast"], "`--rates` must be"),
+        (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--rates", "-1"], "`--rates` must be above 0"),
+        (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--rank", "0"], "`--rank` must be at least 1"),
+        (["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--seeds", "0"], "`--seeds` must be at least"),
+        (
+            ["compare", "plop-tiny", "arithmetic", "--scores", "{scores}", "--strategies", "best"],
+            "`--strategies` must be one of",
+        ),
+        ([*FINETUNE, "--eval", "missing.jsonl"], "`--eval` 'missing.jsonl': no such file"),
+        ([*FINETUNE, "--eval", "{chats}"], "`--eval` have none of `messages`"),
+        ([*FINETUNE, "--rank", "0"], "`--rank` must be at least 1, got 0"),
+        ([*FINETUNE, "--seed", "-1"], "`--seed` must be at least 0, got -1"),
+        ([*FINETUNE, "--eval-samples", "-2"], "`--eval-samples` must be at least 1, got -2"),
+        ([*FINETUNE, "--alpha", "0"], "`--alpha` must be above 0, got 0"),
+        ([*FINETUNE, "--lr", "0"], "`--lr` must be above 0, got 0.0"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -139,7 +242,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     files = {name: tmp_path / f"{name}.json" for name in ("old", "other")}
     files |= {"empty": tmp_path / "empty.jsonl", "corrupt": tmp_path / "corrupt", "scores": scores_file}
+    files |= {"chats": tmp_path / "chats.jsonl", "placement": placement_file}
     files["empty"].write_text("")
+    files["chats"].write_text('{"question": "x"}')
     files["old"].write_text(json.dumps({**json.loads(scores_file.read_text()), "version": 0}))
     files["other"].write_text(placement_file.read_text().replace("layers.0.", "layers.90."))
     if "{corrupt}" in arguments:

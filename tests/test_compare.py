@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,8 @@ from plop_ext.errors import InputError
 from plop_ext.finetuning import compare as compare_module
 from plop_ext.finetuning.compare import compare
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow
-from plop_ext.finetuning.finetune import FinetuneResult, held_out_loss
+from plop_ext.finetuning.evaluation import held_out_loss
+from plop_ext.finetuning.finetune import FinetuneResult
 from plop_ext.placement import Placement
 from plop_ext.scores import Scores
 from tests.tiny_lm import byte_tokenizer, placement, tiny_llama
@@ -242,17 +243,21 @@ class TestTuning:
         quick(train, held_out)
         assert [call["loss_before"] for call in recorder.calls].count(None) == 2  # once for each part
 
-    def test_progress_reaches_the_end(
-        self, train: list[Encoded], held_out: list[Encoded], recorder: Recorder, capfd: Any
+    def test_every_step_and_held_out_batch_moves_the_bar(
+        self, train: list[Encoded], held_out: list[Encoded], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def stop_early(*args: Any, **options: Any) -> FinetuneResult:
-            options["on_step"](1, 2.0)
-            return dataclasses.replace(Recorder()(*args, **options), steps=1)
+        totals, moves = [], []
 
-        recorder.__class__.__call__, original = lambda self, *a, **o: stop_early(*a, **o), recorder.__class__.__call__
-        recorder.__class__.__call__ = original
-        quick(train, held_out, placements=[placement(tiny_llama())], progress=True)
-        assert capfd.readouterr().out == ""
+        @contextmanager
+        def bar(description: str, total: int, enabled: bool) -> Iterator[Any]:
+            totals.append(total)
+            yield lambda steps=1, note="": moves.append(steps)
+
+        monkeypatch.setattr(compare_module, "progress_bar", bar)
+        budget: dict[str, Any] = {"max_steps": 2, "batch_size": 2, "eval_batch_size": 2, "seeds": [0]}
+        quick(train, held_out, placements=[placement(tiny_llama())], learning_rates=[1e-3], **budget)
+        # Two runs of two steps; 3 samples judge and 6 test, each before and after training.
+        assert totals == [2 * 2 + 2 * 2 + 2 * 3] and sum(moves) == totals[0]
 
 
 class TestRefusals:
@@ -262,6 +267,11 @@ class TestRefusals:
             ({"learning_rates": []}, "`learning_rates` must hold at least one value and none twice"),
             ({"learning_rates": [1e-3, 1e-3]}, "`learning_rates` must hold at least one value and none twice"),
             ({"learning_rates": [1e-3, -1.0]}, "`learning_rates` must be above 0, got -1.0, 0.001"),
+            ({"seeds": [0, -1]}, "`seeds` must be at least 0, got -1"),
+            ({"r": 0}, "`r` must be at least 1, got 0"),
+            ({"max_params": 0}, "`max_params` must be at least 1, got 0"),
+            ({"alpha_over_r": 0}, "`alpha_over_r` must be at least 1, got 0"),
+            ({"eval_batch_size": 0}, "`eval_batch_size` must be at least 1, got 0"),
             ({"seeds": ()}, "`seeds` must hold at least one value and none twice"),
             ({"validation": 0.0}, "`validation` must be above 0 and below 1, got 0.0"),
             ({"validation": 0.99}, "`train` has 30 samples with a token to predict, too few to split off"),

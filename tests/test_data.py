@@ -39,6 +39,7 @@ CHAT = [
     {"role": "user", "content": "so"},
     {"role": "assistant", "content": "ok"},
 ]
+LABELS = {"mask": "completion"}
 SAMPLES = [
     Encoded(input_ids=[5], labels=[5]),
     Encoded(input_ids=[6, 7, 8], labels=[-100, 7, 8]),
@@ -222,7 +223,7 @@ class TestEncode:
             {"prompt": "a", "completion": "b"},
         ]
         with caplog.at_level(logging.WARNING):
-            first, last = encode(rows, tokenizer, max_length=5)
+            first, last = encode(rows, tokenizer, mask="completion", max_length=5)
         assert first["input_ids"] == [BOS, *ids(tokenizer, "abcd")]
         assert first["labels"] == [-100, -100, -100, *ids(tokenizer, "cd")]
         assert last["input_ids"] == [BOS, *ids(tokenizer, "ab"), EOS]
@@ -252,11 +253,15 @@ class TestEncode:
             ([{"messages": ["x"]}], {}, r"row 1, column 'messages': a message must be a dict with `role`"),
             ([{"prompt": "x", "completion": []}], {}, r"row 1, column 'completion' must be a string, got list"),
             ([{"prompt": CHAT, "completion": "x"}], {}, r"column 'completion' must be a list of messages, got str"),
-            ([{"text": "x"}], {"mask": "completion"}, r"`mask`='completion' needs .* the rows have `text`: use"),
+            ([{"text": "x"}], {"mask": "completion"}, r"`mask`='completion' needs .* the rows have `text`: leave"),
             ([{"text": "x"}], {"mask": "labels"}, r"`mask` must be 'attention' or 'completion', got 'labels'"),
             ([{"text": "x"}], {"max_length": 0}, r"`max_length` must be at least 1, got 0"),
-            ([{"prompt": "abcdef", "completion": "g"}], {"max_length": 4}, r"no row has a token to count in `prompt`"),
-            ([{"messages": CHAT[:1]}], {}, r"no row has a token to count in `messages`"),
+            (
+                [{"prompt": "abcdef", "completion": "g"}],
+                {"max_length": 4} | LABELS,
+                r"no row .* in `prompt`.* give prompts",
+            ),
+            ([{"messages": CHAT[:1]}], LABELS, r"no row .* in `messages`.* give chats with an assistant turn"),
         ],
     )
     def test_bad_rows(self, rows: list[dict[str, Any]], options: dict[str, Any], match: str) -> None:
@@ -270,9 +275,26 @@ class TestEncode:
         ):
             encode([{"messages": CHAT}], byte_tokenizer())
 
-    def test_empty_text_without_special_tokens(self) -> None:
+    @pytest.mark.parametrize(("bos", "end"), [(False, False), (True, False), (True, True)])
+    def test_texts_of_special_tokens_alone_are_left_out(self, bos: bool, end: bool) -> None:
+        tokenizer = byte_tokenizer(bos=bos, sequence_end=end)
         with pytest.raises(InputError, match="no row has a token to count in `text`"):
-            encode([{"text": ""}], byte_tokenizer(bos=False))
+            encode([{"text": ""}, {"text": "</s>"}], tokenizer)
+        assert len(encode([{"text": ""}, {"text": "a"}], tokenizer)) == 1
+
+    @pytest.mark.parametrize(
+        ("row", "length"),
+        [({"messages": CHAT[:1]}, 99), ({"prompt": "abcdef", "completion": "g"}, 4), ({"text": "abcdef"}, 2)],
+    )
+    def test_without_a_mask_of_completions_every_token_counts(self, row: dict[str, Any], length: int) -> None:
+        [sample] = encode([row], byte_tokenizer(template=UNMARKED), max_length=length)
+        assert sample["input_ids"] and (counted_tokens(sample) == 0 or "text" in row)
+
+    def test_an_unknown_token_is_text(self) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.unk_token = "a"
+        assert tokenizer.convert_tokens_to_ids("a") in tokenizer.all_special_ids
+        assert len(encode([{"text": "aa"}], tokenizer)) == 1
 
     def test_template_that_refuses(self) -> None:
         rows = [{"messages": CHAT}, {"messages": [{"role": "system", "content": "x"}]}]

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from plop_ext.data import Encoded, counted_tokens, encode, load_rows
 from plop_ext.errors import InputError
-from plop_ext.finetuning.finetune import FinetuneResult, _diverged, finetune, held_out_loss
+from plop_ext.finetuning.evaluation import held_out_loss, learnable
+from plop_ext.finetuning.finetune import FinetuneResult, _diverged, finetune
 from plop_ext.placement import Placement
 from tests.tiny_lm import byte_tokenizer, placement, tiny_llama
 
@@ -29,7 +30,7 @@ QUICK: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "progress": False, "r"
 
 @pytest.fixture(scope="module")
 def train() -> list[Encoded]:
-    return encode(load_rows("arithmetic", max_samples=64), TOKENIZER, max_length=48)
+    return encode(load_rows("arithmetic", max_samples=64), TOKENIZER, mask="completion", max_length=48)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,7 @@ class TestResult:
 
         assert result.output_dir == str(tmp_path / "adapter")
         assert (tmp_path / "adapter").stat().st_mode & 0o055
+        assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "adapter").iterdir())
         loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
         chosen.verify(loaded)
         assert held_out_loss(loaded, held_out, pad_token_id=0) == pytest.approx(result.loss_after, abs=1e-6)
@@ -275,9 +277,24 @@ class TestHeldOutLoss:
         assert model.model.layers[0].training and not model.model.layers[1].training and not model.training
 
     def test_nothing_to_predict(self) -> None:
-        with pytest.raises(InputError, match="`encoded` has no token to predict in 1 samples; give longer ones"):
+        with pytest.raises(InputError, match="`encoded` has no token to predict in 1 samples; give texts of two"):
             held_out_loss(tiny_llama(), [Encoded(input_ids=[5], labels=[5])], pad_token_id=0)
         assert counted_tokens(Encoded(input_ids=[5, 6], labels=[5, -100])) == 0
+
+
+def test_progress_goes_to_stderr_for_each_phase(train: list[Encoded], held_out: list[Encoded], capfd: Any) -> None:
+    model = tiny_llama()
+    finetune(model, TOKENIZER, train, held_out, placement(model), **(QUICK | {"progress": True, "eval_batch_size": 4}))
+    printed = capfd.readouterr()
+    assert printed.out == "" and "training" in printed.err
+    assert printed.err.count("held-out loss") == 2 and "3/3" in printed.err
+
+
+def test_learnable_leaves_out_what_predicts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = Encoded(input_ids=[5, 6], labels=[-100, 6]), Encoded(input_ids=[5, 6], labels=[5, -100])
+    with caplog.at_level(logging.WARNING):
+        assert learnable([bad, good, bad], "train") == [good]
+    assert "2 of 3 samples of `train` were left out: no token to predict" in caplog.text
 
 
 class TestRefusals:
@@ -285,6 +302,11 @@ class TestRefusals:
         ("options", "match"),
         [
             ({"r": 0}, "`r` must be at least 1, got 0"),
+            ({"r": 1.5}, "`r` must be a whole number, got 1.5"),
+            ({"lora_alpha": 0}, "`lora_alpha` must be above 0, got 0"),
+            ({"lora_alpha": -4}, "`lora_alpha` must be above 0, got -4"),
+            ({"seed": -1}, "`seed` must be at least 0, got -1"),
+            ({"seed": 2**32}, "`seed` must be at most 4294967295, got 4294967296"),
             ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
             ({"batch_size": -1}, "`batch_size` must be at least 1, got -1"),
             ({"eval_batch_size": 0}, "`eval_batch_size` must be at least 1, got 0"),

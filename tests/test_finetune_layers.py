@@ -12,7 +12,7 @@ import torch
 
 from plop_ext import finetune, score
 from plop_ext.data import Encoded
-from plop_ext.finetuning.finetune import held_out_loss
+from plop_ext.finetuning.evaluation import held_out_loss
 from tests.architecture_parts import text_batch
 from tests.architectures import ARCHITECTURES
 

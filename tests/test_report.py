@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from pathlib import Path
@@ -133,3 +134,19 @@ def test_all_linear_is_the_reference_whatever_its_losses(diverged: bool, tmp_pat
     assert cells["lowest-3"] == ("+nan" if diverged else "+0.0000 ± 0.0000")
     plots.comparison_plot(comparison, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_only_the_types_wrap_at_120_columns() -> None:
+    """Seven placements with long names, one of which diverged."""
+    [_, reference, other] = make_comparison().rows
+    names = [f"random-4 (seed {seed})" for seed in range(6)]
+    types = ("gate_proj", "down_proj", "o_proj", "v_proj")
+    rows = [dataclasses.replace(other, label=name, types=types, params=41_943_040, r=128) for name in names]
+    rows[0] = dataclasses.replace(rows[0], diverged=1, lr_at_edge=True)
+    comparison = dataclasses.replace(make_comparison(), rows=(*rows, reference))
+    lines = render(tables.comparison_table(comparison)).splitlines()
+    assert sum("difference" in line and "parameters" in line for line in lines) == 1
+    for name in names:
+        [line] = [line for line in lines if name in line and "│" in line]
+        assert "0.7500 ± 0.3536" in line and "-0.3750 ± 0.1768" in line and "41,943,040" in line
+    assert "random-4 (seed 0) diverged with 1 of 2 seeds" in " ".join(" ".join(lines).split())

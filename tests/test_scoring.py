@@ -250,3 +250,9 @@ def test_the_host_never_waits_between_the_first_batch_and_the_last(token_step: i
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     assert collector.totals().shape == (4, 8, 5)
+
+
+def test_progress_goes_to_stderr_for_each_phase(capfd: pytest.CaptureFixture[str]) -> None:
+    plop_ext.score(tiny_models.llama(), [text(20)], baseline="probe")
+    printed = capfd.readouterr()
+    assert printed.out == "" and all(name in printed.err for name in ("reading weights", "probing", "scoring"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from plop_ext.checks import check_whole
 from plop_ext.cli import options
-from plop_ext.cli.finetune import add_training
+from plop_ext.cli.finetune import add_training, check_training
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
 
@@ -31,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the final runs (default: 3)")
     add_training(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, words={"strategy": "--strategies"})
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,8 +40,10 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.report import plots, tables
     from plop_ext.scores import Scores
 
+    check_training(args)
+    check_whole(seeds=args.seeds, max_params=args.max_params)
     options.check_output(args.output)
-    options.check_output(args.plot)
+    options.check_picture(args.plot)
     scores = Scores.load(args.scores)
     placements = [_place(scores, name, args.types) for name in args.strategies.split(",")]
     model, tokenizer = options.load_model(args, for_training=True)
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         held_out,
         placements,
         max_params=args.max_params,
-        r=args.rank or 16,
+        r=16 if args.rank is None else args.rank,
         learning_rates=_rates(args.rates),
         seeds=range(args.seed, args.seed + args.seeds),
         max_steps=args.steps,
@@ -61,12 +64,12 @@ def run(args: argparse.Namespace) -> None:
         progress=not args.quiet,
     )
     console.print(tables.comparison_table(comparison))
-    if args.plot:
-        plots.comparison_plot(comparison, args.plot)
-        console.print(f"plot: {args.plot}", highlight=False)
     if args.output:
         comparison.save(args.output)
         console.print(f"comparison: {args.output}", highlight=False)
+    if args.plot:
+        plots.comparison_plot(comparison, args.plot)
+        console.print(f"plot: {args.plot}", highlight=False)
 
 
 def _place(scores: Any, name: str, types: int | None) -> Any:

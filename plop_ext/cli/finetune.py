@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from plop_ext.checks import check_seed, check_whole
 from plop_ext.cli import options
 from plop_ext.cli.options import console
 
@@ -16,6 +17,13 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", "-r", type=int, default=None, help="LoRA rank (default: the placement's, or 16)")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")
     parser.add_argument("--batch-size", type=int, default=16, help="samples per step (default: 16)")
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """Refuse sizes that are out of range, before anything takes time."""
+    check_whole(r=args.rank, max_steps=args.steps, batch_size=args.batch_size, max_length=args.max_length)
+    check_whole(**{"--eval-samples": args.eval_samples})
+    check_seed(seed=args.seed)
 
 
 def add_parser(commands: Any) -> None:
@@ -33,9 +41,12 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from plop_ext.finetuning.finetune import finetune
+    from plop_ext.finetuning.training import free_folder
     from plop_ext.placement import Placement
     from plop_ext.report import tables
 
+    check_training(args)
+    free_folder(args.output)
     placement = Placement.load(args.placement)
     model, tokenizer = options.load_model(args, for_training=True)
     placement.check_model(model)
@@ -61,3 +72,5 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"held-out loss {result.loss_before:.4f} -> {result.loss_after:.4f}{state}", highlight=False)
     if result.output_dir:
         console.print(f"adapter: {result.output_dir}", highlight=False)
+    elif args.output is None:
+        console.print("no adapter written; give -o FOLDER to keep it", highlight=False)

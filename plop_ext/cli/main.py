@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from plop_ext._version import __version__
 from plop_ext.cli import compare, demo, doctor, finetune, place, report, score
+from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError, SetupError
 
 
@@ -27,14 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (score, place, report, finetune, compare, demo, doctor):
         command.add_parser(commands)
+    parser.set_defaults(words=None)
     args = parser.parse_args(arguments)
 
-    logging.basicConfig(format="plop: %(message)s", level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Formatter("plop: %(message)s"))
     warnings.showwarning = _show_warning
     try:
         return int(args.run(args) or 0)
     except (InputError, SetupError) as error:
-        print(f"plop: {error}", file=sys.stderr)
+        print(f"plop: {command_words(str(error), args.words)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -44,5 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return command_words(super().format(record))
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"plop: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"plop: {command_words(' '.join(str(message).split()))}", file=sys.stderr)

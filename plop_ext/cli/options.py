@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
+from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError
+from plop_ext.files import check_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +20,21 @@ if TYPE_CHECKING:
 
 # Without a terminal rich assumes 80 columns and wraps the tables.
 console = Console(width=None if Console().is_terminal else 120)
+# What is no result, so that results on stdout can be piped.
+messages = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def status(text: str, quiet: bool) -> Iterator[None]:
+    """Say on stderr what is going on while the context lasts: a spinner on a terminal, else one line."""
+    if quiet:
+        yield
+    elif messages.is_terminal:
+        with messages.status(text):
+            yield
+    else:
+        messages.print(f"{text} ...", markup=False)
+        yield
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +68,7 @@ def load_model(
     """The model and tokenizer that `args` names."""
     from plop_ext import models
 
-    with console.status(f"loading {args.model}"):
+    with status(f"loading {args.model}", args.quiet):
         return models.load_model(args.model, dtype=args.dtype, device=args.device, for_training=for_training)
 
 
@@ -61,48 +79,60 @@ def load_data(
     *,
     source: str | None = None,
     split: str | None = None,
-    mask: str = "attention",
+    mask: Literal["attention", "completion"] = "attention",
 ) -> list[Encoded]:
     """Encoded samples of the data that `args` names."""
     from plop_ext.data import encode, load_rows
 
-    if mask not in ("attention", "completion"):
-        raise InputError(f"`--mask` must be attention or completion, got {mask!r}")
-    rows = load_rows(source or args.data, split=split or args.split, max_samples=samples, seed=args.seed)
-    column = args.column if source is None or source == args.data else None
-    return encode(
-        rows,
-        tokenizer,
-        column=column,
-        mask="completion" if mask == "completion" else "attention",
-        max_length=args.max_length,
-    )
+    with status(f"reading {source or args.data}", args.quiet):
+        rows = load_rows(source or args.data, split=split or args.split, max_samples=samples, seed=args.seed)
+        column = args.column if source is None or source == args.data else None
+        return encode(rows, tokenizer, column=column, mask=mask, max_length=args.max_length)
 
 
 def train_and_held_out(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Encoded], list[Encoded]]:
-    """Training and held-out samples: `--eval DATA`, the test split of an embedded data set, or a part cut off."""
+    """Training and held-out samples: `--eval DATA`, the test split of an embedded data set, or a part cut off.
+
+    All have a token to predict.
+    """
     import random
 
     from plop_ext.embedded import DATASETS
+    from plop_ext.finetuning.evaluation import learnable
 
     if args.eval is not None:
-        held_out = load_data(args, tokenizer, args.eval_samples, source=args.eval)
-        return load_data(args, tokenizer, None), held_out
+        try:
+            held_out = load_data(args, tokenizer, args.eval_samples, source=args.eval)
+        except InputError as error:
+            raise InputError(command_words(str(error), {"source": "--eval", "rows": "--eval"})) from error
+        return learnable(load_data(args, tokenizer, None), args.data), learnable(held_out, args.eval)
     if args.data in DATASETS:
         held_out = load_data(args, tokenizer, args.eval_samples, split="test")
-        return load_data(args, tokenizer, None, split="train"), held_out
-    samples = load_data(args, tokenizer, None)
+        train = load_data(args, tokenizer, None, split="train")
+        return learnable(train, args.data), learnable(held_out, args.data)
+    samples = learnable(load_data(args, tokenizer, None), args.data)
     count = min(args.eval_samples, len(samples) // 5)
     if count < 1:
-        raise InputError(f"`{args.data}` has {len(samples)} samples, too few to hold some out; give --eval DATA")
+        raise InputError(
+            f"`{args.data}` has {len(samples)} samples with a token to predict, too few to hold some out; give --eval"
+        )
     order = list(range(len(samples)))
     random.Random(args.seed).shuffle(order)
     return [samples[i] for i in sorted(order[count:])], [samples[i] for i in sorted(order[:count])]
 
 
 def check_output(path: str | None) -> None:
-    """Refuse an output file whose folder does not exist, before anything takes time."""
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise InputError(f"cannot write `{path}`: its folder does not exist; create it or name another")
+    """Refuse an output file that cannot be written, before anything takes time."""
+    if path is not None:
+        check_writable(path)
+
+
+def check_picture(path: str | None) -> None:
+    """Refuse a picture that cannot be written or drawn, before anything takes time."""
+    from plop_ext.report import plots
+
+    if path is not None:
+        plots.picture_format(path)
+        check_writable(path)

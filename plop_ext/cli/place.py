@@ -57,11 +57,13 @@ def run(args: argparse.Namespace) -> None:
         batch=args.batch_size,
         seq=args.seq,
     )
+    # Without a file the targets are the result, and stdout is theirs alone.
+    prose = console if args.output else options.messages
     for line in tables.placement_lines(placement):
-        console.print(line, highlight=False)
+        prose.print(line, highlight=False)
     dtype = scores.provenance["model"].get("dtype")
     if dtype in WIDTHS:
-        console.print(tables.cost_line(placement.cost(dtype, args.batch_size, args.seq)), highlight=False)
+        prose.print(tables.cost_line(placement.cost(dtype, args.batch_size, args.seq)), highlight=False)
     if args.output:
         placement.save(args.output)
         next_step = f"plop finetune MODEL DATA --placement {args.output} -o ADAPTER"

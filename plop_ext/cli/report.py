@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
             console.print(line, highlight=False)
     if not (args.output or args.figures):
         return
-    with console.status("drawing"):
+    with options.status("drawing", quiet=False):
         found = html.make_figures(scores, chosen, comparison)
         if args.figures:
             html.save_figures(found, _folder(args.figures))

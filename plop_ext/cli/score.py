@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.scoring.score import score
 
     options.check_output(args.output)
-    options.check_output(args.heatmap)
+    options.check_picture(args.heatmap)
     if args.resume and not args.output:
         raise InputError("`--resume` continues the run that was to write `--output`; name it")
     rule = _stop_rule(args)
@@ -86,14 +86,14 @@ def run(args: argparse.Namespace) -> None:
         console.print(line, highlight=False)
     for line in tables.unscored_lines(scores):
         console.print(line, style="dim", highlight=False)
-    if args.heatmap:
-        plots.heatmap(scores, args.heatmap, chosen=chosen)
-        console.print(f"heatmap: {args.heatmap}", highlight=False)
     if args.output:
         scores.save(args.output)
         if journal is not None:
             journal.unlink(missing_ok=True)
         console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
+    if args.heatmap:
+        plots.heatmap(scores, args.heatmap, chosen=chosen)
+        console.print(f"heatmap: {args.heatmap}", highlight=False)
 
 
 def _stop_rule(args: argparse.Namespace) -> StopRule | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from plop_ext.checks import check_whole
 from plop_ext.data.encoding import IGNORED, Encoded
 from plop_ext.errors import InputError
 
@@ -68,8 +69,7 @@ def batches(
     """
     if not encoded:
         raise InputError("`encoded` is empty; give at least one sample")
-    if batch_size < 1:
-        raise InputError(f"`batch_size` must be at least 1, got {batch_size}")
+    check_whole(batch_size=batch_size)
     if pad_token_id is None:
         raise InputError("`pad_token_id` is None; give an id, such as the tokenizer's eos_token_id")
     return Batches(encoded, batch_size, pad_token_id, sort)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from plop_ext.checks import check_whole
 from plop_ext.data import chat
 from plop_ext.errors import InputError
 
@@ -46,16 +47,17 @@ def encode(
       Or two lists of messages, rendered as one chat. The completion's tokens count.
     - `text`, or the column that `column` names: tokenized with the tokenizer's special tokens; every token counts.
 
-    Longer samples lose their end. Rows of which nothing that counts is left (an empty text, a prompt as long as
-    `max_length`, a chat without an assistant turn) are left out. Both are logged, with their number.
+    Longer samples lose their end. Rows of which nothing that counts is left are left out: special tokens alone, as of
+    an empty text; with `mask="completion"` also a prompt as long as `max_length` and a chat without an assistant turn.
+    Both are logged, with their number.
 
     Args:
         rows: What `load_rows` returns. All rows must have the columns that the first row is recognised by.
         tokenizer: Tokenizer of the model.
         column: Column that holds plain text. Default `text`; name it when it is called otherwise, or to use the plain
             text of rows that also have other columns.
-        mask: `"completion"` refuses plain text, in which no part is a completion. It changes nothing else: samples
-            carry both kinds of mask.
+        mask: The tokens that count later: all, or with `"completion"` the labelled ones. That refuses plain text, in
+            which no part is a completion. Samples carry both kinds of mask either way.
         max_length: Largest length of a sample in tokens. Lower it when memory is short.
 
     Returns:
@@ -75,26 +77,28 @@ def encode(
     """
     if mask not in ("attention", "completion"):
         raise InputError(f"`mask` must be 'attention' or 'completion', got {mask!r}")
-    if max_length < 1:
-        raise InputError(f"`max_length` must be at least 1, got {max_length}")
+    check_whole(max_length=max_length)
     if not rows:
         raise InputError("`rows` is empty; give at least one")
     encoder, columns, kind = _recognise(rows[0], column, mask)
     _check_rows(rows, columns, kind)
     encoded: list[Encoded] = []
+    special = _special_ids(tokenizer)
     truncated = 0
     for input_ids, labels in encoder(rows, tokenizer, columns):
         truncated += len(input_ids) > max_length
-        # In a sample with a masked part the first token is never predicted, so it alone leaves nothing to learn.
-        kept = labels[:max_length]
-        if any(label != IGNORED for label in (kept if encoder is _encode_text else kept[1:])):
-            encoded.append(Encoded(input_ids=input_ids[:max_length], labels=kept))
+        sample = Encoded(input_ids=input_ids[:max_length], labels=labels[:max_length])
+        if counted_tokens(sample) if mask == "completion" else not special.issuperset(sample["input_ids"]):
+            encoded.append(sample)
     if truncated:
         logger.warning("%d of %d samples were cut to `max_length` = %d tokens", truncated, len(rows), max_length)
     if not encoded:
+        wanted = "longer texts"
+        if mask == "completion":
+            wanted = "prompts shorter than that" if "prompt" in columns else "chats with an assistant turn"
         raise InputError(
             f"no row has a token to count in {', '.join(map(_quoted, columns))} within `max_length` = {max_length};"
-            " give longer texts, prompts shorter than that, or chats with an assistant turn"
+            f" give {wanted}"
         )
     if len(encoded) < len(rows):
         logger.warning("%d of %d samples were left out: no token to count", len(rows) - len(encoded), len(rows))
@@ -131,7 +135,7 @@ def _recognise(row: dict[str, Any], column: str | None, mask: str) -> tuple[Enco
     if mask == "completion":
         raise InputError(
             f"`mask`='completion' needs `messages`, or `prompt` and `completion`, and only plain text is read;"
-            f" {there}: use mask='attention'"
+            f" {there}: leave it at 'attention'"
         )
     return _encode_text, (column or "text",), str
 
@@ -209,6 +213,12 @@ def _encode_chat_pairs(
         ids, counted = chat.encode_continuation(row["prompt"], row["completion"], tokenizer, number)
         samples.append((ids, _masked(ids, counted)))
     return samples
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids that stand for no text; the unknown token does, unless it has another role too."""
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "sep", "cls", "pad", "mask")}
+    return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - roles)
 
 
 def _masked(ids: list[int], counted: list[bool]) -> list[int]:

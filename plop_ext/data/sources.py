@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from plop_ext import embedded
+from plop_ext.checks import check_whole
 from plop_ext.embedded import arithmetic
-from plop_ext.errors import InputError, SetupError
+from plop_ext.errors import InputError, SetupError, first_line
 from plop_ext.hub import cached_when_offline
 
 Row = dict[str, Any]
@@ -54,8 +55,7 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         >>> sorted(load_rows("arithmetic", max_samples=1)[0])
         ['completion', 'prompt']
     """
-    if max_samples is not None and max_samples < 1:
-        raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
+    check_whole(max_samples=max_samples)
     path = Path(source).expanduser()
     if source in embedded.DATASETS:
         rows = _embedded_rows(source, split, max_samples)
@@ -167,7 +167,7 @@ def _read_parquet(path: Path) -> list[Row]:
             return pyarrow.parquet.read_table(stream).to_pylist()
     except pyarrow.ArrowException as error:
         raise InputError(
-            f"`source` {path} is not a readable parquet file ({_first_line(error)}); write or download it again"
+            f"`source` {path} is not a readable parquet file ({first_line(error)}); write or download it again"
         ) from error
 
 
@@ -217,15 +217,9 @@ def _hub_rows(source: str, split: str) -> list[Row]:
                 f" ({', '.join(_READERS)}) or one of {', '.join(embedded.DATASETS)}"
             ) from error
         raise InputError(
-            f"`source` {source!r} cannot be loaded from the hub with split {split!r}: {_first_line(error)};"
+            f"`source` {source!r} cannot be loaded from the hub with split {split!r}: {first_line(error)};"
             " check the name, `owner/name:configuration` and the split"
         ) from error
     finally:
         if not progress:
             datasets.enable_progress_bars()
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without a final full stop."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(". ")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plop_ext._version import __version__
+from plop_ext.checks import check_seed, check_whole
 from plop_ext.data import Encoded, counted_tokens
 from plop_ext.errors import InputError
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow
-from plop_ext.finetuning.finetune import FinetuneResult, finetune, learnable
+from plop_ext.finetuning.evaluation import learnable
+from plop_ext.finetuning.finetune import FinetuneResult, finetune
 from plop_ext.progress import progress_bar
+from plop_ext.provenance import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +83,11 @@ def compare(
         InputError: If an argument is out of range, a placement is listed twice, or one does not fit `max_params` even
             at rank 1.
     """
+    check_whole(r=r, max_params=max_params, alpha_over_r=alpha_over_r, max_steps=max_steps)
+    check_whole(batch_size=batch_size, eval_batch_size=eval_batch_size)
     rates, seeds = _grid(learning_rates), _distinct(seeds, "seeds")
+    for seed in seeds:
+        check_seed(seeds=seed)
     chosen, reference = _with_reference(placements, scores)
     allowed = chosen[0].num_parameters(r) if max_params is None else max_params
     ranks = [placement.rank_for(allowed) for placement in chosen]
@@ -90,7 +96,9 @@ def compare(
     train, eval = learnable(train, "train"), learnable(eval, "eval")
     fitted, judged = _split(train, validation, seeds[0])
 
-    total = len(chosen) * (len(rates) + len(seeds)) * max_steps
+    # Steps and batches of held-out losses: neither takes no time. Each part is measured without an adapter once.
+    judging, testing = (-(-len(part) // eval_batch_size) for part in (judged, eval))
+    total = len(chosen) * (len(rates) * (max_steps + judging) + len(seeds) * (max_steps + testing)) + judging + testing
     known: dict[str, float] = {}
     rows: dict[int, ComparisonRow] = {}
     with progress_bar("comparing", total, progress) as advance:
@@ -113,6 +121,7 @@ def compare(
                 seed=seed,
                 progress=False,
                 on_step=lambda step, loss: advance(note=note),
+                on_eval_batch=lambda: advance(note=note),
                 loss_before=known.get(part),
                 lora_kwargs=lora_kwargs,
             )
@@ -161,7 +170,7 @@ def compare(
             "eval_tokens": sum(map(counted_tokens, eval)),
             "model": dict(scores.provenance["model"]),
             "device": _device_name(model.device),
-            "versions": _versions(),
+            "versions": dict(versions()),
         },
     )
 
@@ -227,16 +236,3 @@ def _best_rate(tuning: Sequence[tuple[float, float]]) -> float:
 def _device_name(device: torch.device) -> str:
     """Return the name of a GPU, or the kind of CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    import peft
-    import transformers
-
-    return {
-        "plop_ext": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-    }

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn import functional
-
-from plop_ext.data import Encoded, batches, counted_tokens
+from plop_ext.checks import check_seed, check_whole
+from plop_ext.data import Encoded
 from plop_ext.errors import InputError
-from plop_ext.finetuning.training import OnStep, autocast, free_folder, save_adapter, train_adapter
-from plop_ext.preserve import Snapshot, evaluating, random_state
+from plop_ext.finetuning.evaluation import held_out_loss, learnable
+from plop_ext.finetuning.training import OnStep, free_folder, save_adapter, train_adapter
+from plop_ext.preserve import Snapshot, random_state
 from plop_ext.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -97,6 +96,7 @@ def finetune(
     keep: bool = False,
     progress: bool = True,
     on_step: OnStep | None = None,
+    on_eval_batch: Callable[[], None] | None = None,
     loss_before: float | None = None,
     lora_kwargs: dict[str, Any] | None = None,
 ) -> FinetuneResult:
@@ -127,8 +127,9 @@ def finetune(
             not after a run that diverged. Default none.
         keep: Return the model with its adapter in `FinetuneResult.model`. The model is then not restored: it is the
             base inside.
-        progress: Show a progress bar.
+        progress: Show progress bars.
         on_step: Called after each step with its number and the latest training loss, if there is one.
+        on_eval_batch: Called after each batch of a held-out loss.
         loss_before: Held-out loss without the adapter where it is known already, to save measuring it.
         lora_kwargs: Further arguments of `peft.LoraConfig`, such as `lora_dropout` or `use_rslora`.
 
@@ -140,7 +141,10 @@ def finetune(
             or PEFT adapts other modules than `placement` names.
     """
     rank = placement.r if r is None else r
-    _check_positive(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
+    check_whole(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
+    check_seed(seed=seed)
+    if lora_alpha is not None and not (math.isfinite(lora_alpha) and lora_alpha > 0):
+        raise InputError(f"`lora_alpha` must be above 0, got {lora_alpha}")
     _check_model(model)
     placement.check_model(model)
     if not (math.isfinite(learning_rate) and learning_rate > 0):
@@ -163,7 +167,8 @@ def finetune(
         try:
             if model.device.type == "cpu":
                 snapshot.widen()
-            measure = {"batch_size": eval_batch_size, "pad_token_id": pad_token_id}
+            measure: dict[str, Any] = {"batch_size": eval_batch_size, "pad_token_id": pad_token_id}
+            measure |= {"progress": progress, "on_batch": on_eval_batch}
             before = held_out_loss(model, eval, **measure) if loss_before is None else loss_before
             set_seed(seed)
             with warnings.catch_warnings():
@@ -216,39 +221,6 @@ def finetune(
                 snapshot.restore()
 
 
-def held_out_loss(
-    model: torch.nn.Module, encoded: Sequence[Encoded], *, pad_token_id: int, batch_size: int = 32
-) -> float:
-    """Measure the loss of a causal language model: the mean over all counted tokens of all samples, in nats.
-
-    Every counted token weighs the same, whatever batch it is in. The model is run in eval mode and gets its modes
-    back; on CUDA it is autocast as in training.
-
-    Args:
-        model: Causal language model.
-        encoded: Samples, from `encode`. The first token of a sample has no prediction and is not counted.
-        pad_token_id: Id to pad with.
-        batch_size: Samples in a batch; changes nothing but memory and time.
-
-    Returns:
-        The loss.
-
-    Raises:
-        InputError: If no token is counted.
-    """
-    encoded = learnable(encoded, "encoded")
-    device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    with evaluating(model), autocast(device):
-        for batch in batches(encoded, batch_size=batch_size, pad_token_id=pad_token_id):
-            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-            logits = model(**inputs, use_cache=False).logits
-            # Row by row, because logits in float32 are the largest tensor of all.
-            for row, labels in zip(logits, batch["labels"].to(device), strict=True):
-                total += functional.cross_entropy(row[:-1].float(), labels[1:], reduction="sum")
-    return total.item() / sum(map(counted_tokens, encoded))
-
-
 def finite_or_none(value: float) -> float | None:
     """Return what JSON can hold of a number."""
     return value if math.isfinite(value) else None
@@ -265,13 +237,6 @@ def _reporter(advance: Callable[..., None], on_step: OnStep | None) -> OnStep:
     return report
 
 
-def _check_positive(**values: int) -> None:
-    """Refuse counts below one."""
-    for name, value in values.items():
-        if value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}")
-
-
 def _check_model(model: Any) -> None:
     """Refuse a model that has adapters already, or that predicts no tokens."""
     if hasattr(model, "peft_config"):
@@ -279,14 +244,6 @@ def _check_model(model: Any) -> None:
     generates = hasattr(model, "can_generate") and model.can_generate()
     if not generates or getattr(model.config, "is_encoder_decoder", False):
         raise InputError(f"`model` is no causal language model but a {type(model).__name__}; give one with a head")
-
-
-def learnable(encoded: Sequence[Encoded], name: str) -> list[Encoded]:
-    """Return the samples with at least one token to predict; `InputError` naming the argument `name` if none is."""
-    kept = [sample for sample in encoded if counted_tokens(sample)]
-    if not kept:
-        raise InputError(f"`{name}` has no token to predict in {len(encoded)} samples; give longer ones")
-    return kept
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -18,6 +18,7 @@ import torch
 from plop_ext.data import Encoded
 from plop_ext.data.batching import pad
 from plop_ext.errors import InputError
+from plop_ext.files import share
 
 OnStep = Callable[[int, "float | None"], None]
 
@@ -117,9 +118,8 @@ def save_adapter(adapted: Any, folder: Path) -> None:
     try:
         # With "auto", PEFT would ask the hub whether the vocabulary was resized.
         adapted.save_pretrained(scratch, save_embedding_layers=False)
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o777 & ~umask)  # mkdtemp makes it private
+        for path in (scratch, *scratch.rglob("*")):
+            share(path)  # mkdtemp makes the folder private, safetensors the weights
         os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

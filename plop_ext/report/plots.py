@@ -78,8 +78,18 @@ def comparison_plot(comparison: Comparison, path: str | os.PathLike[str]) -> Non
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a figure in the format of the path's extension."""
+    suffix = picture_format(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix, dpi=150)
+
+
+def picture_format(path: str | os.PathLike[str]) -> str:
+    """The format that the path's extension asks for, without a dot.
+
+    Raises:
+        InputError: If the extension is unknown.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"`{path}`: cannot draw a {suffix or 'file without extension'}; use {', '.join(FORMATS)}")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=suffix.removeprefix("."), dpi=150)
+    return suffix.removeprefix(".")

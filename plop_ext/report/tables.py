@@ -182,26 +182,29 @@ def against_lines(comparison: Against) -> list[str]:
 def comparison_table(comparison: Comparison) -> Table:
     """Held-out loss of each placement at equal trainable parameters, best first."""
     seeds = len(comparison.seeds)
+    notes = [
+        f"mean and standard deviation over {seeds} seeds; difference from all-linear, paired by seed",
+        "* best learning rate is at the edge of the grid",
+        *(f"{row.label} diverged with {row.diverged} of {seeds} seeds" for row in comparison.rows if row.diverged),
+    ]
     table = Table(
         title=f"Held-out loss at equal trainable parameters ({comparison.loss_before:.4f} without an adapter)",
-        caption=f"mean and standard deviation over {seeds} seeds; difference paired by seed; "
-        "* best learning rate is at the edge of the grid",
+        caption="; ".join(notes),
     )
-    columns = ("placement", "types", "r", "parameters", "rate", "loss", "against all-linear", "s/step", "diverged")
+    columns = ("placement", "types", "r", "parameters", "rate", "loss", "difference", "s/step")
     for column in columns:
         table.add_column(column, justify="left" if column in ("placement", "types") else "right")
     for row in sorted(comparison.rows, key=lambda row: math.inf if math.isnan(row.loss_mean) else row.loss_mean):
         reference = row is comparison.reference
         table.add_row(
             row.label,
-            ", ".join(row.types),
+            "all" if reference else ", ".join(row.types),
             str(row.r),
             f"{row.params:,}",
             f"{row.learning_rate:g}{'*' if row.lr_at_edge else ''}",
             _with_spread(row.loss_mean, row.loss_std),
             "" if reference else _with_spread(row.difference_mean, row.difference_std, sign="+"),
             f"{row.seconds_per_step:.3f}",
-            f"{row.diverged}/{seeds}" if row.diverged else "",
         )
     return table
 

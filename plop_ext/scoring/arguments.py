@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from plop_ext.checks import check_whole
 from plop_ext.errors import InputError
 from plop_ext.scoring.baseline import BASELINES
 from plop_ext.scoring.batch import length
@@ -61,9 +62,7 @@ def check_arguments(
         raise InputError(f"`baseline` must be one of {', '.join(BASELINES)}, got {baseline!r}")
     if compat not in COMPATS:
         raise InputError(f"`compat` must be None or 'paper-script', got {compat!r}")
-    for name, value in (("max_samples", max_samples), ("token_step", token_step), ("probes", probes)):
-        if value is not None and value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}")
+    check_whole(max_samples=max_samples, token_step=token_step, probes=probes)
 
 
 def check_data_info(data_info: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -31,12 +31,18 @@ class WeightNorms:
     failures: dict[str, str]
 
 
-def frobenius_norms(layers: Sequence[LinearLayer]) -> WeightNorms:
-    """||W||_F of each layer: one read of every weight, quantized ones in chunks, and one wait for the device."""
+def frobenius_norms(layers: Sequence[LinearLayer], advance: Callable[[int], None] = lambda done: None) -> WeightNorms:
+    """||W||_F of each layer: one read of every weight, quantized ones in chunks, and one wait for the device.
+
+    Args:
+        layers: Whose weights to read.
+        advance: Called with the number of layers done at a time.
+    """
     totals: list[Tensor] = []
     failures: dict[str, str] = {}
     for module, parts in _by_module(layers):
         first = parts[0]
+        advance(len(parts))
         try:
             with weights_in_place(module):
                 sums = first.adapter.part_sumsq(module, first.split)
@@ -59,7 +65,9 @@ def frobenius_baselines(layers: Sequence[LinearLayer], norms: Sequence[float]) -
     return [norm / math.sqrt(layer.in_features) for layer, norm in zip(layers, norms, strict=True)]
 
 
-def probe_baselines(layers: Sequence[LinearLayer], *, probes: int, seed: int) -> list[float]:
+def probe_baselines(
+    layers: Sequence[LinearLayer], *, probes: int, seed: int, advance: Callable[[int], None] = lambda done: None
+) -> list[float]:
     r"""Monte-Carlo estimate of \(b = E_u \lVert W u \rVert\), u uniform on the unit sphere: the paper's definition.
 
     Pushes `probes` random inputs through the module's own forward, so it needs no readable weight. Each module draws
@@ -71,10 +79,12 @@ def probe_baselines(layers: Sequence[LinearLayer], *, probes: int, seed: int) ->
         layers: What to probe, hooks not attached.
         probes: Number of random inputs per module; 256 is enough for three digits.
         seed: Changes every draw.
+        advance: Called with the number of layers done at a time.
     """
     totals = []
     with torch.no_grad():
         for module, parts in _by_module(layers):
+            advance(len(parts))
             try:
                 with weights_in_place(module):
                     totals += _probe_module(module, parts, probes, seed)

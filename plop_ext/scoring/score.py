@@ -125,9 +125,11 @@ def score(
         dataloader = dataloader.in_random_order(seed)
 
     with random_state(), evaluating(model):
-        norms = baselines.frobenius_norms(found.layers)
+        with progress_bar("reading weights", len(found.layers), progress) as advance:
+            norms = baselines.frobenius_norms(found.layers, advance)
         if baseline == "probe":
-            values = baselines.probe_baselines(found.layers, probes=probes, seed=seed)
+            with progress_bar("probing", len(found.layers), progress) as advance:
+                values = baselines.probe_baselines(found.layers, probes=probes, seed=seed, advance=advance)
         else:
             values = baselines.frobenius_baselines(found.layers, norms.values)
         collector = Collector(model, found.layers, last_call_only=compat is not None)
@@ -154,6 +156,11 @@ def score(
     if not done.ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
     totals = np.concatenate(done.tables, axis=1)
+    if token_step > 1 and not totals[:, :, 2:].any() and not collector.unassigned:
+        raise InputError(
+            f"no token was read: `token_step`={token_step} skips all that count in a batch; lower it, and if that "
+            "does not help, check `attention_mask`, `labels` and `mask`"
+        )
     available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
 
     stop_report = None if watch is None else watch.report(len(done.ids), available)

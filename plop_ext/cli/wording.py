@@ -1,0 +1,42 @@
+"""Messages of the API in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+# What the command's arguments are called where they differ from the API's; other options are its names with dashes.
+_RENAMED = {
+    "name_or_path": "MODEL",
+    "model": "MODEL",
+    "source": "DATA",
+    "rows": "DATA",
+    "dataloader": "DATA",
+    "train": "DATA",
+    "max_samples": "--samples",
+    "learning_rate": "--lr",
+    "learning_rates": "--rates",
+    "placements": "--strategies",
+    "lora_alpha": "--alpha",
+    "max_steps": "--steps",
+    "output_dir": "--output",
+    "batch": "--batch-size",
+    "r": "--rank",
+}
+_OPTIONS = (
+    *("baseline", "batch_size", "column", "compat", "device", "dtype", "eval", "exclude", "include", "mask"),
+    *("max_length", "max_memory", "max_nfn", "max_params", "modules", "probes", "ranks", "scope", "seed", "seeds"),
+    *("seq", "split", "stop", "strategy", "token_step", "types"),
+)
+_WORDS = _RENAMED | {name: f"--{name.replace('_', '-')}" for name in _OPTIONS}
+
+
+def command_words(message: str, own: Mapping[str, str] | None = None) -> str:
+    """Replace the API's names for arguments, which stand in backticks, by those of the command line.
+
+    Args:
+        message: What the API says.
+        own: Names that a command has for itself.
+    """
+    words = {**_WORDS, **(own or {})}
+    return re.sub(r"`(\w+)`", lambda match: f"`{words.get(match[1], match[1])}`", message)

@@ -1,0 +1,81 @@
+"""Loss of a causal language model on held-out samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional
+
+from plop_ext.data import Encoded, batches, counted_tokens
+from plop_ext.errors import InputError
+from plop_ext.finetuning.training import autocast
+from plop_ext.preserve import evaluating
+from plop_ext.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+
+def held_out_loss(
+    model: torch.nn.Module,
+    encoded: Sequence[Encoded],
+    *,
+    pad_token_id: int,
+    batch_size: int = 32,
+    progress: bool = False,
+    on_batch: Callable[[], None] | None = None,
+) -> float:
+    """Measure the loss of a causal language model: the mean over all counted tokens of all samples, in nats.
+
+    Every counted token weighs the same, whatever batch it is in. The model is run in eval mode and gets its modes
+    back; on CUDA it is autocast as in training.
+
+    Args:
+        model: Causal language model.
+        encoded: Samples, from `encode`. The first token of a sample has no prediction and is not counted.
+        pad_token_id: Id to pad with.
+        batch_size: Samples in a batch; changes nothing but memory and time.
+        progress: Show a progress bar.
+        on_batch: Called after each batch.
+
+    Returns:
+        The loss.
+
+    Raises:
+        InputError: If no token is counted.
+    """
+    encoded = learnable(encoded, "encoded")
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    loader = batches(encoded, batch_size=batch_size, pad_token_id=pad_token_id)
+    with evaluating(model), autocast(device), progress_bar("held-out loss", len(loader), progress) as advance:
+        for batch in loader:
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            logits = model(**inputs, use_cache=False).logits
+            # Row by row, because logits in float32 are the largest tensor of all.
+            for row, labels in zip(logits, batch["labels"].to(device), strict=True):
+                total += functional.cross_entropy(row[:-1].float(), labels[1:], reduction="sum")
+            advance()
+            if on_batch is not None:
+                on_batch()
+    return total.item() / sum(map(counted_tokens, encoded))
+
+
+def learnable(encoded: Sequence[Encoded], name: str) -> list[Encoded]:
+    """Return the samples with at least one token to predict, and log how many have none.
+
+    Raises:
+        InputError: If none has; it calls them `name`.
+    """
+    kept = [sample for sample in encoded if counted_tokens(sample)]
+    if not kept:
+        raise InputError(
+            f"`{name}` has no token to predict in {len(encoded)} samples; give texts of two tokens or more, prompts"
+            " shorter than the samples are cut to, or chats with an assistant turn"
+        )
+    if len(kept) < len(encoded):
+        logger.warning(
+            "%d of %d samples of `%s` were left out: no token to predict", len(encoded) - len(kept), len(encoded), name
+        )
+    return kept
