@@ -1,0 +1,166 @@
+"""From totals to scores: what was scored, what was not and why, where it all comes from, and what to warn of."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+import platform
+import time
+import warnings
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from plop_ext import ops
+from plop_ext.errors import InputError
+from plop_ext.layers import Discovery
+from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.provenance import versions
+from plop_ext.scores import ScoredModule, Scores, UnscoredModule
+from plop_ext.scoring import baseline as baselines
+
+logger = logging.getLogger(__name__)
+
+FEW_TOKENS = 16
+# An expert that saw fewer is left out: its mean would be mostly noise.
+MIN_EXPERT_TOKENS = 16
+FEW_ROUTED = "too few tokens were routed to it"
+
+
+class Observed(Protocol):
+    """What a `Collector` noticed beside the totals; see its attributes."""
+
+    unmasked: set[str]
+    unassigned: dict[str, str]
+    experts_implementation: str | None
+
+
+def describe_run(
+    model: dict[str, Any],
+    data_name: str | None,
+    samples: int,
+    settings: dict[str, Any],
+    observed: Observed,
+    device: torch.device,
+    started: float,
+) -> dict[str, Any]:
+    """The provenance of a run that began at `started` (`time.perf_counter`)."""
+    return {
+        "model": model,
+        "data": {"name": data_name, "samples": samples},
+        "settings": settings,
+        # The model's own way to run fused experts; scoring runs them grouped, where each expert can be observed.
+        "experts_implementation": observed.experts_implementation,
+        "backend": ops.STATUS.backend(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "versions": versions(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def assemble(
+    found: Discovery,
+    observed: Observed,
+    totals: np.ndarray[Any, Any],
+    norms: baselines.WeightNorms,
+    values: list[float],
+    ids: list[int],
+    batches: list[int],
+    provenance: dict[str, Any],
+) -> Scores:
+    """Split the layers into scored and unscored by what their totals hold."""
+    modules, kept = [], []
+    unscored = [UnscoredModule(item.name, item.layer_class, item.reason) for item in found.unscored]
+    probed = provenance["settings"]["baseline"] == "probe"
+    for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
+        seen = totals[index].sum(axis=0)
+        reason = observed.unassigned.get(layer.name, "")
+        if not reason and not probed:
+            reason = norms.failures.get(layer.name, "")
+        if not reason and isinstance(layer.adapter, ExpertsAdapter) and seen[2] < MIN_EXPERT_TOKENS:
+            reason = f"{FEW_ROUTED}: {seen[2]:.0f} of {MIN_EXPERT_TOKENS}"
+        if not reason and seen[2:].sum() == 0:
+            reason = "never called in the forward, or only with masked tokens"
+        elif not reason and seen[2] == 0:
+            reason = f"no usable token: {seen[3]:.0f} zero inputs, {seen[4]:.0f} non-finite"
+        elif not reason and not (value > 0 and np.isfinite(value)):
+            reason = f"its weight is all zero or not finite (baseline {value:g})"
+        if reason:
+            unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason))
+            continue
+        kept.append(index)
+        modules.append(
+            ScoredModule(
+                layer.name,
+                layer.type,
+                layer.layer,
+                layer.in_features,
+                layer.out_features,
+                value,
+                norm if math.isfinite(norm) else None,
+                kind=layer.adapter.kind,
+                baseline_from="probe" if probed else layer.adapter.weights,
+                target=layer.target.name,
+                target_parameter=layer.target.parameter,
+                target_size=layer.target.size,
+                target_shape=layer.target.shape,
+                refused=layer.target.refused,
+            )
+        )
+    if not kept:
+        if (totals[:, :, 2:].sum() == 0) and not observed.unassigned:
+            raise InputError(
+                "no token counts: every token of `dataloader` is masked, or no linear layer was called; "
+                "check `attention_mask`, `labels` and `mask`"
+            )
+        raise InputError(f"no module could be scored; `{unscored[-1].name}`: {unscored[-1].reason}")
+    return Scores(
+        tuple(modules),
+        np.ascontiguousarray(totals[kept]),
+        np.array(ids, dtype=np.int64),
+        np.array(batches, dtype=np.int64),
+        tuple(unscored),
+        provenance,
+    )
+
+
+def warn(scores: Scores, observed: Observed, wanted: Collection[str]) -> None:
+    """One warning per thing the user should know about the result."""
+    per_sample = scores.totals[:, :, 2].max(axis=0)
+    few = int((per_sample < FEW_TOKENS).sum())
+    if few:
+        warnings.warn(
+            f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
+            "use longer samples, or more of them",
+            stacklevel=3,
+        )
+    nonfinite = scores.totals[:, :, 4].sum(axis=1)
+    if nonfinite.any():
+        worst = int(nonfinite.argmax())
+        warnings.warn(
+            f"{int(nonfinite.sum())} token features are NaN or infinite and were left out, most in "
+            f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
+            stacklevel=3,
+        )
+    few_routed = [item for item in scores.unscored if item.reason.startswith(FEW_ROUTED)]
+    if few_routed:
+        scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
+        warnings.warn(
+            f"{len(few_routed)} expert projections of {len(few_routed) + scored} are not scored: fewer than "
+            f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples",
+            stacklevel=3,
+        )
+    missing = [item for item in scores.unscored if item.name in wanted and item not in few_routed]
+    if missing:
+        names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"not scored: {names}{more}: {missing[0].reason}", stacklevel=3)
+    if observed.unmasked and (scores.provenance["settings"]["mask"] != "all"):
+        partly = sorted(observed.unmasked)
+        logger.info(
+            "all rows of %d modules count, because they are not the tokens of the mask: %s", len(partly), partly
+        )
