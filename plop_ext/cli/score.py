@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plop_ext.cli import options
+from plop_ext.cli import options, stream
 from plop_ext.cli.options import console
+
+if TYPE_CHECKING:
+    from plop_ext.scores import Scores
 
 
 def add_parser(commands: Any) -> None:
@@ -27,20 +30,41 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
     parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
+    stream.add_options(parser)
     options.add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    from plop_ext.data import batches
     from plop_ext.report import plots, tables
-    from plop_ext.scoring.score import score
 
+    stream.check(args)
     options.check_output(args.output)
     options.check_output(args.heatmap)
+    if args.dry_run:
+        stream.dry_run(args)
+        return
+    scores = stream.score(args) if args.stream else _score(args)
+    default = scores.place(types=min(3, len(scores.types)))
+    console.print(tables.scores_table(scores, chosen=default.types))
+    for line in tables.unscored_lines(scores):
+        console.print(line, style="dim", highlight=False)
+    if args.heatmap:
+        plots.heatmap(scores, args.heatmap, chosen=default.types)
+        console.print(f"heatmap: {args.heatmap}", highlight=False)
+    if args.output:
+        scores.save(args.output)
+        console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
+
+
+def _score(args: argparse.Namespace) -> Scores:
+    """Load the model and score it."""
+    from plop_ext.data import batches
+    from plop_ext.scoring.score import score
+
     model, tokenizer = options.load_model(args)
     encoded = options.load_data(args, tokenizer, args.samples, mask=args.mask)
-    scores = score(
+    return score(
         model,
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
         max_samples=None,
@@ -56,13 +80,3 @@ def run(args: argparse.Namespace) -> None:
         data_name=args.data,
         progress=not args.quiet,
     )
-    default = scores.place(types=min(3, len(scores.types)))
-    console.print(tables.scores_table(scores, chosen=default.types))
-    for line in tables.unscored_lines(scores):
-        console.print(line, style="dim", highlight=False)
-    if args.heatmap:
-        plots.heatmap(scores, args.heatmap, chosen=default.types)
-        console.print(f"heatmap: {args.heatmap}", highlight=False)
-    if args.output:
-        scores.save(args.output)
-        console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)

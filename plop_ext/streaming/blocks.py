@@ -155,5 +155,3 @@ def _copied(block: nn.Module) -> nn.Module:
         if config is not None:
             memo[id(config)] = config
     return copy.deepcopy(block, memo)
-
-

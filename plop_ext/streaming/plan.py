@@ -88,8 +88,8 @@ class Plan:
         """
         least = self.least(device, held)
         if budget < least:
-            # Rounded up, so that what is named here is enough.
-            named = math.ceil(least / MIB / 8) * 8
+            # Rounded up: another process of the same kind holds some megabytes more or less.
+            named = math.ceil(least / MIB / 32 + 0.5) * 32
             raise InputError(
                 f"`memory_budget` of {format_size(budget)} is too small for this model and batch size; the least that "
                 f"would do is {named}MiB; smaller batches need less"
@@ -116,7 +116,11 @@ def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent],
     samples = sum(extent.samples for extent in extents)
     width, per_token = _widths(skeleton)
     # Masks: one byte per pair of positions, and as much again in the type of the model where a kernel adds them.
-    masks = largest.rows * largest.tokens * (1 + element)
+    pairs = largest.rows * largest.tokens
+    masks = pairs * (1 + element)
+    config = skeleton.model.config.get_text_config(decoder=True)
+    if getattr(config, "_attn_implementation", None) == "eager":  # scores and probabilities of every head, in float32
+        masks += pairs * int(getattr(config, "num_attention_heads", 1) or 1) * (2 * 4 + element)
     if weights is None:
         read, conversion, block = outside + sum(blocks), 0, max(blocks)
     else:

@@ -137,9 +137,7 @@ def _chunks(pieces: Sequence[_Piece]) -> Iterable[list[_Piece]]:
     chunk: list[_Piece] = []
     for piece in pieces:
         for offset in range(0, piece.n_bytes, CHUNK):
-            part = _Piece(
-                piece.path, piece.start + offset, min(CHUNK, piece.n_bytes - offset), piece.place + offset
-            )
+            part = _Piece(piece.path, piece.start + offset, min(CHUNK, piece.n_bytes - offset), piece.place + offset)
             if chunk and part.place + part.n_bytes - chunk[0].place > CHUNK:
                 yield chunk
                 chunk = []

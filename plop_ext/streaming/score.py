@@ -79,7 +79,7 @@ def score_streaming(
         device: Default CUDA if there is any, else the CPU.
         attn_implementation: Attention kernel. Default the model's own choice.
         memory_budget: Bytes, or a size such as `"6GiB"`, that neither the device's memory nor the process's RAM may
-            pass. Default: 80 % of what is free. Lower it to leave room for others: hidden states then go to RAM or disk.
+            pass. Default: 80 % of what is free. Lower it to leave room for others: hidden states go to RAM or disk.
         state: Folder for what is needed to continue a killed run; removed when the run is complete. Default: none is
             kept.
         resume: Continue the run that left `state`, at its last finished block.

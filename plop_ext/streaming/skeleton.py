@@ -79,7 +79,7 @@ def build(
     lists = {layer.name: _block_list(model, layer.name) for layer in found.layers}
     for name, prefix in lists.items():
         if prefix is None:
-            raise InputError(f"`{name}` is in no list of repeated blocks, so that it cannot be streamed; {ALTERNATIVE}")
+            raise InputError(f"`{name}` is in no list of repeated blocks: it cannot be streamed; {ALTERNATIVE}")
     prefixes = sorted({prefix for prefix in lists.values() if prefix is not None})
     if len(prefixes) > 1:
         raise InputError(

@@ -1,8 +1,8 @@
 """Learns what each block is called with: recorders in place of the blocks, and one run of the rest of the model.
 
 Blocks of one model get different arguments (masks, positions, per-layer inputs), so all are recorded. The model fits
-the pattern if every block is called once, in order, on exactly what the block before it returned; whatever else a model
-does between its blocks shows here and is refused.
+the pattern if every block is called once, in order, on exactly what the block before it returned; whatever else a
+model does between its blocks shows here and is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from plop_ext.errors import InputError
 from plop_ext.streaming.skeleton import ALTERNATIVE, Skeleton
 
 _HIDDEN = "hidden_states"
+_MORE = "its blocks hand on more than a hidden state"
 
 
 class _Stop(Exception):
@@ -35,6 +36,10 @@ class _Shared:
     """Stands for mutable object number `index` of a batch."""
 
     index: int
+
+
+class _Rest:
+    """Stands for what a block returns beside its hidden state: no later block may ask for it."""
 
 
 class _Here:
@@ -93,6 +98,10 @@ def record(run: Callable[[], object], skeleton: Skeleton, result: Result) -> tup
         run()
     except _Stop:
         pass
+    except (AttributeError, TypeError) as error:
+        if not any(isinstance(item, _Rest) for item in result.rest):
+            raise
+        raise _unfit(skeleton, _MORE) from error
     finally:
         for index, block in enumerate(real):
             skeleton.blocks[index] = block
@@ -103,7 +112,7 @@ def record(run: Callable[[], object], skeleton: Skeleton, result: Result) -> tup
 
 @dataclass(frozen=True)
 class Result:
-    """How a block returns its hidden state: alone, or first of a tuple or list of which the rest is empty."""
+    """How a block returns its hidden state: alone, or first of a tuple or list."""
 
     container: type | None = None
     rest: tuple[Any, ...] = ()
@@ -143,9 +152,8 @@ def learn_result(run: Callable[[], object], skeleton: Skeleton, first: nn.Module
         return Result()
     if not isinstance(output, (tuple, list)) or not output or not isinstance(output[0], Tensor):
         raise _unfit(skeleton, f"its blocks return {type(output).__name__}, not a hidden state")
-    if any(item is not None and not isinstance(item, (bool, int, float)) for item in output[1:]):
-        raise _unfit(skeleton, "its blocks return more than a hidden state, which later blocks may need")
-    return Result(type(output), tuple(output[1:]))
+    rest = (item if item is None or isinstance(item, (bool, int, float)) else _Rest() for item in output[1:])
+    return Result(type(output), tuple(rest))
 
 
 class _Recorder:
@@ -187,6 +195,8 @@ class _Recorder:
                 self._places[id(value)] = len(self.calls.tensors)
                 self.calls.tensors.append(value)
             return _Kept(self._places[id(value)])
+        if isinstance(value, _Rest):
+            raise _unfit(self.skeleton, _MORE)
         if isinstance(value, dict) and not value:
             known = next((i for i, item in enumerate(self.calls.shared) if item is value), None)
             if known is None:
