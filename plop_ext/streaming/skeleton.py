@@ -125,6 +125,7 @@ def _meta_model(
                 quantizer.preprocess_model(
                     model=model, dtype=resolved, device_map={"": device}, checkpoint_files=None, use_kernels=False
                 )
+    model.tie_weights()  # moving its parameters to meta one by one has untied them
     model.requires_grad_(False)
     return model.eval(), resolved, quantizer
 
