@@ -148,14 +148,16 @@ class Stream:
         outcome = Outcome()
         blocks = self._skeleton.last + 1
         with progress_bar("streaming blocks", blocks, progress) as advance:
+            for index in range(finished):
+                assert self._state is not None
+                outcome.add(self._state.result(index))
+            advance(finished)
+            if finished == blocks:
+                return outcome
             first: LoadedBlock | None = self._record(forward)
             if finished:
-                assert self._state is not None
-                for index in range(finished):
-                    outcome.add(self._state.result(index))
-                self._continue_from(finished - 1)
                 first = None
-                advance(finished)
+                self._continue_from(finished - 1)
             self.loader.drop_outside()
             began = time.perf_counter()
             read = self.loader.reader.bytes_read

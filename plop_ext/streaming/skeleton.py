@@ -84,7 +84,7 @@ def build(
     if len(prefixes) > 1:
         raise InputError(
             f"the layers to score are in {len(prefixes)} lists of blocks ({', '.join(prefixes)}), and one can be "
-            f"streamed; choose by `include` or `scope`, or {ALTERNATIVE}"
+            f"streamed; choose by `include`, `exclude` or `scope`, or {ALTERNATIVE}"
         )
     prefix = prefixes[0]
     blocks = model.get_submodule(prefix)

@@ -52,11 +52,19 @@ class State:
         return int(content["finished"])
 
     def start(self) -> None:
-        """Remove what an earlier run left and make the folder."""
+        """Remove what an earlier run left and make the folder.
+
+        Raises:
+            InputError: If the folder holds something else, or cannot be made.
+        """
         if (self.folder / _FILE).is_file():
             shutil.rmtree(self.folder)
         try:
             self.folder.mkdir(exist_ok=True)
+            if any(self.folder.iterdir()):
+                raise InputError(f"`{self.folder}` is not empty and no state of a streamed run; name another folder")
+            # From here on it is ours, also if the run is killed within its first block.
+            self._declare(0)
         except OSError as error:
             raise InputError(f"cannot write the state folder `{self.folder}`: {error.strerror}") from error
 
@@ -80,9 +88,12 @@ class State:
     def finish(self, block: int, result: dict[str, Any]) -> None:
         """Declare `block` finished, whose hidden states are written."""
         torch.save(result, self.folder / f"result-{block}.pt")
-        content = {"format": FORMAT, "version": VERSION, "identity": self._identity, "finished": block + 1}
-        write_text_atomic(self.folder / _FILE, json.dumps(content, indent=1) + "\n")
+        self._declare(block + 1)
         shutil.rmtree(self.folder / f"hidden-{block - 1}", ignore_errors=True)
+
+    def _declare(self, finished: int) -> None:
+        content = {"format": FORMAT, "version": VERSION, "identity": self._identity, "finished": finished}
+        write_text_atomic(self.folder / _FILE, json.dumps(content, indent=1) + "\n")
 
     def result(self, block: int) -> dict[str, Any]:
         """What `finish` was given."""
