@@ -101,7 +101,7 @@ def _write(path: Path, shapes: dict[str, tuple[int, ...]], values: torch.Tensor,
         place += n_bytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    block = memoryview(values.view(torch.uint8).numpy())
+    block = values.view(torch.uint8).numpy().data
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for number, extents in enumerate(shapes.values()):

@@ -70,7 +70,7 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
     read = weights.outside.stored_bytes + sum(part.stored_bytes for part in weights.blocks)
     block = max(weights.block_bytes(index) for index in range(len(weights.blocks)))
 
-    rows = [{"case": "disk read alone", "seconds": read_seconds(weights, checkpoint)}]
+    rows: list[results.Row] = [{"case": "disk read alone", "seconds": read_seconds(weights, checkpoint)}]
     rate = rates.to_device_rate(args.device)
     if rate is not None:
         rows.append({"case": "copy to the device alone", "seconds": read / rate})

@@ -71,10 +71,21 @@ class BlockLoader:
         buffer = torch.empty(self._weights.outside.plain_bytes, dtype=torch.uint8, device=self._device)
         with self.reader.on_stream():
             self._place(self._weights.outside, buffer)
-        self._weights.tie()
+        self._tie()
         if self.reader.stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self.reader.stream)
         on_device(self._skeleton.model, self._device)
+
+    def _tie(self) -> None:
+        """Give modules that share a parameter the one that was loaded for any of them."""
+        loaded: dict[int, nn.Parameter] = {}
+        for module, name, pristine in self._outside:
+            value = module._parameters[name]
+            if pristine is not None and value is not None and value is not pristine:
+                loaded[id(pristine)] = value
+        for module, name, pristine in self._outside:
+            if pristine is not None:
+                module._parameters[name] = loaded.get(id(pristine), pristine)
 
     def drop_outside(self) -> None:
         """Give the memory of these weights back."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from plop_ext.errors import InputError
+from plop_ext.layers import LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.streaming.memory import MIB, format_size
 from plop_ext.streaming.reader import CHUNK, READERS
@@ -156,14 +157,16 @@ def _widths(skeleton: Skeleton) -> tuple[int, int]:
     return width, int(max(per_block.values())) + 6 * width
 
 
-def _shares(skeleton: Skeleton) -> list[tuple[Any, float]]:
+def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
     """Each layer and the share of the tokens it sees: all, or, of an expert, those routed to it on average."""
     config = skeleton.model.config.get_text_config(decoder=True)
     chosen = getattr(config, "num_experts_per_tok", None) or 1
-    return [
-        (layer, chosen / int(layer.module.num_experts) if isinstance(layer.adapter, ExpertsAdapter) else 1.0)
-        for layer in skeleton.found.layers
-    ]
+
+    def share(layer: LinearLayer) -> float:
+        module: Any = layer.module
+        return chosen / module.num_experts if isinstance(layer.adapter, ExpertsAdapter) else 1.0
+
+    return [(layer, share(layer)) for layer in skeleton.found.layers]
 
 
 def _head_bytes(model: Any) -> int:

@@ -121,7 +121,7 @@ class Reader:
             self._ring.put((staging, free))
 
     def _fill(self, pieces: Sequence[_Piece], target: Tensor) -> None:
-        memory = memoryview(target.numpy())
+        memory = target.numpy().data
         for piece in pieces:
             place, done = piece.place - pieces[0].place, 0
             while done < piece.n_bytes:

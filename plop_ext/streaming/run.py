@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,7 +121,6 @@ class Stream:
 
     Attributes:
         loader: Loads the blocks.
-        compute_seconds: Time spent running blocks, as the host saw it.
     """
 
     def __init__(
@@ -141,6 +140,7 @@ class Stream:
         self._store = store
         self._state = state
         self._calls: list[Calls] = []
+        self._first: LoadedBlock | None = None
         self.loader = BlockLoader(skeleton, weights, device)
 
     def run(self, forward: Callable[[nn.Module, Any], Any], finished: int, progress: bool) -> Outcome:
@@ -154,14 +154,14 @@ class Stream:
             advance(finished)
             if finished == blocks:
                 return outcome
-            first: LoadedBlock | None = self._record(forward)
+            self._record(forward)
             if finished:
-                first = None
+                self._first = None
                 self._continue_from(finished - 1)
             self.loader.drop_outside()
             began = time.perf_counter()
             read = self.loader.reader.bytes_read
-            for block in self._loaded(finished, first):
+            for block in self._loaded(finished):
                 outcome.add(self._run_block(block))
                 done = block.index + 1 - finished
                 seconds = time.perf_counter() - began
@@ -171,12 +171,12 @@ class Stream:
                 del block
         return outcome
 
-    def _record(self, forward: Callable[[nn.Module, Any], Any]) -> LoadedBlock:
+    def _record(self, forward: Callable[[nn.Module, Any], Any]) -> None:
         """Find out what each block is called with in each batch, and keep what the first is called on."""
         model = self._skeleton.model
         self.loader.start(0)
         self.loader.load_outside()
-        first = self.loader.wait()
+        self._first = self.loader.wait()
         result: Result | None = None
         for number, batch in enumerate(self._batches):
             inputs = batch_to_device(batch.inputs, self._device)
@@ -185,13 +185,12 @@ class Stream:
                 forward(model, inputs)
 
             if result is None:
-                result = learn_result(run, self._skeleton, first.module)
+                result = learn_result(run, self._skeleton, self._first.module)
             hidden, calls = record(run, self._skeleton, result)
             self._store.put(f"arguments-{number}", calls.tensors)
             self._store.put(f"hidden-{number}", [hidden])
             calls.tensors = []
             self._calls.append(calls)
-        return first
 
     def _continue_from(self, block: int) -> None:
         """Take up what the batches carried out of `block`."""
@@ -202,13 +201,13 @@ class Stream:
             for mine, saved in zip(calls.shared, shared, strict=False):
                 mine.update(saved)
 
-    def _loaded(self, start: int, first: LoadedBlock | None) -> Iterator[LoadedBlock]:
+    def _loaded(self, start: int) -> Iterator[LoadedBlock]:
         """The blocks from number `start` on; while one is in use, the next is being loaded."""
-        if first is None and start <= self._skeleton.last:
+        if self._first is None:
             self.loader.start(start)
         for index in range(start, self._skeleton.last + 1):
-            block = first if first is not None else self.loader.wait()
-            first = None
+            block = self._first or self.loader.wait()
+            self._first = None
             if index < self._skeleton.last:
                 self.loader.start(index + 1)
             yield block
@@ -260,8 +259,9 @@ def streaming(stream: Stream, store: Store) -> Iterator[None]:
 
 def _extent(inputs: Any, samples: int) -> Extent:
     """Samples and tokens of a batch: the extents of its token ids, or of its first tensor with two or more."""
-    values = list(inputs.values()) if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else []
-    if isinstance(inputs, dict) and "input_ids" in inputs:
-        values.insert(0, inputs["input_ids"])
+    fields = (
+        inputs if isinstance(inputs, Mapping) else dict(enumerate(inputs)) if isinstance(inputs, (tuple, list)) else {}
+    )
+    values = [fields.get("input_ids"), *fields.values(), inputs]
     shape = next((value.shape for value in values if isinstance(value, Tensor) and value.dim() >= 2), (samples, 1))
     return Extent(samples, int(shape[1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,15 @@ class State:
         except OSError as error:
             raise InputError(f"cannot write the state folder `{self.folder}`: {error.strerror}") from error
 
-    def save_hidden(self, block: int, batch: int, tensors: Sequence[Tensor], shared: Sequence[dict[Any, Any]]) -> None:
+    def save_hidden(
+        self, block: int, batch: int, tensors: Sequence[Tensor], shared: Sequence[Mapping[Any, Any]]
+    ) -> None:
         """Write what batch number `batch` carries from `block` to the next."""
         folder = self.folder / f"hidden-{block}"
         folder.mkdir(exist_ok=True)
         save_tensors(folder / f"{batch}.pt", tensors)
         if shared:
-            torch.save(list(shared), folder / f"{batch}-shared.pt")
+            torch.save([dict(item) for item in shared], folder / f"{batch}-shared.pt")
 
     def load_hidden(self, block: int, batch: int, device: torch.device) -> tuple[list[Tensor], list[dict[Any, Any]]]:
         """Read it again."""

@@ -7,7 +7,7 @@ model does between its blocks shows here and is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class Calls:
 
     tensors: list[Tensor] = field(default_factory=list)
     arguments: list[tuple[Any, Any]] = field(default_factory=list)
-    shared: list[dict[Any, Any]] = field(default_factory=list)
+    shared: list[MutableMapping[Any, Any]] = field(default_factory=list)
 
     def call(self, block: nn.Module, index: int, hidden: Tensor, tensors: Sequence[Tensor]) -> Any:
         """Run `block`, which is number `index`, on `hidden`."""
@@ -197,7 +197,7 @@ class _Recorder:
             return _Kept(self._places[id(value)])
         if isinstance(value, _Rest):
             raise _unfit(self.skeleton, _MORE)
-        if isinstance(value, dict) and not value:
+        if isinstance(value, MutableMapping) and not value:
             known = next((i for i, item in enumerate(self.calls.shared) if item is value), None)
             if known is None:
                 known = len(self.calls.shared)

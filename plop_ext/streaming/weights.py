@@ -97,21 +97,13 @@ class Weights:
                 part.groups.setdefault(target, []).append(entry)
             else:
                 part.plain.append(entry)
-        self.tied_from_head = bool(head) and embedding not in covered and bool(heads)
-        if self.tied_from_head:  # the shared matrix is stored under the head's name only
+        if heads and embedding not in covered:  # the shared matrix is stored under the head's name only
             self.outside.plain += heads
-            covered.add(embedding)
         self._refuse_missing(covered, head)
 
     def place(self, tensors: Mapping[str, Tensor], codes: Mapping[str, str]) -> None:
         """Put tensors of the checkpoint into the model as its parameters, on their own device."""
         self._loading.load(tensors, codes)
-
-    def tie(self) -> None:
-        """Give the embedding the head's matrix, where only the head's is stored."""
-        if self.tied_from_head:
-            model = self._skeleton.model
-            model.get_input_embeddings().weight = model.get_output_embeddings().weight
 
     def block_bytes(self, index: int) -> int:
         """Memory that block `index` takes once it is loaded."""
@@ -119,12 +111,16 @@ class Weights:
 
     def _refuse_missing(self, covered: set[str], head: set[str]) -> None:
         model, skeleton = self._skeleton.model, self._skeleton
-        needed = []
-        for name, parameter in model.named_parameters():
-            block = skeleton.block_of(name)
-            if name not in head and (block is None or block <= skeleton.last) and parameter.device.type == "meta":
-                needed.append(name)
-        missing = [name for name in needed if name not in covered]
+        aliases: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if parameter.device.type == "meta":
+                aliases.setdefault(id(parameter), []).append(name)
+        missing = []
+        for names in aliases.values():
+            block = skeleton.block_of(names[0])
+            wanted = not head.issuperset(names) and (block is None or block <= skeleton.last)
+            if wanted and covered.isdisjoint(names):
+                missing.append(names[0])
         if missing:
             raise InputError(
                 f"the checkpoint lacks {len(missing)} of the weights of {type(model).__name__}, such as {missing[0]}; "
