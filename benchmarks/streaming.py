@@ -180,6 +180,14 @@ def limit_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row
     limit = parse_size(args.limit, "limit")
     budget = limit - (256 << 20)  # the page cache and the interpreter's children share the limit
     rows, outcomes, kind = [], {}, ""
+    # The limit is real: whoever takes more than it is killed, or denied the memory.
+    code = f"import numpy; numpy.ones({limit + (64 << 20)}, dtype='uint8')"
+    began = time.perf_counter()
+    status, kind = limited.run([sys.executable, "-c", code], limit, cwd=ROOT, env=os.environ)
+    if status == 0:
+        raise SystemExit(f"the limit is not enforced ({kind})")
+    row: results.Row = {"case": "an array larger than the limit", "seconds": time.perf_counter() - began}
+    rows.append({**row, "exit_status": status})
     for case, how, limited_to in (
         (STREAMED, f"{budget}", limit),
         ("in memory", "memory", limit),
@@ -194,7 +202,7 @@ def limit_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row
             status = subprocess.run(command, cwd=ROOT).returncode
         else:
             status, kind = limited.run(command, limited_to, cwd=ROOT, env=os.environ)
-        row: results.Row = {"case": case, "seconds": time.perf_counter() - began, "exit_status": status}
+        row = {"case": case, "seconds": time.perf_counter() - began, "exit_status": status}
         if status == 0:
             outcomes[case] = Scores.load(output)
             row["peak_rss"] = outcomes[case].provenance["peak_rss"]

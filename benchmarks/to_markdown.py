@@ -123,6 +123,44 @@ def accuracy(result: Result) -> str:
     return table(header, models) + "\n\n" + table(bias_header, biases)
 
 
+def streaming(result: Result) -> str:
+    """One row per case: what a streamed run is bound by, the run, and its rivals; or the runs under a memory limit."""
+    settings, rows = result["settings"], []
+    facts = [
+        f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.1f} GB of weights",
+        f"{settings['samples']} x {settings['tokens']} tokens in batches of {settings['batch']}",
+    ]
+    if "limit" in settings:
+        facts.append(f"limit {settings['limit'] / 2**30:.2f} GiB ({settings['enforced_by']})")
+        facts.append(f"streamed with a memory budget of {settings['memory_budget'] / 2**30:.2f} GiB")
+        facts.append("same bits as in memory" if settings["same_bits"] else "**the scores differ**")
+        for row in result["rows"]:
+            peak = f"{row['peak_rss'] / 2**30:.2f}" if "peak_rss" in row else ""
+            ended = {0: "completed", -9: "killed by the kernel"}.get(row["exit_status"], f"exit {row['exit_status']}")
+            rows.append([row["case"], ended, f"{row['seconds']:.1f}", peak])
+        return "; ".join(facts) + ".\n\n" + table(["case", "ended", "s, with start-up", "peak RAM, GiB"], rows)
+    facts.append(f"largest block {settings['block_bytes'] / 2**30:.2f} GiB")
+    facts.append(
+        f"{settings['bytes_read'] / 1e9:.1f} GB read, the page cache of the files dropped before each reading"
+    )
+    if settings["peak_device"] is not None:
+        over = settings["peak_over_two_blocks"] / 2**30
+        facts.append(f"peak GPU memory {settings['peak_device'] / 2**30:.2f} GiB, two blocks and {over:.2f} GiB")
+    facts.append(f"peak RAM {settings['peak_rss'] / 2**30:.2f} GiB")
+    for row in result["rows"]:
+        note = ""
+        if "batches_run" in row:
+            note = (
+                f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the others worked out from them"
+            )
+            note += f"; loading {row['load_seconds']:.1f} s; scores differ by {row['difference']:.1e} at most"
+        rows.append(
+            [row["case"], f"{row['seconds']:.1f}", f"{row['of_floor']:.2f}", f"{row['times_streamed']:.1f}", note]
+        )
+    header = ["case", "s", "x the slowest alone", "x streamed", "note"]
+    return "; ".join(facts) + ".\n\n" + table(header, rows)
+
+
 def summary(results: Mapping[str, Result]) -> str:
     """The headline figures of all results, one line each."""
     rows = [line for name, lines in HEADLINES.items() if name in results for line in lines(results[name])]
@@ -166,11 +204,33 @@ def _accuracy_headlines(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
+def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
+    settings, found = result["settings"], []
+    size = f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.0f} GB"
+    if "limit" in settings:
+        limit = f"{size}, under a hard limit of {settings['limit'] / 2**30:.0f} GiB"
+        peak = next(row["peak_rss"] for row in result["rows"] if row["case"] == "streamed")
+        return [(f"peak RAM of streaming {limit}", f"{peak / 2**30:.2f} GiB", _where(result))]
+    if settings["peak_device"] is not None:
+        what = f"peak GPU memory of streaming {size}"
+        found.append((what, f"{settings['peak_device'] / 2**30:.2f} GiB", _where(result)))
+    for row in result["rows"]:
+        if row["case"] == "streamed":
+            what = f"streaming {size} / the slowest of disk, copy and compute alone"
+            found.append((what, f"{row['of_floor']:.2f}", _where(result)))
+        elif "batches_run" in row:
+            what = f"{row['case']} / streaming {size}"
+            found.append((what, f"{row['times_streamed']:.1f}", _where(result)))
+    return found
+
+
 HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "kernel_bandwidth": _bandwidth_headlines,
     "scoring_overhead": _overhead_headlines,
     "cpu_overhead": _overhead_headlines,
     "accuracy": _accuracy_headlines,
+    "streaming": _streaming_headlines,
+    "streaming_limit": _streaming_headlines,
 }
 
 RENDERERS = {
@@ -179,6 +239,7 @@ RENDERERS = {
     "cpu_overhead": overhead,
     "moe_overhead": overhead,
     "accuracy": accuracy,
+    "streaming": streaming,
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from benchmarks import results, timing, to_markdown
 from tests.conftest import ROOT
 
-SCRIPTS = ("accuracy", "cpu_overhead", "kernel_bandwidth", "scoring_overhead")
+SCRIPTS = ("accuracy", "cpu_overhead", "kernel_bandwidth", "scoring_overhead", "streaming")
 
 
 @pytest.fixture(scope="module")

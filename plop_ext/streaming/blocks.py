@@ -159,8 +159,8 @@ class BlockLoader:
 
 
 def _copied(block: nn.Module) -> nn.Module:
-    """A copy of a block, which shares its configuration."""
-    memo: dict[int, Any] = {}
+    """A copy of a block, which shares its configuration and the weights that are not there."""
+    memo: dict[int, Any] = {id(weight): weight for weight in block.parameters() if weight.device.type == "meta"}
     for module in block.modules():
         config = getattr(module, "config", None)
         if config is not None:

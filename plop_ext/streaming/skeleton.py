@@ -17,6 +17,9 @@ from plop_ext.models import _explained, _model_class, _quiet
 
 ALTERNATIVE = 'load it with `device_map="auto"` and give it to `plop_ext.score` instead'
 
+# Those whose layers are whole as soon as their tensors are read, and are found before.
+_QUANTIZERS = ("bitsandbytes", "fp8")
+
 
 @dataclass(frozen=True)
 class Skeleton:
@@ -110,6 +113,11 @@ def _meta_model(
             quantizer = None
             if getattr(config, "quantization_config", None) is not None:
                 quantizer, config, _ = get_hf_quantizer(config, None, {"": device}, True, {})
+        if quantizer is not None:
+            method = quantizer.quantization_config.quant_method
+            method = str(getattr(method, "value", method))
+            if method not in _QUANTIZERS:
+                raise InputError(f"checkpoints quantized by {method} cannot be streamed; {ALTERNATIVE}")
         resolved = dtype
         if not isinstance(resolved, torch.dtype):
             resolved = getattr(config, "dtype", None) or stored or torch.float32
@@ -138,15 +146,29 @@ class _Elsewhere:
 
 @contextmanager
 def _weights_elsewhere(model: nn.Module) -> Iterator[None]:
-    """Within the block the weights on the meta device count as present."""
+    """Within the block the weights on the meta device count as present, and quantized ones as quantized."""
     modules: list[Any] = list(model.modules())
+    weights = []
     for module in modules:
         module._hf_hook = _Elsewhere
+        weight = module._parameters.get("weight")
+        if type(weight).__module__.startswith("bitsandbytes"):
+            weights.append((module, weight))
+            module._parameters["weight"] = _quantized_stand_in(weight)
     try:
         yield
     finally:
         for module in modules:
             del module._hf_hook
+        for module, weight in weights:
+            module._parameters["weight"] = weight
+
+
+def _quantized_stand_in(weight: Any) -> Any:
+    """A weight of bitsandbytes with the marks of one that is quantized, which the real one gets with its values."""
+    stand_in: Any = nn.Parameter(torch.empty(weight.shape, dtype=torch.int8, device="meta"), requires_grad=False)
+    stand_in.quant_state = stand_in.SCB = _Elsewhere
+    return stand_in
 
 
 def _block_list(model: nn.Module, name: str) -> str | None:
