@@ -153,7 +153,7 @@ def streaming(result: Result) -> str:
             note = (
                 f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the others worked out from them"
             )
-            note += f"; loading {row['load_seconds']:.1f} s; scores differ by {row['difference']:.1e} at most"
+            note += f"; loading {row['load_seconds']:.1f} s, weight norms {row['norms_seconds']:.1f} s; scores differ by {row['difference']:.1e} at most"
         rows.append(
             [row["case"], f"{row['seconds']:.1f}", f"{row['of_floor']:.2f}", f"{row['times_streamed']:.1f}", note]
         )

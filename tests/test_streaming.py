@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import plop_ext
 from plop_ext.scores import Scores
 from tests.architectures import ARCHITECTURES
+from tests.conftest import ROOT
 from tests.tiny_models import gemma3, llama, qwen2, token_batch
 
 # Streamed part by part by `include`, because they have two lists of blocks.
@@ -186,3 +187,15 @@ def test_the_alternative_works(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         offloaded.totals, quiet(plop_ext.score_streaming, str(folder), batches, device="cpu").totals
     )
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.test_docs import python_blocks
+
+    blocks = python_blocks((ROOT / "docs" / "streaming.md").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    for block, values in zip(blocks, ({}, {"folder": "model", "plop_ext": plop_ext}), strict=True):
+        if values:
+            saved(llama(), tmp_path / "model")
+            values["dataloader"] = [token_batch([30, 21])]
+        exec(block, values)

@@ -231,7 +231,7 @@ def test_only_two_blocks_are_ever_alive(name: str, tmp_path: Path, monkeypatch: 
         quiet(plop_ext.score_streaming, str(folder), [case.batch()], device="cpu")
     finally:
         gc.enable()
-    assert len(alive) == 6 and most == 2
+    assert len(alive) == 6 and most <= 2
 
 
 def test_results_of_blocks_keep_their_container() -> None:

@@ -91,15 +91,15 @@ def peaks_line(streaming: dict[str, Any]) -> str:
 
 def dry_run(args: argparse.Namespace) -> None:
     """Print the plan. Every sample counts as `--max-length` tokens long; the data are not read."""
-    from plop_ext.models import _device, _dtype
+    from plop_ext.models import _dtype
     from plop_ext.streaming import memory, plan, rates, skeleton
     from plop_ext.streaming.checkpoint import Checkpoint
-    from plop_ext.streaming.score import model_folder
+    from plop_ext.streaming.score import model_folder, run_device
     from plop_ext.streaming.weights import Weights
 
     if args.samples < 1 or args.batch_size < 1 or args.max_length < 1:
         raise InputError("`--samples`, `--batch-size` and `--max-length` must be at least 1")
-    device, folder = _device(args.device), model_folder(args.model)
+    device, folder = run_device(args.device), model_folder(args.model)
     checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors*")) else None
     model = skeleton.build(
         folder,

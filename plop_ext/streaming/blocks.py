@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from plop_ext.layers import LinearLayer
 from plop_ext.scoring.baseline import WeightNorms, frobenius_norms
-from plop_ext.streaming.reader import Reader, buffer_size
+from plop_ext.streaming.reader import Pending, Reader, buffer_size
 from plop_ext.streaming.skeleton import Skeleton
 from plop_ext.streaming.weights import Part, Weights, meta_left, on_device
 
@@ -35,6 +36,15 @@ class LoadedBlock:
     layers: tuple[LinearLayer, ...]
     norms: WeightNorms
     ready: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A block of which the reading has begun before its buffer is free."""
+
+    index: int
+    writable: threading.Event
+    pending: Pending
 
 
 class BlockLoader:
@@ -61,6 +71,7 @@ class BlockLoader:
         self._outside: list[tuple[nn.Module, str, nn.Parameter | None]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="plop-load")
         self._next: Future[LoadedBlock] | None = None
+        self._ahead: _Ahead | None = None
 
     def load_outside(self) -> None:
         """Load what the model needs before its blocks, in this thread."""
@@ -70,7 +81,9 @@ class BlockLoader:
                 self._outside += [(module, name, value) for name, value in module._parameters.items()]
         buffer = torch.empty(self._weights.outside.plain_bytes, dtype=torch.uint8, device=self._device)
         with self.reader.on_stream():
-            self._place(self._weights.outside, buffer)
+            self._place_groups(self._weights.outside)
+            if self._weights.outside.plain:
+                self._weights.place(self.reader.read(self._weights.outside.plain, buffer), self._codes)
         self._tie()
         if self.reader.stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self.reader.stream)
@@ -95,11 +108,14 @@ class BlockLoader:
 
     def start(self, index: int) -> None:
         """Begin to load block `index`. The one before the last loaded must not be used after this call."""
-        used = None
         if self.reader.stream is not None:
             used = torch.cuda.Event()
             used.record(torch.cuda.current_stream(self._device))
-        self._next = self._thread.submit(self._load, index, used)
+            self.reader.stream.wait_event(used)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.writable.set()
+        self._next = self._thread.submit(self._load, index, ahead)
 
     def wait(self) -> LoadedBlock:
         """The block that `start` was called for last."""
@@ -111,24 +127,26 @@ class BlockLoader:
         return block
 
     def close(self) -> None:
-        """End the threads, drop the buffers and put the skeleton's own blocks back."""
+        """End the threads and drop the buffers."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self.reader.close()
+        self.reader.close(None if self._ahead is None else self._ahead.writable)
         self._buffers.clear()
         self.drop_outside()
 
     @torch.no_grad()
-    def _load(self, index: int, used: torch.cuda.Event | None) -> LoadedBlock:
-        pristine = self._pristine[index]
+    def _load(self, index: int, ahead: _Ahead | None) -> LoadedBlock:
+        pristine, part = self._pristine[index], self._weights.blocks[index]
         with self.reader.on_stream():
-            if used is not None and self.reader.stream is not None:
-                self.reader.stream.wait_event(used)
-            if index % 2 not in self._buffers:
-                self._buffers[index % 2] = torch.empty(self._size, dtype=torch.uint8, device=self._device)
+            tensors = None if ahead is None else self.reader.finish(ahead.pending)
+            if tensors is None or ahead is None or ahead.index != index:  # a resumed run goes on at another block
+                tensors = self.reader.read(part.plain, self._buffer(index))
             module = _copied(pristine)
             self._skeleton.blocks[index] = module
             try:
-                self._place(self._weights.blocks[index], self._buffers[index % 2])
+                self._place_groups(part)
+                self._ahead = self._begin(index + 1)  # the disk goes on while this block is put together
+                if tensors:
+                    self._weights.place(tensors, self._codes)
             finally:
                 self._skeleton.blocks[index] = pristine
             left = meta_left(module)
@@ -146,9 +164,24 @@ class BlockLoader:
                 ready.record(self.reader.stream)
         return LoadedBlock(index, module, layers, norms, ready)
 
-    def _place(self, part: Part, buffer: Tensor) -> None:
-        if part.plain:
-            self._weights.place(self.reader.read(part.plain, buffer), self._codes)
+    def _begin(self, index: int) -> _Ahead | None:
+        """Read as much of block `index` as fits into pinned memory while its buffer is in use.
+
+        Not while the weights outside of the blocks are there: a second buffer would be one too many.
+        """
+        if index >= len(self._weights.blocks) or self.reader.stream is None or self._outside:
+            return None
+        writable = threading.Event()
+        return _Ahead(
+            index, writable, self.reader.begin(self._weights.blocks[index].plain, self._buffer(index), writable)
+        )
+
+    def _buffer(self, index: int) -> Tensor:
+        if index % 2 not in self._buffers:
+            self._buffers[index % 2] = torch.empty(self._size, dtype=torch.uint8, device=self._device)
+        return self._buffers[index % 2]
+
+    def _place_groups(self, part: Part) -> None:
         for group in part.groups.values():
             # Memory of its own: what it is converted to may be a view of it, or a copy that outlives it.
             stored = torch.empty(buffer_size(group), dtype=torch.uint8, device=self._device)

@@ -174,8 +174,8 @@ class Stream:
     def _record(self, forward: Callable[[nn.Module, Any], Any]) -> None:
         """Find out what each block is called with in each batch, and keep what the first is called on."""
         model = self._skeleton.model
-        self.loader.start(0)
         self.loader.load_outside()
+        self.loader.start(0)
         self._first = self.loader.wait()
         result: Result | None = None
         for number, batch in enumerate(self._batches):

@@ -97,14 +97,14 @@ def score_streaming(
     Example:
         >>> scores = plop_ext.score_streaming("plop-tiny", dataloader, memory_budget="4GiB", device="cpu")
         >>> scores.provenance["streaming"]["blocks"]
-        6
+        8
     """
     check_arguments(mask, baseline, None, max_samples, token_step, probes)
     if resume and state is None:
         raise InputError("`resume` needs `state`, the folder that the killed run wrote")
     started = time.perf_counter()
     budget = None if memory_budget is None else memory.parse_size(memory_budget, "memory_budget")
-    chosen = _device(device)
+    chosen = run_device(device)
     folder = model_folder(path)
     checkpoint = Checkpoint(folder)
     settings = Settings(mask, baseline, probes, token_step, seed)
@@ -192,6 +192,14 @@ def score_streaming(
         kept.remove()
     logger.info("scored %d modules on %d samples, block by block", len(scores.modules), len(data.ids))
     return scores
+
+
+def run_device(device: str | torch.device | None) -> torch.device:
+    """The device that the user means, with its number."""
+    chosen = _device(device)
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return chosen
 
 
 def model_folder(path: str) -> Path:
