@@ -134,6 +134,7 @@ def streaming(result: Result) -> str:
         facts.append(f"limit {settings['limit'] / 2**30:.2f} GiB ({settings['enforced_by']})")
         facts.append(f"streamed with a memory budget of {settings['memory_budget'] / 2**30:.2f} GiB")
         facts.append("same bits as in memory" if settings["same_bits"] else "**the scores differ**")
+        facts.append("in memory the weights are a map of the files, of which the kernel drops and reads pages again")
         for row in result["rows"]:
             peak = f"{row['peak_rss'] / 2**30:.2f}" if "peak_rss" in row else ""
             ended = {0: "completed", -9: "killed by the kernel"}.get(row["exit_status"], f"exit {row['exit_status']}")
@@ -150,10 +151,12 @@ def streaming(result: Result) -> str:
     for row in result["rows"]:
         note = ""
         if "batches_run" in row:
-            note = (
-                f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the others worked out from them"
-            )
-            note += f"; loading {row['load_seconds']:.1f} s, weight norms {row['norms_seconds']:.1f} s; scores differ by {row['difference']:.1e} at most"
+            parts = [
+                f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the others worked out from them",
+                f"loading {row['load_seconds']:.1f} s, weight norms {row['norms_seconds']:.1f} s",
+                f"scores differ by {row['difference']:.1e} at most",
+            ]
+            note = "; ".join(parts)
         rows.append(
             [row["case"], f"{row['seconds']:.1f}", f"{row['of_floor']:.2f}", f"{row['times_streamed']:.1f}", note]
         )
