@@ -35,7 +35,7 @@ from benchmarks.make_checkpoint import make
 from benchmarks.shapes import SHAPES, build
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
-from plop_ext.streaming import rates, skeleton
+from plop_ext.streaming import plan, rates, skeleton
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.memory import parse_size
 from plop_ext.streaming.reader import Reader
@@ -44,6 +44,7 @@ from plop_ext.streaming.weights import Weights
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAMED = "streamed"
+PLANNED = ("llama-3.1-70b", "llama-3.1-405b")
 
 
 def batches(shape: str, samples: int, tokens: int, size: int) -> list[dict[str, Tensor]]:
@@ -95,7 +96,9 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
         row["of_floor"] = row["seconds"] / floor["seconds"]
         row["times_streamed"] = row["seconds"] / seconds
     peak = took["peak_device"]
+    measured = rates.measure(args.device, torch.bfloat16, checkpoint.files)
     return rows, {
+        "plans": [plan_of(shape, args, data, measured, folder.parent) for shape in PLANNED],
         "checkpoint_bytes": total,
         "bytes_read": took["bytes_read"],
         "block_bytes": block,
@@ -104,6 +107,21 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
         "peak_over_two_blocks": None if peak is None else peak - 2 * block,
         "peak_rss": took["peak_rss"],
         "hidden_kept": took["hidden_kept"],
+    }
+
+
+def plan_of(
+    shape: str, args: argparse.Namespace, data: Sequence[dict[str, Tensor]], measured: rates.Rates, folder: Path
+) -> dict[str, Any]:
+    """The plan of a shape that is too large to be made here, for the same batches."""
+    make(shape, folder / shape, config_only=True)
+    model = skeleton.build(folder / shape, dtype="auto", stored=None, device=args.device)
+    figures = plan.make(model, None, [plan.Extent(*batch["input_ids"].shape) for batch in data], args.device)
+    return {
+        "shape": shape,
+        **vars(figures),
+        "device_least": figures.device_least,
+        "seconds": measured.seconds(figures),
     }
 
 

@@ -152,7 +152,7 @@ def streaming(result: Result) -> str:
         note = ""
         if "batches_run" in row:
             parts = [
-                f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the others worked out from them",
+                f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the rest worked out from them",
                 f"loading {row['load_seconds']:.1f} s, weight norms {row['norms_seconds']:.1f} s",
                 f"scores differ by {row['difference']:.1e} at most",
             ]
@@ -161,7 +161,21 @@ def streaming(result: Result) -> str:
             [row["case"], f"{row['seconds']:.1f}", f"{row['of_floor']:.2f}", f"{row['times_streamed']:.1f}", note]
         )
     header = ["case", "s", "x the slowest alone", "x streamed", "note"]
-    return "; ".join(facts) + ".\n\n" + table(header, rows)
+    plans = [
+        [
+            plan["shape"],
+            f"{plan['blocks']}",
+            f"{plan['block'] / 2**30:.2f}",
+            f"{plan['device_least'] / 2**30:.1f}",
+            f"{plan['read'] / 1e9:.0f}",
+            *(f"{plan['seconds'].get(part, 0):.0f}" for part in ("disk", "copy to device", "compute")),
+        ]
+        for plan in settings["plans"]
+    ]
+    plan_header = ["plan", "blocks", "block, GiB", "least device memory, GiB", "GB read"]
+    plan_header += ["disk alone, s", "copy alone, s", "compute alone, s"]
+    text = "; ".join(facts) + ".\n\n" + table(header, rows)
+    return text + "\n\nPlans by the rates of this machine, for the same batches:\n\n" + table(plan_header, plans)
 
 
 def summary(results: Mapping[str, Result]) -> str:

@@ -222,6 +222,11 @@ def test_a_budget_that_is_no_size(budget: str, model: Path) -> None:
         streamed(model, memory_budget=budget)
 
 
+def test_a_checkpoint_without_a_tokenizer(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(model), "arithmetic", "--device", "cpu", "--stream"]) == 2
+    assert "the tokenizer cannot be loaded" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

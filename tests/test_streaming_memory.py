@@ -241,6 +241,17 @@ def test_results_of_blocks_keep_their_container() -> None:
     assert wrapped[0] is hidden and wrapped[1] is None and stubs.Result.hidden(wrapped) is hidden
 
 
+@pytest.mark.parametrize("megabytes, fits", [(10, True), (400, False)])
+def test_the_limit_of_the_benchmark_is_a_hard_one(megabytes: int, fits: bool) -> None:
+    import os
+
+    from benchmarks import limited
+
+    code = f"held = bytearray({megabytes} << 20)"
+    status, kind = limited.run([sys.executable, "-S", "-c", code], 200 << 20, cwd=ROOT, env=os.environ)
+    assert (status == 0) is fits, kind
+
+
 def test_importing_the_package_does_not_import_transformers() -> None:
     code = "import sys, plop_ext; plop_ext.score_streaming; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -44,9 +44,12 @@ def score(args: argparse.Namespace) -> Scores:
     from transformers import AutoTokenizer
 
     from plop_ext.data import batches
+    from plop_ext.models import _explained, _quiet
     from plop_ext.streaming.score import model_folder, score_streaming
 
-    tokenizer = AutoTokenizer.from_pretrained(str(model_folder(args.model)))
+    folder = model_folder(args.model)
+    with _quiet(), _explained(args.model, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     encoded = options.load_data(args, tokenizer, args.samples, mask=args.mask)
@@ -140,8 +143,8 @@ def _plan_table(figures: Plan, measured: Rates, model: str, device: torch.device
         ("tokens, padding included", f"{figures.tokens:,}"),
         ("hidden states of all batches", format_size(figures.hidden)),
         ("activations of one batch, at most", format_size(figures.activations)),
-        ("least device memory" if device.type == "cuda" else "of it the model's", format_size(figures.device_least)),
-        ("least memory budget", format_size(figures.least(device, rss()))),
+        ("least memory for weights and activations", format_size(figures.device_least)),
+        ("least memory budget, this process included", format_size(figures.least(device, rss()))),
         ("disk read, measured", f"{measured.disk / 1e9:.2f} GB/s"),
     ]
     if measured.to_device is not None:
