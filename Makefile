@@ -56,6 +56,8 @@ gpu-bench:
 	$(PYTHON) -m benchmarks.kernel_bandwidth --output benchmarks/results/kernel_bandwidth.json
 	$(PYTHON) -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
 	$(PYTHON) -m benchmarks.streaming --output benchmarks/results/streaming.json
+	$(PYTHON) -m benchmarks.moe_overhead --output benchmarks/results/moe_overhead.json
+	$(PYTHON) -m benchmarks.time_to_placement --output benchmarks/results/time_to_placement.json
 
 clean:
 	rm -rf build dist *.egg-info plop_ext/*.so $(VENV)/.native

@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.headlines import HEADLINES
 from plop_ext.files import write_text_atomic
 
 Result = Mapping[str, Any]
@@ -123,6 +124,53 @@ def accuracy(result: Result) -> str:
     return table(header, models) + "\n\n" + table(bias_header, biases)
 
 
+def early_stop(result: Result) -> str:
+    """One row per watched set and batch size."""
+    settings = result["settings"]
+    rows = [
+        [
+            row["watched"],
+            str(row["batch"]),
+            f"{row['same']} of {row['seeds']}",
+            f"{row['settled']} of {row['seeds']}",
+            f"{row['samples_median']:g}",
+            f"{row['samples_max']} ({row['share_max']:.1%})",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["lowest", "batch", f"same as all {settings['samples']} samples", "settled", "samples, median", "most"]
+    where = f"{settings['model']} on {settings['data']}, one random order of the data per seed."
+    return f"{where}\n\n{table(header, rows)}"
+
+
+def time_to_placement(result: Result) -> str:
+    """One row per candidate and batch size."""
+    settings = result["settings"]
+    rows = []
+    for row in result["rows"]:
+        spread = f" ({row['ms_p20']:.1f}-{row['ms_p80']:.1f})" if "ms_p20" in row else ""
+        name = row["candidate"]
+        if row.get("extrapolated"):
+            name += f", extrapolated from {row['measured_samples']} samples"
+        rows.append(
+            [
+                name,
+                str(row["batch"]),
+                f"{row['samples']} x {settings['tokens']}",
+                f"{row['ms']:.1f}{spread}",
+                f"{row['first_run_ms']:.1f}" if "first_run_ms" in row else "",
+                f"{row['times_faster']:.0f} x" if "times_faster" in row else "1 x",
+            ]
+        )
+    header = ["candidate", "batch", "samples x tokens read", "ms, median (p20-p80)", "first run, ms", "faster"]
+    facts = (
+        f"{settings['shape']}, {settings['dtype']}, {settings['modules']} modules, {settings['samples']} samples of "
+        f"{settings['tokens']} tokens on offer; of plop_ext's time, {settings['weight_norms_ms']:.1f} ms are the "
+        "weight norms.\n\n"
+    )
+    return facts + table(header, rows)
+
+
 def streaming(result: Result) -> str:
     """One row per case: what a streamed run is bound by, the run, and its rivals; or the runs under a memory limit."""
     settings, rows = result["settings"], []
@@ -184,73 +232,9 @@ def summary(results: Mapping[str, Result]) -> str:
     return table(["figure", "measured", "on"], [[*line] for line in rows])
 
 
-def _where(result: Result) -> str:
-    env = result["environment"]
-    return env["gpu"] or f"{env['threads']} CPU threads"
-
-
-def _bandwidth_headlines(result: Result) -> list[tuple[str, str, str]]:
-    shares = [
-        row["of_copy"]
-        for row in result["rows"]
-        if row["candidate"] == "plop_ext" and row["dtype"] == "bf16" and row["mib"] >= 256
-    ]
-    if not shares:
-        return []
-    text = f"{min(shares):.2f} to {max(shares):.2f}"
-    return [("kernel's read bandwidth / the device's copy bandwidth, bf16, 256 MiB and more", text, _where(result))]
-
-
-def _overhead_headlines(result: Result) -> list[tuple[str, str, str]]:
-    settings, found = result["settings"], []
-    shape = f"{settings['shape']}, {settings['batch']} x {settings['tokens']}"
-    for row in result["rows"]:
-        if row["candidate"] != "plain forward":
-            what = f"{row['candidate']} / plain forward, {shape}"
-            found.append((what, f"{row['ratio']:.3f}" if row["ratio"] < 3 else f"{row['ratio']:.1f}", _where(result)))
-        if row["candidate"] == "plop_ext" and row["extra_peak_mib"] is not None:
-            found.append((f"plop_ext's extra memory, {shape}", f"{row['extra_peak_mib']:.1f} MiB", _where(result)))
-    return found
-
-
-def _accuracy_headlines(result: Result) -> list[tuple[str, str, str]]:
-    return [
-        (f"largest relative error of a module's NFN, {row['dtype']} model", f"{row['max_relative_error']:.0e}", "CPU")
-        for row in result["rows"]
-        if row["case"] == "llama"
-    ]
-
-
-def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
-    settings, found = result["settings"], []
-    size = f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.0f} GB"
-    if "limit" in settings:
-        limit = f"{size}, under a hard limit of {settings['limit'] / 2**30:.0f} GiB"
-        peak = next(row["peak_rss"] for row in result["rows"] if row["case"] == "streamed")
-        return [(f"peak RAM of streaming {limit}", f"{peak / 2**30:.2f} GiB", _where(result))]
-    if settings["peak_device"] is not None:
-        what = f"peak GPU memory of streaming {size}"
-        found.append((what, f"{settings['peak_device'] / 2**30:.2f} GiB", _where(result)))
-    for row in result["rows"]:
-        if row["case"] == "streamed":
-            what = f"streaming {size} / the slowest of disk, copy and compute alone"
-            found.append((what, f"{row['of_floor']:.2f}", _where(result)))
-        elif "batches_run" in row:
-            what = f"{row['case']} / streaming {size}"
-            found.append((what, f"{row['times_streamed']:.1f}", _where(result)))
-    return found
-
-
-HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
-    "kernel_bandwidth": _bandwidth_headlines,
-    "scoring_overhead": _overhead_headlines,
-    "cpu_overhead": _overhead_headlines,
-    "accuracy": _accuracy_headlines,
-    "streaming": _streaming_headlines,
-    "streaming_limit": _streaming_headlines,
-}
-
 RENDERERS = {
+    "early_stop": early_stop,
+    "time_to_placement": time_to_placement,
     "kernel_bandwidth": kernel_bandwidth,
     "scoring_overhead": overhead,
     "cpu_overhead": overhead,

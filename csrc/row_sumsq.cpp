@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "checks.h"
+#ifdef PLOP_WITH_CUDA
 #include "stream.h"
+#endif
 
 namespace plop_ext {
 namespace {

@@ -1,7 +1,8 @@
 """PLoP: where in this model should LoRA go for this task? (arXiv 2506.20629)
 
-`score` a model on task data, `Scores.place` LoRA on the module types with the lowest normalized feature norm,
-`Placement.lora_config` for PEFT. Importing needs torch and numpy; transformers and PEFT load when they are used.
+`score` a model on task data, ask `Scores.statistics` how sure the ranking is, `Scores.place` LoRA on the module types
+with the lowest normalized feature norm, `Placement.lora_config` for PEFT. Importing needs torch and numpy;
+transformers and PEFT load when they are used.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from plop_ext.scores import Scores
     from plop_ext.scoring.collector import Collector
     from plop_ext.scoring.score import find_plop_targets, score
+    from plop_ext.statistics import StopRule
     from plop_ext.streaming.score import score_streaming
 
 _HOMES = {
@@ -31,6 +33,7 @@ _HOMES = {
     "Placement": "placement",
     "Scores": "scores",
     "SetupError": "errors",
+    "StopRule": "statistics",
     "build_info": "native",
     "compare": "finetuning.compare",
     "find_plop_targets": "scoring.score",
@@ -47,6 +50,7 @@ __all__ = [
     "Placement",
     "Scores",
     "SetupError",
+    "StopRule",
     "__version__",
     "build_info",
     "compare",

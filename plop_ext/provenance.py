@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from typing import Any
@@ -25,8 +26,9 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of this package and of those a score depends on, where they are installed."""
+    """Versions of this package and of those a score depends on, where they are installed. Read once."""
     found = {"plop_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
     for package in ("transformers", "peft"):
         try:

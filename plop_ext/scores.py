@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plop_ext import paper_script
 from plop_ext.errors import InputError
-from plop_ext.files import read_json, write_text_atomic
-from plop_ext.module_types import family
-from plop_ext.totals import TOTALS_FIELDS
+from plop_ext.sample_scores import SampleScores, token_moments
+from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
+from plop_ext.type_scores import TypeScore, by_type
 
 if TYPE_CHECKING:
     from plop_ext.placement import Placement
-
-FORMAT = "plop_ext.scores"
-FORMAT_VERSION = 1
-# The published script's list, matched as substrings of module names.
-PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
 
 
 @dataclass(frozen=True)
@@ -66,32 +62,19 @@ class ScoredModule:
 
 @dataclass(frozen=True)
 class UnscoredModule:
-    """A module without a score: its name, class and the reason."""
+    """A module without a score.
+
+    Attributes:
+        name: Full module name.
+        layer_class: Class of the module.
+        reason: One phrase, the same for all modules it holds for.
+        detail: What the reason leaves out, such as how many tokens an expert saw.
+    """
 
     name: str
     layer_class: str
     reason: str
-
-
-@dataclass(frozen=True)
-class TypeScore:
-    """NFN of one module type.
-
-    Attributes:
-        type: Label.
-        nfn: Mean over the modules of the type (ratio of sums with `compat="paper-script"`).
-        modules: How many modules.
-        lowest: Lowest module NFN.
-        highest: Highest module NFN.
-        family: `"attention"`, `"mlp"` or `"other"`.
-    """
-
-    type: str
-    nfn: float
-    modules: int
-    lowest: float
-    highest: float
-    family: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +126,7 @@ class Scores:
         r"""[M] mean gain \(\lVert W z \rVert / \lVert z \rVert\) over the counted tokens."""
         if not self.paper_script:
             return self.totals[:, :, 0].sum(axis=1) / self.totals[:, :, 2].sum(axis=1)
-        # The script averages its batches' means without weights, and its zero inputs count as gain zero.
-        counted = self.totals[:, :, 2] + self.totals[:, :, 3]
-        members = [self.sample_batches == batch for batch in np.unique(self.sample_batches)]
-        gains = np.array([self.totals[:, member, 0].sum(axis=1) for member in members])
-        tokens = np.array([counted[:, member].sum(axis=1) for member in members])
-        # A batch that did not call a module has no mean of it.
-        called = tokens > 0
-        return np.divide(gains, tokens, out=np.zeros_like(gains), where=called).sum(axis=0) / called.sum(axis=0)
+        return paper_script.gain(self.totals, self.sample_batches)
 
     @property
     def baseline(self) -> NDArray[np.float64]:
@@ -164,52 +140,140 @@ class Scores:
 
     def by_type(self) -> tuple[TypeScore, ...]:
         """One `TypeScore` per module type, lowest NFN first."""
-        nfn = self.nfn
-        groups = self._paper_groups() if self.paper_script else self._groups()
-        scores = []
-        for label, members in groups.items():
-            value = self._paper_type_nfn(members) if self.paper_script else float(nfn[members].mean())
-            name = self.modules[members[0]].name
-            scores.append(
-                TypeScore(
-                    label,
-                    value,
-                    len(members),
-                    float(nfn[members].min()),
-                    float(nfn[members].max()),
-                    family(label, name),
-                )
-            )
-        return tuple(sorted(scores, key=lambda score: (score.nfn, score.type)))
+        return by_type(self)
+
+    @cached_property
+    def table(self) -> GainTable:
+        """The totals as `plop_ext.statistics` takes them.
+
+        Raises:
+            InputError: With `compat="paper-script"`, whose unweighted means have no such statistics.
+        """
+        if self.paper_script:
+            raise InputError('scores with compat="paper-script" have no statistics; score without compat')
+        return GainTable.make(
+            self.totals[:, :, 0],
+            self.totals[:, :, 2],
+            self.baseline,
+            np.array([module.out_features for module in self.modules], dtype=np.float64),
+            [module.type for module in self.modules],
+            [module.layer for module in self.modules],
+        )
+
+    @cached_property
+    def signal(self) -> Signal:
+        """Whether the ranking says anything: not all 1, and the same on both halves of the data."""
+        return find_signal(self.table)
+
+    def statistics(self, k: int | None = None, seed: int = 0) -> Statistics:
+        """How sure the ranking is: intervals, probabilities, ties, automatic k. No model runs.
+
+        Args:
+            k: Cut of the ranking that probabilities and ties refer to; default 3.
+            seed: Of the draws.
+
+        Raises:
+            InputError: If `k` is out of range, or with `compat="paper-script"`.
+        """
+        if k is not None and not 1 <= k <= len(self.table.types):
+            raise InputError(f"`k` must be between 1 and {len(self.table.types)}, the number of types, got {k}")
+        return summarize(self.table, k, seed)
+
+    def per_sample(self) -> SampleScores:
+        """NFN of each module and type on each sample, to route or audit prompts by how the model responds to them."""
+        nfn, std = token_moments(self.totals, self.baseline)
+        types = self.table.types
+        return SampleScores(
+            ids=self.sample_ids,
+            data=self.sample_data,
+            modules=self.module_names,
+            types=types,
+            tokens=self.totals[:, :, 2].astype(np.int64),
+            nfn=nfn,
+            nfn_std=std,
+            type_nfn=self.table.type_means(nfn.T).T,
+        )
+
+    @property
+    def sample_data(self) -> tuple[str | None, ...]:
+        """[S] name of the data each sample is from, or None where it has none."""
+        data = self.provenance.get("data", {})
+        parts = data.get("parts") or [{"name": data.get("name"), "samples": len(self.sample_ids)}]
+        return tuple(part["name"] for part in parts for _ in range(part["samples"]))
+
+    @staticmethod
+    def merge(parts: Sequence[Scores]) -> Scores:
+        """Add runs over different samples of the same model.
+
+        A sample is told by its id and the `data_name` of its run: id 3 of two data sets is two samples.
+
+        Args:
+            parts: Scores of the same modules at the same settings, such as those of the shards of a data set.
+
+        Raises:
+            InputError: If models or settings differ, or a sample is in two of them; the error names it.
+        """
+        from plop_ext.merging import merge
+
+        return merge(parts)
 
     def place(
         self,
-        types: int | Sequence[str] | None = None,
+        types: int | str | Sequence[str] | None = None,
         *,
         modules: int | float | None = None,
         max_nfn: float | None = None,
         strategy: str = "lowest",
         seed: int = 0,
+        r: int | None = None,
+        ranks: str | None = None,
+        max_params: int | float | None = None,
+        max_memory: int | float | None = None,
+        batch: int = 8,
+        seq: int = 1024,
     ) -> Placement:
-        """Choose where LoRA goes. Exactly one of `types`, `modules` and `max_nfn`, or none for the strategy's default.
+        """Choose where LoRA goes. At most one of `types`, `modules` and `max_nfn`; none is the strategy's default.
 
         Args:
-            types: How many module types (default 3, as in the paper), or their labels.
+            types: How many module types (default 3, as in the paper), their labels, or `"auto"`: the cut nearest to 3
+                that resampling does not move, else 3 or what the budget allows (`plop_ext.statistics.auto_k`).
             modules: Single modules instead of types: how many (int), or which fraction (float in (0, 1]).
             max_nfn: All single modules with an NFN of at most this.
             strategy: `"lowest"` NFN first; `"inverse"`: highest first, an ablation; `"random"`: seeded; `"attention"`,
                 `"mlp"`, `"all"`: by kind, no score needed.
             seed: Seed of `"random"`.
+            r: LoRA rank; default 16, or the largest that fits the budget.
+            ranks: `"inverse-nfn"`: a rank per module in proportion to 1 / NFN, at the same number of parameters.
+                Default one rank for all, which every serving engine takes.
+            max_params: Most trainable parameters (int), or as a fraction of the model's (float below 1).
+            max_memory: Most bytes that training adds (`Placement.cost`), or a fraction of the model's weights.
+            batch: Samples in a training step, for `max_memory`.
+            seq: Tokens in a sample, for `max_memory`.
 
         Returns:
             The placement, ready for `Placement.lora_config`.
 
         Raises:
-            InputError: If the arguments exclude each other, a count is out of range or a label is unknown.
+            InputError: If the arguments exclude each other, a count is out of range, a label is unknown, nothing fits
+                the budget, or the scores hold no signal and `types` was left to us; a number places anyway, with a
+                warning.
         """
         from plop_ext.placement import select
 
-        return select(self, types=types, modules=modules, max_nfn=max_nfn, strategy=strategy, seed=seed)
+        return select(
+            self,
+            types=types,
+            modules=modules,
+            max_nfn=max_nfn,
+            strategy=strategy,
+            seed=seed,
+            r=r,
+            ranks=ranks,
+            max_params=max_params,
+            max_memory=max_memory,
+            batch=batch,
+            seq=seq,
+        )
 
     def paper_metrics(self) -> dict[str, dict[str, float]]:
         r"""`actual` and `random` of each module at the published script's scale: gain over RMS(W) and over K.
@@ -217,31 +281,13 @@ class Scores:
         Raises:
             InputError: If the weight norms are unknown.
         """
-        metrics = {}
-        for module, gain in zip(self.modules, self.gain, strict=True):
-            scale = 1.0 / (self._weight_rms(module) * module.in_features)
-            metrics[module.name] = {"actual": float(gain * scale), "random": module.baseline * scale}
-        return metrics
+        return paper_script.metrics(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON to `path`, whole or not at all."""
-        modules = [
-            {
-                **vars(module),
-                "totals": {field: row.tolist() for field, row in zip(TOTALS_FIELDS, table.T, strict=True)},
-            }
-            for module, table in zip(self.modules, self.totals, strict=True)
-        ]
-        content = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "provenance": dict(self.provenance),
-            "types": [vars(score) for score in self.by_type()],
-            "samples": {"ids": self.sample_ids.tolist(), "batches": self.sample_batches.tolist()},
-            "modules": modules,
-            "unscored": [vars(item) for item in self.unscored],
-        }
-        write_text_atomic(path, json.dumps(content, indent=1) + "\n")
+        """Write JSON to `path`, whole or not at all: totals, scores by type, statistics, provenance."""
+        from plop_ext.scores_file import write
+
+        write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
@@ -250,48 +296,6 @@ class Scores:
         Raises:
             InputError: If the file is missing, is no scores file, or has another version.
         """
-        content = read_json(path, FORMAT, FORMAT_VERSION, "`plop score`")
-        try:
-            tables = [module.pop("totals") for module in content["modules"]]
-            totals = [[table[field] for field in TOTALS_FIELDS] for table in tables]
-            lists = content["samples"]
-            scores = cls(
-                modules=tuple(
-                    ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])})
-                    for module in content["modules"]
-                ),
-                totals=np.array(totals, dtype=np.float64).transpose(0, 2, 1).copy(),
-                sample_ids=np.array(lists["ids"], dtype=np.int64),
-                sample_batches=np.array(lists["batches"], dtype=np.int64),
-                unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
-                provenance=content["provenance"],
-            )
-            samples = scores.totals.shape[1]
-            if scores.sample_ids.shape != (samples,) or scores.sample_batches.shape != (samples,):
-                raise ValueError
-            scores.by_type()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"`{path}` is a damaged scores file; write it again with `plop score`") from error
-        return scores
+        from plop_ext.scores_file import read
 
-    def _groups(self) -> dict[str, list[int]]:
-        groups: dict[str, list[int]] = {}
-        for index, module in enumerate(self.modules):
-            groups.setdefault(module.type, []).append(index)
-        return groups
-
-    def _paper_groups(self) -> dict[str, list[int]]:
-        names = self.module_names
-        found = {group: [i for i, name in enumerate(names) if group in name] for group in PAPER_GROUPS}
-        return {group: members for group, members in found.items() if members}
-
-    def _paper_type_nfn(self, members: list[int]) -> float:
-        """Ratio of the sums of the script's `actual` and `random`, which are scaled by each module's RMS weight."""
-        rms = np.array([self._weight_rms(self.modules[i]) for i in members])
-        return float((self.gain[members] / rms).sum() / (self.baseline[members] / rms).sum())
-
-    @staticmethod
-    def _weight_rms(module: ScoredModule) -> float:
-        if module.weight_norm is None:
-            raise InputError(f"the weight norm of `{module.name}` is unknown; the published script's scale needs it")
-        return module.weight_norm / (module.in_features * module.out_features) ** 0.5
+        return read(path)

@@ -22,7 +22,7 @@ from tests.tiny_models import Plain
 def test_frobenius_equals_the_oracle(dtype: torch.dtype, device: torch.device) -> None:
     model = tiny_models.llama().to(device, dtype)
     found = discover(model).layers
-    norms = frobenius_norms(found)
+    norms = frobenius_norms(found).values
     values = frobenius_baselines(found, norms)
     for layer, norm, value in zip(found, norms, values, strict=True):
         expected = reference.frobenius_baseline(layer.module.weight)
@@ -36,7 +36,7 @@ def test_frobenius_of_a_transposed_and_of_a_sliced_weight() -> None:
     model[1].weight = nn.Parameter(torch.randn(5, 18)[:, ::2])
     found = discover(model).layers
     expected = [float(layer.module.weight.detach().double().norm()) for layer in found]
-    assert frobenius_norms(found) == pytest.approx(expected, rel=1e-6)
+    assert frobenius_norms(found).values == pytest.approx(expected, rel=1e-6)
 
 
 def expectation(weight: torch.Tensor, draws: int = 200_000) -> tuple[float, float]:
@@ -49,7 +49,7 @@ def expectation(weight: torch.Tensor, draws: int = 200_000) -> tuple[float, floa
 def test_probes_converge_to_the_expectation_which_is_below_frobenius() -> None:
     model = nn.Sequential(nn.Linear(12, 7), nn.Linear(7, 3))
     found = discover(model).layers
-    upper = frobenius_baselines(found, frobenius_norms(found))
+    upper = frobenius_baselines(found, frobenius_norms(found).values)
     estimated = probe_baselines(found, probes=200_000, seed=0)
     for layer, bound, value in zip(found, upper, estimated, strict=True):
         expected, error = expectation(layer.module.weight)
@@ -96,7 +96,7 @@ def test_scores_use_the_baseline_asked_for(settings: dict[str, Any]) -> None:
     model = Plain()
     scores = plop_ext.score(model, [torch.randn(2, 20, 16)], progress=False, **settings)
     found = discover(model).layers
-    norms = frobenius_norms(found)
+    norms = frobenius_norms(found).values
     if settings["baseline"] == "probe":
         expected = probe_baselines(found, probes=512, seed=0)
         assert scores.provenance["settings"]["probes"] == 512

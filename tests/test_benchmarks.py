@@ -15,7 +15,16 @@ import torch
 from benchmarks import results, timing, to_markdown
 from tests.conftest import ROOT
 
-SCRIPTS = ("accuracy", "cpu_overhead", "kernel_bandwidth", "scoring_overhead", "streaming")
+SCRIPTS = (
+    "accuracy",
+    "cpu_overhead",
+    "early_stop",
+    "kernel_bandwidth",
+    "moe_overhead",
+    "scoring_overhead",
+    "streaming",
+    "time_to_placement",
+)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def placement_file(scores_file: Path, tmp_path: Path) -> Path:
 def test_score_writes_table_scores_and_heatmap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, heatmap = tmp_path / "s.json", tmp_path / "h.png"
     arguments = ["score", "plop-tiny", "arithmetic", "--quiet", "--device", "cpu", "--mask", "completion"]
-    assert main([*arguments, "-o", str(output), "--heatmap", str(heatmap)]) == 0
+    assert main([*arguments, "--samples", "16", "-o", str(output), "--heatmap", str(heatmap)]) == 0
     scores = Scores.load(output)
     printed = capsys.readouterr().out
     for label in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):

@@ -13,6 +13,7 @@ from plop_ext import InputError
 from plop_ext.layers import LayerAdapter, Unsupported, adapter_for, discover, register_adapter
 from plop_ext.layers import adapter as registry
 from plop_ext.module_types import family, label_types, matches_suffix, module_path
+from plop_ext.scoring.baseline import frobenius_norms
 from tests import tiny_models
 from tests.tiny_models import Plain
 
@@ -94,7 +95,7 @@ class Holder(nn.Module):
     [
         (nn.Bilinear(3, 4, 5), r"no adapter reads its class \(weight\)"),
         (nn.MultiheadAttention(8, 2), r"no adapter reads its class \(in_proj_weight\)"),
-        (nn.Linear(4, 3, device="meta"), r"its weight is on the meta device \(offloaded or not loaded\)"),
+        (nn.Linear(4, 3, device="meta"), r"its weight is on the meta device and was never loaded"),
     ],
     ids=["Bilinear", "MultiheadAttention", "meta"],
 )
@@ -109,14 +110,14 @@ def test_what_cannot_be_scored_is_named_with_its_reason(module: nn.Module, reaso
 
 def test_a_quantized_weight_is_not_taken_for_its_codes() -> None:
     class Coded(nn.Linear):
-        pass
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.float().T / 8 + self.bias
 
-    packed, whole = Coded(4, 4), Coded(4, 4)
-    packed.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
-    whole.weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn), requires_grad=False)
-    for module, kind in ((packed, "Tensor of uint8"), (whole, "Tensor of float8_e4m3fn")):
-        (item,) = [item for item in discover(Holder(module)).unscored if item.wanted]
-        assert item.reason == f"its weight is not a plain floating-point matrix ({kind})"
+    coded = Coded(4, 4)
+    codes = torch.randint(-9, 9, (4, 4))
+    coded.weight = nn.Parameter(codes.to(torch.int8), requires_grad=False)
+    layer = next(layer for layer in discover(Holder(coded)).layers if layer.name == "layers.0.other")
+    assert frobenius_norms([layer]).values == pytest.approx([float(codes.double().norm()) / 8], rel=1e-5)
 
 
 def test_weights_that_are_no_linear_map_are_not_mentioned() -> None:
@@ -155,7 +156,7 @@ def test_a_new_kind_of_layer_is_one_adapter(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(registry, "_ADAPTERS", list(registry._ADAPTERS))
 
     @register_adapter
-    class TransposedAdapter:
+    class TransposedAdapter(LayerAdapter):
         def matches(self, module: nn.Module) -> bool:
             return isinstance(module, Transposed)
 
@@ -164,24 +165,18 @@ def test_a_new_kind_of_layer_is_one_adapter(monkeypatch: pytest.MonkeyPatch) -> 
                 raise Unsupported("too small")
 
         def features(self, module: nn.Module) -> tuple[int, int]:
-            return tuple(module.w.shape)  # type: ignore[return-value]
+            in_features, out_features = module.w.shape
+            return in_features, out_features
 
         def weight_rows(self, module: nn.Module) -> Tensor:
-            return module.w
+            return module.w.T
 
-        def bias(self, module: nn.Module) -> Tensor | None:
-            return None
-
-        def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-            return args[0]
-
-        def output(self, output: Any) -> Tensor:
+        def output(self, module: nn.Module, output: Any) -> Tensor:
             return output[0]
 
     adapter = adapter_for(Transposed())
     assert isinstance(adapter, TransposedAdapter)
-    checked: LayerAdapter = adapter
-    assert checked.features(Transposed()) == (16, 16)
+    assert adapter.features(Transposed()) == (16, 16)
     model, x = Model(), torch.randn(2, 40, 16)
     scores = plop_ext.score(model, [x], progress=False)
     from plop_ext import reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import plop_ext
 from plop_ext import InputError, Scores, score
 from plop_ext.layers import discover
 from plop_ext.scoring.collector import Collector
-from tests.architectures import ARCHITECTURES, from_config, text_batch
+from plop_ext.scoring.routed import _weighted_sum
+from tests.architecture_parts import from_config, text_batch
+from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import expert_matrices, oracle
 
 MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"]
@@ -131,8 +134,10 @@ def test_experts_with_too_few_tokens_are_named_and_left_out_of_the_type() -> Non
         weight[:2] *= 20
     with pytest.warns(UserWarning, match=r"expert projections of 24 are not scored: fewer than 16 tokens"):
         scores = score(model, [batch], progress=False)
-    reasons = {item.name: item.reason for item in scores.unscored if "experts." in item.name}
-    assert reasons and all(reason.startswith("too few tokens were routed to it: ") for reason in reasons.values())
+    few = [item for item in scores.unscored if "experts." in item.name]
+    assert few and {item.reason for item in few} == {"too few tokens were routed to it"}
+    reasons = {item.name: item.detail for item in few}
+    assert all(0 <= int(detail.removesuffix(" of at least 16")) < 16 for detail in reasons.values())
     assert not any(name in scores.module_names for name in reasons)
     assert all(type_score.nfn == type_score.nfn for type_score in scores.by_type())
     assert nfn(scores) == pytest.approx(oracle(model, batch, scores), rel=1e-4)
@@ -228,6 +233,32 @@ def test_single_modules_of_a_mixture_are_placed_exactly() -> None:
         placement.verify(get_peft_model(case.build(), config))
 
 
+def test_experts_that_cannot_be_scored_still_make_it_a_mixture() -> None:
+    """PEFT rewrites by model type, whatever the experts are quantized to."""
+    model = ARCHITECTURES["deepseek_v3"].build()
+    for layer in model.model.layers[1:]:
+        layer.mlp.experts.down_proj = nn.Parameter(layer.mlp.experts.down_proj.to(torch.int8), requires_grad=False)
+    layers = discover(model).layers
+    assert not any(layer.adapter.kind == "fused experts" for layer in layers)
+    targets = {layer.name: layer.target for layer in layers}
+    assert targets["model.layers.0.mlp.down_proj"].parameter
+    assert targets["model.layers.1.mlp.shared_experts.gate_proj"].name.endswith("gate_proj.weight")
+    assert not targets["model.layers.0.self_attn.o_proj"].parameter
+
+
+def test_experts_of_another_class_make_it_a_mixture_too() -> None:
+    from transformers.integrations.finegrained_fp8 import FP8Experts
+
+    model = ARCHITECTURES["deepseek_v3"].build()
+    for layer in model.model.layers[1:]:
+        layer.mlp.experts = FP8Experts(model.config, block_size=(128, 128))
+    found = discover(model)
+    assert all(
+        "no adapter reads its class" in item.reason for item in found.unscored if item.layer_class == "FP8Experts"
+    )
+    assert {layer.name: layer.target.parameter for layer in found.layers}["model.layers.0.mlp.down_proj"]
+
+
 def test_up_without_gate_is_said_and_emitted_as_the_whole_parameter() -> None:
     case = ARCHITECTURES["qwen3_moe"]
     scores = quietly(case.build(), long_batch())
@@ -278,20 +309,48 @@ def test_on_cuda_as_on_the_cpu(name: str) -> None:
     assert quietly(model, batch).totals.tobytes() == quietly(model, batch).totals.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_weighted_sum_of_the_chosen_experts(device: torch.device, dtype: torch.dtype) -> None:
+    y, weights = torch.randn(60, 33, device=device).to(dtype), torch.rand(20, 3, device=device).to(dtype)
+    rows = torch.randperm(60, device=device).view(20, 3)
+    exact = (y.double()[rows] * weights.double().unsqueeze(-1)).sum(dim=1)
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    with torch.no_grad():
+        torch.testing.assert_close(_weighted_sum(y, rows, weights).double(), exact, **tolerance)
+        wide = _weighted_sum(y, rows, weights.double())  # routers that keep their weights in another type
+    torch.testing.assert_close(wide.double(), exact, **tolerance)
+    torch.testing.assert_close(_weighted_sum(y.double(), rows, weights.double()), exact)
+
+
 @pytest.mark.gpu
-def test_observing_experts_never_waits_for_the_device() -> None:
+def test_observing_experts_makes_the_host_wait_no_more_than_the_model_does() -> None:
     model = ARCHITECTURES["qwen3_moe"].build().to("cuda", torch.bfloat16)
     batch = {key: value.cuda() for key, value in text_batch().items()}
     mask = text_batch()["attention_mask"]
-    layers = discover(model).layers
-    with Collector(model, layers) as collector, torch.no_grad():
-        for checked in (False, True):  # the first run allocates
-            collector.begin(3, mask)
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error" if checked else "default")
-            try:
-                model(**batch, use_cache=False)
+
+    def waits(run: Callable[[], object]) -> int:
+        run()  # allocates
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in caught)
+
+    def forward() -> None:
+        model(input_ids=batch["input_ids"], use_cache=False)
+
+    with torch.no_grad():
+        plain = waits(forward)
+        with Collector(model, discover(model).layers) as collector:
+
+            def scored() -> None:
+                collector.begin(3, mask)
+                forward()
                 collector.end()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-    assert collector.totals().isfinite().all()
+
+            assert waits(scored) <= plain
+        assert collector.totals().isfinite().all()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from plop_ext import InputError, Scores, score
 from plop_ext.layers import adapter_for
 from plop_ext.layers.quantized import CHUNK_ELEMENTS, FP8LinearAdapter
-from tests.architectures import ARCHITECTURES, from_config, text_batch
+from tests.architecture_parts import from_config, text_batch
+from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import oracle
 
 
@@ -156,12 +157,12 @@ def test_bitsandbytes_4bit_is_read_in_chunks() -> None:
     assert len(chunks) == 2 and max(chunk.numel() for chunk in chunks) <= CHUNK_ELEMENTS
     whole = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert torch.equal(torch.cat(chunks), whole)
-    torch.testing.assert_close(adapter.weight_sumsq(layer), whole.double().square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(adapter.weight_sumsq(layer).double(), whole.double().square().sum(1), rtol=1e-6, atol=0)
 
 
 @needs("bitsandbytes")
 def test_bitsandbytes_8bit() -> None:
-    """The forward rounds activations to int8 too, which is no part of W: output norms are off by up to 1 %."""
+    """The forward rounds activations to int8 too, which is no part of W: a module is off by up to 0.14 %."""
     model = replace_linears(wide_llama(), int8)
     layer = model.model.layers[0].mlp.up_proj
     exact = layer.weight.data.double() * (adapter_for(layer)._scales(layer).double() / 127)[:, None]
@@ -176,7 +177,7 @@ def test_bitsandbytes_8bit() -> None:
             for name in scores.module_names
         }
         expected = oracle(model, text_batch(), scores, weights=weights)
-    assert dict(zip(scores.module_names, scores.nfn.tolist(), strict=True)) == pytest.approx(expected, rel=1e-2)
+    assert dict(zip(scores.module_names, scores.nfn.tolist(), strict=True)) == pytest.approx(expected, rel=3e-3)
 
 
 @needs("bitsandbytes")
@@ -228,7 +229,7 @@ def test_fine_grained_fp8(block: tuple[int, int] | None) -> None:
         for column in range(200):
             factor = scale if block is None else scale[row // block[0], column // block[1]]
             expected[row, column] *= float(factor)
-    torch.testing.assert_close(adapter.weight_sumsq(layer), expected.square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(adapter.weight_sumsq(layer).double(), expected.square().sum(1), rtol=1e-6, atol=0)
 
 
 def test_an_unknown_format_is_measured_from_outside() -> None:
@@ -267,6 +268,10 @@ def test_what_cannot_be_measured_is_reported_with_its_error() -> None:
     assert reasons["model.layers.0.mlp.up_proj"] == error
     assert reasons["model.layers.0.mlp.down_proj"] == "its forward is not linear"
     assert "model.layers.1.mlp.up_proj" in scores.module_names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        probed = score(model, [text_batch()], baseline="probe", progress=False)
+    assert {item.name: item.reason for item in probed.unscored}["model.layers.0.mlp.up_proj"] == error
 
 
 @needs("bitsandbytes")

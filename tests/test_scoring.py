@@ -19,7 +19,7 @@ RTOL = 1e-5
 
 
 def score(model: nn.Module, data: Any, **settings: Any) -> Scores:
-    return plop_ext.score(model, data, progress=False, **settings)
+    return plop_ext.score(model, data, progress=False, **{"stop": None, **settings})
 
 
 def text(*lengths: int, side: str = "right", seed: int = 0) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`setup.py`: what it builds with, and what it says when it cannot. Nothing is compiled here."""
+"""`setup.py`: what it builds with, and what it says when it cannot."""
 
 from __future__ import annotations
 
@@ -136,3 +136,13 @@ def test_every_source_is_built_and_shipped(setup: Any) -> None:
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")}
     assert listed == there
     assert "graft csrc" in (ROOT / "MANIFEST.in").read_text()
+
+
+def test_the_kernels_compile_without_cuda_and_without_a_warning(tmp_path: Path) -> None:
+    places = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", *places]
+    environment = {**os.environ, "PLOP_CUDA": "0", "DEBUG": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    built = {path.name.partition(".")[0] for path in (tmp_path / "lib/plop_ext").iterdir()}
+    assert built == {"_C", "libplop_ext"}

@@ -19,9 +19,13 @@ from tests.architectures import ARCHITECTURES
 from tests.conftest import ROOT
 from tests.tiny_models import gemma3, llama, qwen2, token_batch
 
-# Streamed part by part by `include`, because they have two lists of blocks.
-TWO_LISTS = ("whisper", "t5")
-STREAMED = [name for name in ARCHITECTURES if name not in TWO_LISTS]
+# Two lists of blocks, or one block that runs many times.
+REFUSED = {
+    "whisper": "the layers to score are in 2 lists of blocks",
+    "t5": "the layers to score are in 2 lists of blocks",
+    "albert": "AlbertModel cannot be streamed: block 0 is called more than once",
+}
+STREAMED = [name for name in ARCHITECTURES if name not in REFUSED]
 
 
 def in_memory(folder: Path, batches: Sequence[Any], device: torch.device, **settings: Any) -> Scores:
@@ -66,6 +70,15 @@ def test_every_architecture_has_the_scores_of_the_model_in_memory(
     assert len(list(folder.glob("*.safetensors"))) > 1
     streamed = quiet(plop_ext.score_streaming, str(folder), [first, second], device=device, **case.kwargs)
     assert_same(streamed, in_memory(folder, [first, second], device, **case.kwargs))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_architectures_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
+    case = ARCHITECTURES[name]
+    folder = saved(case.build(), tmp_path)
+    with pytest.raises(plop_ext.InputError, match=REFUSED[name]) as caught:
+        quiet(plop_ext.score_streaming, str(folder), [case.batch()], device="cpu", **case.kwargs)
+    assert 'load it with `device_map="auto"`' in str(caught.value)
 
 
 def test_one_of_two_lists_of_blocks_can_be_chosen(tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ class _Model(nn.Module):
         ((0, 0, 1, 2), lambda x: x, "its blocks are not called once each in order: 0 instead of 1"),
         ((0, 2), lambda x: x, "its blocks are not called once each in order: 2 instead of 1"),
         ((0, 1), lambda x: x, "block 2 of 3 is never called"),
+        ((0, 1, 2, 0), lambda x: x, "block 0 is called more than once"),
+        ((0, 1, 2, 2), lambda x: x, "block 2 is called more than once"),
     ],
 )
 def test_models_that_do_not_fit(order: tuple[int, ...], between: Callable[[Tensor], Tensor], reason: str) -> None:
@@ -189,7 +191,7 @@ def test_models_that_do_not_fit(order: tuple[int, ...], between: Callable[[Tenso
     skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2)
     real = list(model.blocks)
     with pytest.raises(InputError, match=f"_Model cannot be streamed: {reason}"):
-        stubs.record(lambda: model(torch.ones(1, 4)), skeleton, stubs.Result())
+        stubs.record(lambda: model(torch.ones(1, 4)), skeleton, stubs.Result(), to_the_end=True)
     assert list(model.blocks) == real
 
 
@@ -233,7 +235,8 @@ def test_a_checkpoint_without_a_tokenizer(model: Path, capsys: pytest.CaptureFix
         (["--dry-run"], "`--dry-run` needs --stream"),
         (["--memory-budget", "1GiB"], "`--memory-budget` needs --stream"),
         (["--stream", "--compat", "paper-script"], "`--compat` scores the output head"),
-        (["--stream", "--resume"], "`--resume` needs -o FILE"),
+        (["--stream", "--resume"], "`--resume` continues the run that was to write `--output`; name it"),
+        (["--stream", "--stop", "settled"], "`--stop` ends between batches"),
         (["--stream", "--dry-run", "--samples", "0"], "must be at least 1"),
     ],
 )

@@ -23,7 +23,9 @@ def add_parser(commands: Any) -> None:
         default="lowest,inverse",
         help="what to compare (default: lowest,inverse); all-linear is always added; random:1 is random with seed 1",
     )
-    parser.add_argument("--types", type=int, default=3, help="module types of lowest, inverse and random (default: 3)")
+    parser.add_argument(
+        "--types", type=int, default=None, help="module types of lowest, inverse and random (default: 3)"
+    )
     parser.add_argument("--max-params", type=int, default=None, help="default: what the first has at --rank")
     parser.add_argument("--rates", default="5e-4,2e-3,8e-3", help="learning rates to tune over (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the final runs (default: 3)")
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         held_out,
         placements,
         max_params=args.max_params,
-        r=args.rank,
+        r=args.rank or 16,
         learning_rates=_rates(args.rates),
         seeds=range(args.seed, args.seed + args.seeds),
         max_steps=args.steps,
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"comparison: {args.output}", highlight=False)
 
 
-def _place(scores: Any, name: str, types: int) -> Any:
+def _place(scores: Any, name: str, types: int | None) -> Any:
     strategy, _, seed = name.strip().partition(":")
     if seed and not (strategy == "random" and seed.isdigit()):
         raise InputError(f"`--strategies`: {name!r} is not a strategy; a seed goes with random only, as random:1")

@@ -13,7 +13,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     """Held-out data and the training budget; shared with `plop compare`."""
     parser.add_argument("--eval", default=None, metavar="DATA", help="held-out data; default: a part of DATA")
     parser.add_argument("--eval-samples", type=int, default=256, help="held-out samples at most (default: 256)")
-    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank (default: 16)")
+    parser.add_argument("--rank", "-r", type=int, default=None, help="LoRA rank (default: the placement's, or 16)")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")
     parser.add_argument("--batch-size", type=int, default=16, help="samples per step (default: 16)")
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         held_out,
         placement,
         r=args.rank,
-        lora_alpha=args.alpha or 2 * args.rank,
+        lora_alpha=args.alpha,
         learning_rate=args.lr,
         max_steps=args.steps,
         batch_size=args.batch_size,

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from plop_ext._version import __version__
-from plop_ext.cli import compare, demo, doctor, finetune, place, score
+from plop_ext.cli import compare, demo, doctor, finetune, place, report, score
 from plop_ext.errors import InputError, SetupError
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="plop", description="Where in this model should LoRA go for this task?")
     parser.add_argument("--version", action="version", version=f"plop_ext {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (score, place, finetune, compare, demo, doctor):
+    for command in (score, place, report, finetune, compare, demo, doctor):
         command.add_parser(commands)
     args = parser.parse_args(arguments)
 
@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"plop: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("plop: interrupted; nothing half-written is left behind", file=sys.stderr)
+        print(
+            "plop: interrupted; nothing half-written is left behind, and plop score --resume continues a run with -o",
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -10,38 +10,58 @@ from plop_ext.cli import options
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
 
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("place", help="choose where LoRA goes, from scores")
     parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the placement as JSON")
-    parser.add_argument("--types", default=None, help="how many types (default: 3), or their names: v_proj,o_proj")
+    parser.add_argument("--types", default=None, help="how many types (default: 3), auto, or names: v_proj,o_proj")
     parser.add_argument("--modules", default=None, help="single modules instead: a count (24) or a fraction (0.25)")
     parser.add_argument("--max-nfn", type=float, default=None, help="all single modules with at most this NFN")
     parser.add_argument(
         "--strategy", default="lowest", help="lowest (default), inverse, attention, mlp, all or random"
     )
-    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank for the parameter count (default: 16)")
+    parser.add_argument(
+        "--rank", "-r", type=int, default=None, help="LoRA rank (default: 16, or what a budget allows)"
+    )
+    parser.add_argument("--ranks", default=None, help="inverse-nfn: a rank per module, in proportion to 1 / NFN")
+    parser.add_argument("--max-params", default=None, help="most trainable parameters: 10000000, or a fraction 0.01")
+    parser.add_argument("--max-memory", default=None, help="most memory that training adds: 6GiB, or a fraction 0.2")
+    parser.add_argument("--batch-size", type=int, default=8, help="samples per training step, for memory (default: 8)")
+    parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, for memory (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --strategy random (default: 0)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
+    from plop_ext.placement.cost import WIDTHS
     from plop_ext.report import tables
     from plop_ext.scores import Scores
 
     options.check_output(args.output)
-    placement = Scores.load(args.scores).place(
+    scores = Scores.load(args.scores)
+    if args.rank is not None and args.rank < 1:
+        raise InputError(f"`--rank` must be at least 1, got {args.rank}")
+    placement = scores.place(
         types=_types(args.types),
-        modules=_modules(args.modules),
+        modules=_number("--modules", args.modules),
         max_nfn=args.max_nfn,
         strategy=args.strategy,
         seed=args.seed,
+        r=args.rank,
+        ranks=args.ranks,
+        max_params=_number("--max-params", args.max_params),
+        max_memory=_bytes(args.max_memory),
+        batch=args.batch_size,
+        seq=args.seq,
     )
-    if args.rank < 1:
-        raise InputError(f"`--rank` must be at least 1, got {args.rank}")
-    for line in tables.placement_lines(placement, args.rank):
+    for line in tables.placement_lines(placement):
         console.print(line, highlight=False)
+    dtype = scores.provenance["model"].get("dtype")
+    if dtype in WIDTHS:
+        console.print(tables.cost_line(placement.cost(dtype, args.batch_size, args.seq)), highlight=False)
     if args.output:
         placement.save(args.output)
         next_step = f"plop finetune MODEL DATA --placement {args.output} -o ADAPTER"
@@ -50,19 +70,29 @@ def run(args: argparse.Namespace) -> None:
         console.print(json.dumps(placement.targets()), soft_wrap=True, highlight=False)
 
 
-def _types(text: str | None) -> int | list[str] | None:
-    if text is None:
-        return None
+def _types(text: str | None) -> int | str | list[str] | None:
+    if text is None or text == "auto":
+        return text
     try:
         return int(text)
     except ValueError:
         return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _modules(text: str | None) -> int | float | None:
+def _number(option: str, text: str | None) -> int | float | None:
     if text is None:
         return None
     try:
-        return float(text) if "." in text else int(text)
+        return float(text) if "." in text else int(text.replace("_", ""))
     except ValueError:
-        raise InputError(f"`--modules` must be a count (24) or a fraction (0.25), got {text!r}") from None
+        raise InputError(f"`{option}` must be a count (24) or a fraction (0.25), got {text!r}") from None
+
+
+def _bytes(text: str | None) -> int | float | None:
+    if text is None:
+        return None
+    for unit, factor in _UNITS.items():
+        if text.endswith(unit):
+            number = _number("--max-memory", text.removesuffix(unit).strip())
+            return None if number is None else int(number * factor)
+    return _number("--max-memory", text)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.cli import options, stream
 from plop_ext.cli.options import console
+from plop_ext.errors import InputError
 
 if TYPE_CHECKING:
     from plop_ext.scores import Scores
+    from plop_ext.statistics import StopRule
 
 
 def add_parser(commands: Any) -> None:
@@ -18,7 +21,17 @@ def add_parser(commands: Any) -> None:
     options.add_data(parser)
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the scores as JSON")
     parser.add_argument("--heatmap", default=None, metavar="FILE", help="draw layers x types (.png, .svg, .pdf)")
-    parser.add_argument("--samples", type=int, default=16, help="samples to score (default: 16; single modules: 64)")
+    parser.add_argument("--samples", type=int, default=None, help="samples to score; default: until the types settle")
+    parser.add_argument(
+        "--stop",
+        default=None,
+        help="settled (default without --samples): end once the set is sure; none",
+    )
+    parser.add_argument("--settle-types", type=int, default=3, metavar="K", help="watch the K lowest (default: 3)")
+    parser.add_argument(
+        "--settle-modules", type=int, default=None, metavar="N", help="watch the N lowest single modules instead"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run that was to write OUTPUT")
     parser.add_argument("--batch-size", type=int, default=8, help="samples per forward (default: 8)")
     parser.add_argument("--mask", default="attention", help="which tokens count: attention (default) or completion")
     parser.add_argument("--baseline", default="frobenius", help="frobenius (default), or probe as in the paper")
@@ -41,33 +54,43 @@ def run(args: argparse.Namespace) -> None:
     stream.check(args)
     options.check_output(args.output)
     options.check_output(args.heatmap)
+    if args.resume and not args.output:
+        raise InputError("`--resume` continues the run that was to write `--output`; name it")
     if args.dry_run:
         stream.dry_run(args)
         return
-    scores = stream.score(args) if args.stream else _score(args)
-    default = scores.place(types=min(3, len(scores.types)))
-    console.print(tables.scores_table(scores, chosen=default.types))
+    journal = None if args.output is None else Path(f"{args.output}.partial")
+    scores = stream.score(args) if args.stream else _score(args, journal)
+    chosen = scores.types[:3] if scores.paper_script or scores.signal.found else ()
+    console.print(tables.scores_table(scores, chosen=chosen))
+    for line in tables.confidence_lines(scores):
+        console.print(line, highlight=False)
     for line in tables.unscored_lines(scores):
         console.print(line, style="dim", highlight=False)
     if args.heatmap:
-        plots.heatmap(scores, args.heatmap, chosen=default.types)
+        plots.heatmap(scores, args.heatmap, chosen=chosen)
         console.print(f"heatmap: {args.heatmap}", highlight=False)
     if args.output:
         scores.save(args.output)
+        if journal is not None:
+            journal.unlink(missing_ok=True)
         console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
 
 
-def _score(args: argparse.Namespace) -> Scores:
+def _score(args: argparse.Namespace, journal: Path | None) -> Scores:
     """Load the model and score it."""
     from plop_ext.data import batches
+    from plop_ext.scoring.arguments import DEFAULT_SAMPLES
     from plop_ext.scoring.score import score
 
+    rule = _stop_rule(args)
     model, tokenizer = options.load_model(args)
-    encoded = options.load_data(args, tokenizer, args.samples, mask=args.mask)
+    encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)
     return score(
         model,
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
         max_samples=None,
+        stop=rule,
         mask=args.mask,
         baseline=args.baseline,
         probes=args.probes,
@@ -78,5 +101,17 @@ def _score(args: argparse.Namespace) -> Scores:
         seed=args.seed,
         compat=args.compat,
         data_name=args.data,
+        journal=journal,
+        resume=args.resume,
         progress=not args.quiet,
     )
+
+
+def _stop_rule(args: argparse.Namespace) -> StopRule | None:
+    """When to end, as `--stop` and `--samples` say."""
+    from plop_ext.statistics import StopRule
+
+    if args.stop not in (None, "settled", "none"):
+        raise InputError(f"`--stop` must be settled or none, got {args.stop!r}")
+    settles = args.stop == "settled" or (args.stop is None and args.samples is None and args.compat is None)
+    return StopRule(types=args.settle_types, modules=args.settle_modules) if settles else None

@@ -25,18 +25,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stream", action="store_true", help="one block at a time, straight from the files")
     group.add_argument("--memory-budget", default=None, metavar="SIZE", help="6GiB: device and RAM stay below it")
     group.add_argument("--dry-run", action="store_true", help="print memory, bytes and time; config.json is enough")
-    group.add_argument("--resume", action="store_true", help="continue the killed run that was to write -o FILE")
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that need `--stream`, or exclude it."""
-    for name in ("memory_budget", "dry_run", "resume"):
+    for name in ("memory_budget", "dry_run"):
         if getattr(args, name) and not args.stream:
             raise InputError(f"`--{name.replace('_', '-')}` needs --stream")
     if args.stream and args.compat is not None:
         raise InputError("`--compat` scores the output head, which --stream never reads; leave one of them out")
-    if args.resume and args.output is None:
-        raise InputError("`--resume` needs -o FILE, as the killed run had it: its state is kept beside that")
+    if args.stream and args.stop == "settled":
+        raise InputError(
+            "`--stop` ends between batches, and --stream takes all of them through each block; see --samples"
+        )
 
 
 def score(args: argparse.Namespace) -> Scores:
@@ -52,7 +53,7 @@ def score(args: argparse.Namespace) -> Scores:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    encoded = options.load_data(args, tokenizer, args.samples, mask=args.mask)
+    encoded = options.load_data(args, tokenizer, _samples(args), mask=args.mask)
     scores = score_streaming(
         args.model,
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
@@ -75,6 +76,12 @@ def score(args: argparse.Namespace) -> Scores:
     )
     console.print(peaks_line(scores.provenance["streaming"]), highlight=False)
     return scores
+
+
+def _samples(args: argparse.Namespace) -> int:
+    from plop_ext.streaming.score import DEFAULT_SAMPLES
+
+    return DEFAULT_SAMPLES if args.samples is None else int(args.samples)
 
 
 def peaks_line(streaming: dict[str, Any]) -> str:
@@ -100,7 +107,8 @@ def dry_run(args: argparse.Namespace) -> None:
     from plop_ext.streaming.score import model_folder, run_device
     from plop_ext.streaming.weights import Weights
 
-    if args.samples < 1 or args.batch_size < 1 or args.max_length < 1:
+    samples = _samples(args)
+    if samples < 1 or args.batch_size < 1 or args.max_length < 1:
         raise InputError("`--samples`, `--batch-size` and `--max-length` must be at least 1")
     device, folder = run_device(args.device), model_folder(args.model)
     checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors*")) else None
@@ -113,7 +121,7 @@ def dry_run(args: argparse.Namespace) -> None:
         exclude=args.exclude,
         scope=args.scope,
     )
-    sizes = [min(args.batch_size, args.samples - start) for start in range(0, args.samples, args.batch_size)]
+    sizes = [min(args.batch_size, samples - start) for start in range(0, samples, args.batch_size)]
     extents = [plan.Extent(size, args.max_length) for size in sizes]
     figures = plan.make(model, None if checkpoint is None else Weights(model, checkpoint), extents, device)
     with console.status("measuring the rates of this machine"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -20,6 +21,17 @@ class Batches:
         self._pad_token_id = pad_token_id
         order = range(len(encoded))
         self._order = sorted(order, key=lambda index: -len(encoded[index]["input_ids"])) if sort else list(order)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self._order)
+
+    def in_random_order(self, seed: int) -> Batches:
+        """The same samples in a random order: what is scored before an early stop must be a sample of all."""
+        shuffled = Batches(self._encoded, self._batch_size, self._pad_token_id, sort=False)
+        random.Random(seed).shuffle(shuffled._order)
+        return shuffled
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -84,8 +84,8 @@ def finetune(
     eval: Sequence[Encoded],
     placement: Placement,
     *,
-    r: int = 16,
-    lora_alpha: int = 32,
+    r: int | None = None,
+    lora_alpha: int | None = None,
     learning_rate: float = 1e-3,
     max_steps: int = 300,
     batch_size: int = 16,
@@ -113,8 +113,8 @@ def finetune(
         train: Samples to train on, from `encode`; drawn at random, batch by batch, for `max_steps` steps.
         eval: Held-out samples; never trained on.
         placement: The modules to adapt.
-        r: Rank of the adapter on every module.
-        lora_alpha: The update is scaled by `lora_alpha / r`. Keep the quotient when the rank changes.
+        r: Rank of the adapter on every module; default the placement's own.
+        lora_alpha: The update is scaled by `lora_alpha / r`. Default 2 * r; keep the quotient when the rank changes.
         learning_rate: Peak learning rate. The right one depends on the placement: see `compare`.
         max_steps: Optimizer steps.
         batch_size: Samples in a step. Lower it when memory is short.
@@ -139,7 +139,8 @@ def finetune(
         InputError: If an argument is out of range, the model is no bare causal language model, `output_dir` is in use,
             or PEFT adapts other modules than `placement` names.
     """
-    _check_positive(r=r, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
+    rank = placement.r if r is None else r
+    _check_positive(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
     _check_model(model)
     placement.check_model(model)
     if not (math.isfinite(learning_rate) and learning_rate > 0):
@@ -197,7 +198,7 @@ def finetune(
                 loss_before=before,
                 loss_after=after if math.isfinite(after) else math.nan,
                 trainable_params=sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
-                r=r,
+                r=rank,
                 learning_rate=learning_rate,
                 seed=seed,
                 steps=run.steps,

@@ -69,14 +69,13 @@ class LayerAdapter:
         return (self.weight_rows(module),)
 
     def weight_sumsq(self, module: nn.Module) -> Tensor:
-        """[M] float64, on the weight's device: the sum of squares of each row of W."""
+        """[M] float32 or float64, on the weight's device: the sum of squares of each row of W."""
         totals = []
         for rows in self.weight_chunks(module):
             rows = rows.detach()
-            sums = torch.empty(len(rows), dtype=ops.sum_dtype(rows.dtype), device=rows.device)
-            ops.row_sumsq_(sums, rows)
-            totals.append(sums.double())
-        return torch.cat(totals)
+            totals.append(torch.empty(len(rows), dtype=ops.sum_dtype(rows.dtype), device=rows.device))
+            ops.row_sumsq_(totals[-1], rows)
+        return totals[0] if len(totals) == 1 else torch.cat(totals)
 
     def bias(self, module: nn.Module) -> Tensor | None:
         """[M], or None. It is not part of the feature and is subtracted from the output."""
@@ -121,8 +120,9 @@ class LayerAdapter:
         """[parts] float64: ||W||_F^2 of each part."""
         rows = self.weight_sumsq(module)
         if split is None:
-            return rows.sum().reshape(1)
-        return torch.stack([split.select(rows, index).sum() for index in range(len(split.names))])
+            return rows.sum(dtype=torch.float64).reshape(1)
+        parts = range(len(split.names))
+        return torch.stack([split.select(rows, index).sum(dtype=torch.float64) for index in parts])
 
 
 _ADAPTERS: list[LayerAdapter] = []

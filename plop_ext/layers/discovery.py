@@ -12,7 +12,7 @@ from plop_ext.errors import InputError
 # Each registers its adapters; the last imported is asked first, so `quantized` has to follow `opaque`.
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
-from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.layers.experts import ExpertsAdapter, holds_fused_experts
 from plop_ext.layers.fused import split_for
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
@@ -22,7 +22,10 @@ from plop_ext.module_types import ModulePath, label_types, matches_suffix, modul
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
-_ROUTERS = ("router", "gate", "topkrouter")
+_ROUTERS = ("router", "gate")
+_ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
+# Parameters of two dimensions that are no weights of a matrix product.
+_STATE_SPACE = {"A_log"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def discover(
         exclude: Leave out the layers whose name ends with one of these at a dot.
         scope: Of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. What `include` names counts
             whatever the scope.
-        everything: Score heads too, and fused weights as one matrix, as the published script does.
+        everything: Score what the published script does: every `nn.Linear`, heads too, fused ones as one matrix, and
+            nothing else.
 
     Returns:
         The layers in the order of `named_modules`, and everything with a weight of two or more dimensions that is not
@@ -130,7 +134,7 @@ def discover(
         InputError: If the model has no linear layer to score, a pattern matches nothing, or it has no such scope.
     """
     in_scope = scope_of(model, scope)
-    candidates, unscored = _candidates(model, parts=not everything)
+    candidates, unscored = _candidates(model, linear_only=everything)
     patterns_unused = {*(include or ()), *exclude}
     paths = [candidate.path for candidate in candidates]
     has_blocks = any(path.layer is not None for path in paths)
@@ -168,7 +172,7 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
-    is_moe = any(isinstance(candidate.adapter, ExpertsAdapter) for candidate in candidates)
+    is_moe = any(holds_fused_experts(module) for _, module in base_modules(model))
     layers = tuple(
         LinearLayer(
             candidate.name,
@@ -189,7 +193,7 @@ def discover(
     return Discovery(layers, tuple(unscored))
 
 
-def _candidates(model: nn.Module, parts: bool) -> tuple[list[_Candidate], list[Unscored]]:
+def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], list[Unscored]]:
     """Every part of every module that an adapter reads, and the modules with a matrix that none reads."""
     candidates: list[_Candidate] = []
     unscored: list[Unscored] = []
@@ -209,13 +213,23 @@ def _candidates(model: nn.Module, parts: bool) -> tuple[list[_Candidate], list[U
         if adapter is None:
             unscored += _weights_without_adapter(name, module)
             continue
+        if type(module).__name__.lower().endswith(_ROUTERS):  # some are an `nn.Linear` that returns a tuple
+            unscored.append(Unscored(name, type(module).__name__, _ROUTER, wanted=False))
+            continue
+        if "experts" in name.split(".")[:-1]:
+            reason = "an expert with a module of its own: its rows do not tell which sample they are from"
+            unscored.append(Unscored(name, type(module).__name__, reason, wanted=True))
+            continue
+        if linear_only and not isinstance(module, nn.Linear):
+            unscored.append(Unscored(name, type(module).__name__, "the published script reads nn.Linear only", False))
+            continue
         try:
             adapter.check(module)
         except Unsupported as error:
             unscored.append(Unscored(name, type(module).__name__, str(error), wanted=True))
             continue
         split = None
-        if parts and not isinstance(adapter, ExpertsAdapter):
+        if not linear_only and not isinstance(adapter, ExpertsAdapter):
             split = split_for(configs.get(parent), name, adapter.features(module)[1])
         path = module_path(base_model(model), name)
         candidates += [
@@ -242,7 +256,8 @@ def _weights_without_adapter(name: str, module: nn.Module) -> list[Unscored]:
     if not weights:
         return []
     if weights == ["weight"] and type(module).__name__.lower().endswith(_ROUTERS):
-        reason = "a router: it chooses the experts, and an adapter on it would change the choice"
-        return [Unscored(name, type(module).__name__, reason, wanted=False)]
+        return [Unscored(name, type(module).__name__, _ROUTER, wanted=False)]
+    if _STATE_SPACE.issuperset(weights):
+        return [Unscored(name, type(module).__name__, "the decay rates of a state space", wanted=False)]
     reason = f"no adapter reads its class ({', '.join(weights)}); see plop_ext.layers.register_adapter"
     return [Unscored(name, type(module).__name__, reason, wanted=True)]

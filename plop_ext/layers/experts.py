@@ -22,6 +22,12 @@ from plop_ext.layers.split import Split
 _FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
 
 
+def holds_fused_experts(module: nn.Module) -> bool:
+    """Whether `module` is a set of fused experts of any class, also one that cannot be scored."""
+    down = getattr(module, "down_proj", None)
+    return isinstance(down, Tensor) and down.dim() == 3
+
+
 @dataclass(frozen=True)
 class Projection:
     """One projection of all experts.
@@ -49,8 +55,7 @@ class ExpertsAdapter(LayerAdapter):
     kind = "fused experts"
 
     def matches(self, module: nn.Module) -> bool:
-        down = getattr(module, "down_proj", None)
-        return isinstance(down, Tensor) and down.dim() == 3 and all(hasattr(module, flag) for flag in _FLAGS)
+        return holds_fused_experts(module) and all(hasattr(module, flag) for flag in _FLAGS)
 
     def check(self, module: nn.Module) -> None:
         layer: Any = module

@@ -17,7 +17,7 @@ def on_meta(module: nn.Module) -> bool:
 def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate puts the weights in place when the module is called."""
     hook: Any = getattr(module, "_hf_hook", None)
-    return getattr(hook, "offload", False) or any(getattr(h, "offload", False) for h in getattr(hook, "hooks", ()))
+    return bool(getattr(hook, "offload", False))
 
 
 @contextmanager

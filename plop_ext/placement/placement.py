@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.errors import InputError
@@ -14,8 +14,11 @@ from plop_ext.files import read_json, write_text_atomic
 from plop_ext.placement.targets import Target, adapted_names, check_targets
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
     from torch import nn
+
+    from plop_ext.placement.cost import Cost
 
 FORMAT = "plop_ext.placement"
 FORMAT_VERSION = 1
@@ -37,6 +40,9 @@ class Placement:
         model: Class of the model that was scored.
         emitted: What PEFT adapts; None: exactly `modules`.
         notes: One line for each way in which that differs from what was chosen.
+        r: LoRA rank, where no other is asked for.
+        ranks: Name of each target of PEFT to its rank, where they differ; empty for one rank.
+        reason: Why so many types, where that was not asked for by number.
     """
 
     modules: tuple[str, ...]
@@ -47,6 +53,9 @@ class Placement:
     model: str
     emitted: tuple[Target, ...] | None = None
     notes: tuple[str, ...] = ()
+    r: int = 16
+    ranks: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def lora_targets(self) -> tuple[Target, ...]:
@@ -55,9 +64,50 @@ class Placement:
             return self.emitted
         return tuple(Target(name, False, sum(shape), shape) for name, shape in self.shapes.items())
 
-    def num_parameters(self, r: int) -> int:
-        """Trainable LoRA parameters at rank `r`, as PEFT counts them: r * (in + out) for a matrix, for each expert."""
-        return r * sum(target.size for target in self.lora_targets)
+    def rank_of(self, name: str, r: int | None = None) -> int:
+        """Rank of a target of PEFT: `r`, or the placement's own."""
+        return self.ranks.get(name, self.r) if r is None else r
+
+    def num_parameters(self, r: int | None = None) -> int:
+        """Trainable LoRA parameters as PEFT counts them: r * (in + out) for a matrix, and for each expert.
+
+        Args:
+            r: One rank for all; default the placement's own.
+        """
+        return sum(self.rank_of(target.name, r) * target.size for target in self.lora_targets)
+
+    def cost(
+        self,
+        model: nn.Module | torch.dtype | str,
+        batch: int,
+        seq: int,
+        *,
+        r: int | None = None,
+        adapter_dtype: str = "float32",
+    ) -> Cost:
+        r"""Predict the memory that training adds to the memory of the model itself.
+
+        With n trainable parameters of a bytes each: n a for the adapters, n a for gradients, 2 n a for Adam. Each
+        adapter keeps its input and r values per token for the backward:
+        \(\sum_m B T a r_m + \sum_x B T w K_x\). Where the adapters' type is not the model's, PEFT casts, and x runs
+        over all modules with w = a; otherwise over distinct tensors (q, k and v share one) with w the model's bytes
+        per value. A parameter of fused experts is kept once more, with its update added, whatever the tokens. The
+        activations of the model itself, a dropout's masks and workspaces are not part of it.
+
+        Args:
+            model: The model, or the type of its weights.
+            batch: B, samples in a step.
+            seq: T, tokens in a sample.
+            r: One rank for all; default the placement's own.
+            adapter_dtype: Of the adapters. PEFT makes them float32 on a half-precision model unless told
+                `autocast_adapter_dtype=False`.
+
+        Raises:
+            InputError: If a size is below 1 or a type is unknown.
+        """
+        from plop_ext.placement.cost import cost
+
+        return cost(self, model, batch, seq, r=r, adapter_dtype=adapter_dtype)
 
     def rank_for(self, max_params: int) -> int:
         """The largest rank, the same for all modules, whose parameters fit into `max_params`.
@@ -90,24 +140,27 @@ class Placement:
         modules = [target.name for target in self.lora_targets if not target.parameter]
         return {"target_modules": modules, **({"target_parameters": parameters} if parameters else {})}
 
-    def lora_config(self, r: int = 16, lora_alpha: int = 32, **kwargs: Any) -> LoraConfig:
+    def lora_config(self, r: int | None = None, lora_alpha: int | None = None, **kwargs: Any) -> LoraConfig:
         """A `peft.LoraConfig` that selects exactly these modules.
 
         Args:
-            r: Rank. Raise it for harder tasks.
-            lora_alpha: Scale; the adapter's output is multiplied by lora_alpha / r.
+            r: Rank, default the placement's own: 16, or what a budget left room for. Raise it for harder tasks.
+            lora_alpha: Scale; the adapter's output is multiplied by lora_alpha / r. Default 2 * r. Where ranks differ,
+                lora_alpha / r is the same for all.
             **kwargs: Any other field of `LoraConfig`, for instance `task_type="CAUSAL_LM"`.
 
         Warns where PEFT cannot do exactly what was chosen (`notes`).
 
         Raises:
             InputError: If `kwargs` names `target_modules` or `target_parameters`, which is what a placement is for, or
-                asks for what PEFT cannot do on `target_parameters`.
+                asks for what PEFT cannot do on `target_parameters`, or `r` is given where ranks differ.
             SetupError: If PEFT is not installed.
         """
         for name in ("target_modules", "target_parameters"):
             if name in kwargs:
                 raise InputError(f"`{name}` comes from the placement; leave it out")
+        if r is not None and self.ranks:
+            raise InputError("`r`: every module of this placement has its own rank; leave `r` out")
         targets = self.targets()
         for name in ("lora_dropout", "use_dora", "lora_bias"):
             if "target_parameters" in targets and kwargs.get(name):
@@ -123,7 +176,15 @@ class Placement:
             from plop_ext.errors import SetupError
 
             raise SetupError("`lora_config` needs PEFT: pip install peft") from error
-        return LoraConfig(r=r, lora_alpha=lora_alpha, **targets, **kwargs)
+        r = self.r if r is None else r
+        alpha = 2 * r if lora_alpha is None else lora_alpha
+        if self.ranks:
+            from plop_ext.placement.ranks import alpha_pattern, rank_pattern
+
+            pattern = rank_pattern(self.ranks, r)
+            kwargs.setdefault("rank_pattern", pattern)
+            kwargs.setdefault("alpha_pattern", alpha_pattern(pattern, alpha / r))
+        return LoraConfig(r=r, lora_alpha=alpha, **targets, **kwargs)
 
     def verify(self, peft_model: nn.Module) -> None:
         """Check that exactly the placement's modules and parameters carry LoRA.
@@ -175,6 +236,9 @@ class Placement:
                 model=content["model"],
                 emitted=None if emitted is None else tuple(_target(item) for item in emitted),
                 notes=tuple(content.get("notes", ())),
+                r=int(content["r"]),
+                ranks={name: int(rank) for name, rank in content["ranks"].items()},
+                reason=content["reason"],
             )
         except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error

@@ -3,47 +3,130 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
 
 from plop_ext.errors import InputError
+from plop_ext.placement.budget import Budget, fit, make_budget, most_types
 from plop_ext.placement.placement import Placement
+from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn
 from plop_ext.placement.targets import notes_of, targets_of
 from plop_ext.scores import Scores
+from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
 STRATEGIES = ("lowest", "inverse", "attention", "mlp", "all", "random")
-DEFAULT_TYPES = 3
+RANKS = (None, "inverse-nfn")
 
 
 def select(
     scores: Scores,
     *,
-    types: int | Sequence[str] | None = None,
+    types: int | str | Sequence[str] | None = None,
     modules: int | float | None = None,
     max_nfn: float | None = None,
     strategy: str = "lowest",
     seed: int = 0,
+    r: int | None = None,
+    ranks: str | None = None,
+    max_params: int | float | None = None,
+    max_memory: int | float | None = None,
+    batch: int = 8,
+    seq: int = 1024,
 ) -> Placement:
     """Choose modules from scores; see `Scores.place`."""
     if strategy not in STRATEGIES:
         raise InputError(f"`strategy` must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    if ranks not in RANKS:
+        raise InputError(f"`ranks` must be None or 'inverse-nfn', got {ranks!r}")
+    check_rank(r)
     given = [
         name for name, value in (("types", types), ("modules", modules), ("max_nfn", max_nfn)) if value is not None
     ]
     if len(given) > 1:
         raise InputError(f"`{given[0]}` and `{given[1]}` exclude each other; give one")
+    if strategy in ("attention", "mlp", "all") and given:
+        raise InputError(f'`{given[0]}` has no meaning with strategy="{strategy}"; leave one of the two out')
+    budget = make_budget(scores, max_params, max_memory, batch, seq)
+    candidates: list[Callable[[], Placement]]
+    reason = ""
     if strategy in ("attention", "mlp", "all"):
-        if given:
-            raise InputError(f'`{given[0]}` has no meaning with strategy="{strategy}"; leave one of the two out')
-        return _by_family(scores, strategy)
-    if modules is not None or max_nfn is not None:
-        return _by_module(scores, modules, max_nfn, strategy, seed)
-    return _by_type(scores, DEFAULT_TYPES if types is None else types, strategy, seed)
+        candidates = [partial(_by_family, scores, strategy)]
+    elif modules is not None or max_nfn is not None:
+        _require_signal(scores, strategy, asked=True)
+        candidates = [partial(_by_module, scores, modules, max_nfn, strategy, seed)]
+    elif types is None or types == "auto":
+        _require_signal(scores, strategy, asked=False)
+        auto = None if types is None else _automatic(scores, strategy, budget, r)
+        count = max(1, min(DEFAULT_TYPES, len(scores.types))) if auto is None else auto.k
+        reason = "" if auto is None else f"automatic k is {auto.reason}"
+        least = 1 if budget is not None else count
+        candidates = [partial(_by_type, scores, k, strategy, seed) for k in range(count, least - 1, -1)]
+    else:
+        if isinstance(types, Integral):
+            _require_signal(scores, strategy, asked=True)
+        candidates = [partial(_by_type, scores, types, strategy, seed)]
+    placement = _with_ranks(scores, candidates, budget, r, ranks)
+    if len(candidates) > 1 and len(placement.types) < len(candidates):
+        fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
+        reason = f"{reason}; {fewer}" if reason else fewer
+    return replace(placement, reason=reason)
 
 
-def _by_type(scores: Scores, types: int | Sequence[str], strategy: str, seed: int) -> Placement:
+def _with_ranks(
+    scores: Scores,
+    candidates: Sequence[Callable[[], Placement]],
+    budget: Budget | None,
+    r: int | None,
+    ranks: str | None,
+) -> Placement:
+    placement = replace(candidates[0](), r=r or DEFAULT_RANK) if budget is None else fit(candidates, budget, r)
+    if ranks is None:
+        return placement
+    allowed = placement.num_parameters()
+
+    def fits(other: Placement) -> bool:
+        same = other.num_parameters() <= allowed
+        return same if budget is None else budget.fits(other) and (r is None or same)
+
+    uneven = inverse_nfn(placement, _target_nfn(scores, placement), fits)
+    return placement if uneven is None else uneven
+
+
+def _target_nfn(scores: Scores, placement: Placement) -> dict[str, float]:
+    """NFN of what PEFT adapts: of several parts in one weight, the mean of those that were chosen."""
+    chosen, values = set(placement.modules), dict[str, list[float]]()
+    for module, value in zip(scores.modules, scores.nfn.tolist(), strict=True):
+        if module.name in chosen and not module.refused:
+            values.setdefault(module.target or module.name, []).append(value)
+    return {name: sum(members) / len(members) for name, members in values.items()}
+
+
+def _automatic(scores: Scores, strategy: str, budget: Budget | None, r: int | None) -> AutoK:
+    """The result of `auto_k`; where no boundary survives, what the budget allows."""
+    if strategy != "lowest":
+        raise InputError(f'`types`="auto" looks for the lowest types; strategy="{strategy}" needs a number')
+    fallback = None
+    if budget is not None:
+        every = [partial(_by_type, scores, k, strategy, 0) for k in range(1, len(scores.types) + 1)]
+        fallback = most_types(every, budget, r)
+    return auto_k(scores.table, fallback)
+
+
+def _require_signal(scores: Scores, strategy: str, asked: bool) -> None:
+    """Refuse to choose by scores that say nothing; who names a number is warned."""
+    if scores.paper_script or strategy == "random" or scores.signal.found:
+        return
+    if not asked:
+        raise InputError(f"no signal: {scores.signal.reason}; give `types` as a number to place all the same")
+    warnings.warn(f"no signal: {scores.signal.reason}; placed because a number was given", stacklevel=4)
+
+
+def _by_type(scores: Scores, types: int | str | Sequence[str], strategy: str, seed: int) -> Placement:
     ranked = list(scores.types)
     if not ranked:
         raise InputError("`scores` has no module type the published script knows; score without compat")

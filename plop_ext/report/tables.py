@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -12,46 +12,85 @@ from rich.text import Text
 if TYPE_CHECKING:
     from plop_ext.finetuning.comparison import Comparison
     from plop_ext.placement import Placement
+    from plop_ext.placement.cost import Cost
+    from plop_ext.report.against import Against
     from plop_ext.scores import Scores
 
-_BAR_WIDTH = 24
+_BAR_WIDTH = 12
+_INTERVAL_COLUMNS = ("over data", "over layers", "P data", "P layers")
 
 
 def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
-    """NFN by module type, lowest first.
+    """NFN by module type, lowest first, with its intervals over the data and over the layers.
 
     Args:
         scores: What to show.
-        chosen: Types to mark as chosen for LoRA.
+        chosen: Types to mark as chosen for LoRA; their number is the cut that the probabilities refer to.
     """
     by_type = scores.by_type()
+    statistics = None if scores.paper_script else scores.statistics(len(chosen) or None)
     data = scores.provenance["data"]
     name = f" on {data['name']}" if data["name"] else ""
-    table = Table(
-        title=f"NFN by module type: {scores.provenance['model']['class']}{name}",
-        caption=f"{data['samples']} samples, {scores.tokens} tokens; 1 = the module sees its input as noise",
-    )
+    facts = f"{data['samples']} samples, {scores.tokens} tokens; 1 = the module sees its input as noise"
+    if statistics is not None:
+        facts += f"; 95 % intervals over draws of samples and of layers; P: among the {statistics.k} lowest"
+    table = Table(title=f"NFN by module type: {scores.provenance['model']['class']}{name}", caption=facts)
     table.add_column("type")
     table.add_column("NFN", justify="right")
     table.add_column("", min_width=_BAR_WIDTH)
-    table.add_column("lowest", justify="right")
-    table.add_column("highest", justify="right")
+    for column in _INTERVAL_COLUMNS if statistics is not None else ("lowest", "highest"):
+        table.add_column(column, justify="right")
     table.add_column("modules", justify="right")
     table.add_column("LoRA")
     largest = max(score.nfn for score in by_type)
+    sure = {} if statistics is None else {item.type: item for item in statistics.types}
     for score in by_type:
+        if statistics is None:
+            cells = [f"{score.lowest:.3f}", f"{score.highest:.3f}"]
+        else:
+            item = sure[score.type]
+            cells = [
+                _range(item.over_samples),
+                _range(item.over_layers),
+                "" if item.p_samples is None else f"{item.p_samples:.2f}",
+                f"{item.p_layers:.2f}",
+            ]
         mark = "yes" if score.type in chosen else ""
         table.add_row(
             score.type,
             f"{score.nfn:.3f}",
             _bar(score.nfn / largest),
-            f"{score.lowest:.3f}",
-            f"{score.highest:.3f}",
+            *cells,
             str(score.modules),
             mark,
             style="bold" if mark else None,
         )
     return table
+
+
+def confidence_lines(scores: Scores) -> list[str]:
+    """What the statistics say in words: how much data was needed, signal, ties, automatic k."""
+    lines = []
+    stop = scores.provenance.get("stop")
+    if stop:
+        of = "" if stop["available"] is None else f" of {stop['available']}"
+        watched = f"{stop['types']} lowest types" if stop["modules"] is None else "lowest modules"
+        held = f"the {watched} are the same in {stop['stability'] or 0:.1%} of draws"
+        state = f"settled after {stop['settled_at']} samples" if stop["settled"] else "did not settle"
+        lines.append(f"{state}: {stop['samples']}{of} samples scored, {held}")
+    if scores.paper_script:
+        return lines
+    statistics = scores.statistics()
+    if not statistics.signal.found:
+        return [*lines, f"no signal: {statistics.signal.reason}"]
+    for tie in statistics.ties:
+        where = " across the cut" if tie.crosses_cut else ""
+        lines.append(
+            f"tied{where}: {tie.lower} and {tie.upper}; their order holds in {tie.over_samples:.0%} of draws of "
+            f"samples and {tie.over_layers:.0%} of draws of layers"
+        )
+    lines.append(f"automatic k is {statistics.auto.reason}")
+    return lines
 
 
 def unscored_lines(scores: Scores) -> list[str]:
@@ -65,13 +104,79 @@ def unscored_lines(scores: Scores) -> list[str]:
     ]
 
 
-def placement_lines(placement: Placement, r: int = 16) -> list[str]:
-    """What was chosen, and what it costs at rank `r`."""
+def placement_lines(placement: Placement, r: int | None = None) -> list[str]:
+    """What was chosen, and its size at rank `r`, by default the placement's own."""
+    if r is None and placement.ranks:
+        values = placement.ranks.values()
+        rank = f"ranks {min(values)} to {max(values)}"
+    else:
+        rank = f"r={placement.r if r is None else r}"
     return [
+        *([placement.reason] if placement.reason else []),
         f"{placement.label}: LoRA on {', '.join(placement.types)} ({len(placement.modules)} modules)",
-        f"{placement.num_parameters(r):,} trainable parameters at r={r}",
+        f"{placement.num_parameters(r):,} trainable parameters at {rank}",
         *placement.notes,
     ]
+
+
+def cost_line(cost: Cost) -> str:
+    """Memory that training adds."""
+    parts = {
+        "adapters": cost.parameter_bytes,
+        "gradients": cost.gradient_bytes,
+        "optimizer": cost.optimizer_bytes,
+        "activations": cost.activation_bytes,
+    }
+    listed = ", ".join(f"{name} {value / 2**20:,.1f}" for name, value in parts.items())
+    return f"training adds {cost.total_bytes / 2**20:,.1f} MiB: {listed}"
+
+
+def cost_table(placements: Sequence[tuple[Placement, Cost]], step: tuple[int, int]) -> Table:
+    """What training each placement adds to the memory of the model itself.
+
+    Args:
+        placements: Placements with their cost.
+        step: Samples and tokens per sample that the cost is for.
+    """
+    table = Table(title=f"What training adds, MiB, at {step[0]} x {step[1]} tokens")
+    columns = ("placement", "types", "r", "parameters", "adapters", "gradients", "Adam", "activations", "total")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("placement", "types") else "right")
+    for placement, cost in placements:
+        parts = (cost.parameter_bytes, cost.gradient_bytes, cost.optimizer_bytes, cost.activation_bytes)
+        cells = [f"{value / 2**20:,.1f}" for value in (*parts, cost.total_bytes)]
+        rank = "own" if placement.ranks else str(placement.r)
+        parameters = f"{cost.trainable_parameters:,}"
+        table.add_row(placement.label, ", ".join(placement.types), rank, parameters, *cells)
+    return table
+
+
+def against_table(comparison: Against) -> Table:
+    """NFN by type in two score files."""
+    table = Table(title=f"{comparison.first_name} against {comparison.second_name}")
+    table.add_column("type")
+    for column in (comparison.first_name, comparison.second_name, "ratio", "beyond the data's error"):
+        table.add_column(column, justify="right")
+    for row in comparison.rows:
+        sure = "yes" if row.sure else ""
+        table.add_row(row.type, f"{row.first:.3f}", f"{row.second:.3f}", f"{row.ratio:.3f}", sure)
+    return table
+
+
+def against_lines(comparison: Against) -> list[str]:
+    """What the comparison says in words."""
+    lines = [f"the orders of the {len(comparison.rows)} common types agree with Kendall's tau {comparison.tau:.2f}"]
+    if comparison.swapped:
+        lines.append(f"of the {comparison.k} lowest, these are in one only: {', '.join(comparison.swapped)}")
+    else:
+        lines.append(f"both have the same {comparison.k} lowest types: {', '.join(comparison.shared)}")
+    for name, labels in (
+        (comparison.first_name, comparison.only_first),
+        (comparison.second_name, comparison.only_second),
+    ):
+        if labels:
+            lines.append(f"only in {name}: {', '.join(labels)}")
+    return lines
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -99,6 +204,10 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{row.diverged}/{seeds}" if row.diverged else "",
         )
     return table
+
+
+def _range(pair: tuple[float, float] | None) -> str:
+    return "" if pair is None else f"{pair[0]:.3f}-{pair[1]:.3f}"
 
 
 def _bar(fraction: float) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from plop_ext.totals import TOTALS_FIELDS
 _ARENA_ELEMENTS = 1 << 20
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of a module, as the arena reads it.
 
     Attributes:
@@ -83,7 +82,7 @@ class Arena:
             tokens: The batch.
         """
         room = (1 + len(layers)) * token_map.rows
-        if self._recorded.intersection(index for index, _ in layers):
+        if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
             self._reduce()
         if self._map is not token_map or self._used + room > self._sums.numel():
             self._reduce()
@@ -168,7 +167,7 @@ def part_sumsq(out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: 
     columns = split.select(y.reshape(-1, y.shape[-1]), part)
     shift = None if bias is None else split.select(bias, part)
     if columns.shape[1] == 1 or columns.shape[2] == 1:
-        flat = None if shift is None else shift.flatten()
+        flat = None if shift is None else shift.flatten().contiguous()
         squeezed = columns.squeeze(2) if columns.shape[2] == 1 else columns.squeeze(1)
         ops.row_sumsq_(out, squeezed, flat, tokens.step, tokens.phase)
         return

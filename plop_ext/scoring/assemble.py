@@ -46,17 +46,19 @@ def describe_run(
     observed: Observed,
     device: torch.device,
     started: float,
+    stop: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The provenance of a run that began at `started` (`time.perf_counter`)."""
+    """The provenance of a run that began at `started` (`time.perf_counter`) and ended as `stop` reports."""
     return {
         "model": model,
         "data": {"name": data_name, "samples": samples},
         "settings": settings,
+        "stop": stop,
         # The model's own way to run fused experts; scoring runs them grouped, where each expert can be observed.
         "experts_implementation": observed.experts_implementation,
         "backend": ops.STATUS.backend(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "versions": versions(),
+        "versions": dict(versions()),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -78,19 +80,19 @@ def assemble(
     probed = provenance["settings"]["baseline"] == "probe"
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
         seen = totals[index].sum(axis=0)
-        reason = observed.unassigned.get(layer.name, "")
+        reason, detail = observed.unassigned.get(layer.name, ""), ""
         if not reason and not probed:
             reason = norms.failures.get(layer.name, "")
         if not reason and isinstance(layer.adapter, ExpertsAdapter) and seen[2] < MIN_EXPERT_TOKENS:
-            reason = f"{FEW_ROUTED}: {seen[2]:.0f} of {MIN_EXPERT_TOKENS}"
+            reason, detail = FEW_ROUTED, f"{seen[2]:.0f} of at least {MIN_EXPERT_TOKENS}"
         if not reason and seen[2:].sum() == 0:
             reason = "never called in the forward, or only with masked tokens"
         elif not reason and seen[2] == 0:
             reason = f"no usable token: {seen[3]:.0f} zero inputs, {seen[4]:.0f} non-finite"
         elif not reason and not (value > 0 and np.isfinite(value)):
-            reason = f"its weight is all zero or not finite (baseline {value:g})"
+            reason = norms.failures.get(layer.name, f"its weight is all zero or not finite (baseline {value:g})")
         if reason:
-            unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason))
+            unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason, detail))
             continue
         kept.append(index)
         modules.append(
@@ -146,7 +148,7 @@ def warn(scores: Scores, observed: Observed, wanted: Collection[str]) -> None:
             f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
             stacklevel=3,
         )
-    few_routed = [item for item in scores.unscored if item.reason.startswith(FEW_ROUTED)]
+    few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]
     if few_routed:
         scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
         warnings.warn(

@@ -65,7 +65,7 @@ def probe_baselines(layers: Sequence[LinearLayer], *, probes: int, seed: int) ->
     Pushes `probes` random inputs through the module's own forward, so it needs no readable weight. Each module draws
     from a generator seeded by `seed` and its name: a module's baseline does not depend on which others are scored. The
     global random state is not touched. The standard error is at most 1 / sqrt(2 * rank(W) * probes) of b for a
-    well-conditioned W.
+    well-conditioned W. NaN where a foreign kernel refuses such inputs.
 
     Args:
         layers: What to probe, hooks not attached.
@@ -75,8 +75,13 @@ def probe_baselines(layers: Sequence[LinearLayer], *, probes: int, seed: int) ->
     totals = []
     with torch.no_grad():
         for module, parts in _by_module(layers):
-            with weights_in_place(module):
-                totals += _probe_module(module, parts, probes, seed)
+            try:
+                with weights_in_place(module):
+                    totals += _probe_module(module, parts, probes, seed)
+            except Exception:
+                if parts[0].adapter.weights == "weight":
+                    raise
+                totals += [torch.tensor(math.nan, dtype=torch.float64)] * len(parts)
     return _to_host(totals)
 
 
@@ -108,7 +113,7 @@ def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, 
         _mean_gain(
             z,
             split.select(y, part.part).flatten(1),
-            None if bias is None else split.select(bias, part.part).flatten(),
+            None if bias is None else split.select(bias, part.part).flatten().contiguous(),
         )
         for part in parts
     ]

@@ -129,6 +129,12 @@ class Collector:
             return torch.zeros(len(self.layers), 0, len(TOTALS_FIELDS), dtype=torch.float64)
         return torch.cat(self._finished, dim=1)
 
+    def batch_totals(self, batch: int) -> Tensor:
+        """[M, B, 5] float64 on the CPU: totals of the `batch`-th closed batch, from 0. Waits for that one only."""
+        while len(self._finished) <= batch:
+            self._receive()
+        return self._finished[batch]
+
     def observe(self, parts: Sequence[tuple[int, LinearLayer]], call: Call) -> None:
         """Record one call of a module. Called by the hooks.
 
@@ -139,12 +145,11 @@ class Collector:
         tokens = self._tokens
         assert tokens is not None
         rows = call.y_rows.shape[:-1].numel()
-        names = [layer.name for _, layer in parts]
         x_rows = call.x_rows.shape[:-1].numel() if call.x_sumsq is None else len(call.x_sumsq)
         if x_rows != rows:
-            self.unassigned.update(dict.fromkeys(names, f"it maps {x_rows} input rows to {rows} output rows"))
+            self.leave_out(parts, f"it maps {x_rows} input rows to {rows} output rows")
             return
-        token_map = self.map_for(rows, call.y_rows.device, names)
+        token_map = self.map_for(rows, call.y_rows.device, parts)
         if token_map is None:
             return
         arena = self.arena_for(call.y_rows.device, call.y_rows.dtype)
@@ -153,15 +158,18 @@ class Collector:
                 arena.forget(index)
         arena.add(parts, call, token_map, tokens)
 
-    def map_for(self, rows: int, device: torch.device, names: Sequence[str]) -> TokenMap | None:
-        """The running batch's map of `rows` rows; None, and noted for `names`, where they belong to no sample."""
+    def leave_out(self, parts: Sequence[tuple[int, LinearLayer]], reason: str) -> None:
+        """Note why a module's calls cannot be counted."""
+        self.unassigned.update((layer.name, reason) for _, layer in parts)
+
+    def map_for(self, rows: int, device: torch.device, parts: Sequence[tuple[int, LinearLayer]]) -> TokenMap | None:
+        """The running batch's map of `rows` rows; None, and noted for `parts`, where they belong to no sample."""
         assert self._tokens is not None
         token_map = self._tokens.map_for(rows, device)
         if token_map is None:
-            reason = f"its {rows} input rows cannot be assigned to {self._tokens.batch_size} samples"
-            self.unassigned.update(dict.fromkeys(names, reason))
+            self.leave_out(parts, f"its {rows} input rows cannot be assigned to {self._tokens.batch_size} samples")
         elif not token_map.masked:
-            self.unmasked.update(names)
+            self.unmasked.update(layer.name for _, layer in parts)
         return token_map
 
     def arena_for(self, device: torch.device, dtype: torch.dtype) -> Arena:
@@ -180,11 +188,14 @@ class Collector:
 
     def _drain(self, wait: bool) -> None:
         while self._transfers and (wait or self._transfers[0][1] is None or self._transfers[0][1].query()):
-            host, event = self._transfers.pop(0)
-            if event is not None:
-                event.synchronize()
-                host = host.clone()  # gives the pinned block back
-            self._finished.append(host)
+            self._receive()
+
+    def _receive(self) -> None:
+        host, event = self._transfers.pop(0)
+        if event is not None:
+            event.synchronize()
+            host = host.clone()  # gives the pinned block back
+        self._finished.append(host)
 
 
 class _Hook:
@@ -201,14 +212,19 @@ class _Hook:
         self.biases: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self.collector.tokens is None:
+        tokens = self.collector.tokens
+        if tokens is None:
             return
-        x = self.adapter.input(module, args, kwargs)
-        x_rows, y_rows = as_rows(x), as_rows(self.adapter.output(module, output))
-        if self.collector.tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
+        adapter = self.adapter
+        x, y = adapter.input(module, args, kwargs), adapter.output(module, output)
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
+            self.collector.leave_out(self.parts, reason)
+            return
+        x_sumsq, x_rows, y_rows = adapter.input_sumsq(module, x), as_rows(x), as_rows(y)
+        if x_sumsq is None and tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
             x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
-        call = Call(x, x_rows, self.adapter.input_sumsq(module, x), y_rows, self._bias_of(y_rows))
-        self.collector.observe(self.parts, call)
+        self.collector.observe(self.parts, Call(x, x_rows, x_sumsq, y_rows, self._bias_of(y_rows)))
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
         """What was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""
@@ -227,14 +243,14 @@ class _ExpertsObserver:
         self.collector = collector
         self.experts = int(module.num_experts)  # type: ignore[arg-type]
         self.first_rows = routed.first_rows(parts, module)
-        self.names = [layer.name for _, layer in parts]
+        self.parts = parts
 
     def __call__(self, hidden: Tensor, token: Tensor, expert: Tensor) -> routed.RoutedCall | None:
         tokens = self.collector.tokens
         if tokens is None:
             return None
         rows = len(hidden)
-        if self.collector.map_for(rows, hidden.device, self.names) is None:
+        if self.collector.map_for(rows, hidden.device, self.parts) is None:
             return None
         samples, counted = tokens.samples(rows, hidden.device)
         arena = self.collector.arena_for(hidden.device, hidden.dtype)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from plop_ext.errors import InputError
@@ -17,30 +19,24 @@ from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
+from plop_ext.scoring.arguments import available_samples, check_arguments, extent
 from plop_ext.scoring.assemble import assemble, describe_run, warn
-from plop_ext.scoring.batch import (
-    batch_size,
-    batch_to_device,
-    default_forward,
-    input_device,
-    length,
-    take_sample_ids,
-    token_mask,
-)
+from plop_ext.scoring.batch import default_forward, input_device, length
 from plop_ext.scoring.collector import Collector
+from plop_ext.scoring.journal import Journal
+from plop_ext.scoring.run import run_batches
+from plop_ext.scoring.stopping import StopWatch
+from plop_ext.statistics import StopRule
 
 logger = logging.getLogger(__name__)
-
-MASKS = ("attention", "completion", "all")
-COMPATS = (None, "paper-script")
-DEFAULT_SAMPLES = 16
 
 
 def score(
     model: nn.Module,
     dataloader: Iterable[Any],
     *,
-    max_samples: int | None = DEFAULT_SAMPLES,
+    max_samples: int | str | None = "auto",
+    stop: str | StopRule | None = "auto",
     mask: str = "attention",
     baseline: str = "frobenius",
     probes: int = 256,
@@ -52,6 +48,8 @@ def score(
     compat: str | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     data_name: str | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> Scores:
     r"""Measure the normalized feature norm (NFN) of every linear module on task data.
@@ -66,8 +64,12 @@ def score(
             A `torch.compile`d model is scored eagerly; of one with LoRA adapters the base layers are scored.
         dataloader: Batches: a dict is passed as keywords, a tuple or list as arguments, a tensor as the only one. A
             dict may carry `sample_ids` [B], which is taken out.
-        max_samples: Stop after the batch that completes this many samples; None reads all. 16 settle the order of
-            types; single modules need 64 or more.
+        max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
+            and fewer once the stop rule is satisfied.
+        stop: `"settled"`: end as soon as the three lowest types are the same in 99 % of the draws of samples and at
+            least 4 were seen; a `StopRule` watches another number of types, or single modules (from 64 samples on).
+            The samples must come in random order (`plop_ext.data.batches` sees to that). None reads on. By default
+            `"settled"` if `max_samples` is left at its default, else None.
         mask: `"attention"`: tokens with `attention_mask` 1 (all without one); `"completion"`: of these, tokens whose
             `labels` are not -100; `"all"`: padding too.
         baseline: `"frobenius"`: ||W||_F / sqrt(K), exact and free; `"probe"`: random inputs through the module.
@@ -84,6 +86,9 @@ def score(
             baseline.
         forward: How to run a batch, `forward(model, batch)`; default as described under `dataloader`.
         data_name: Name of the data for the provenance.
+        journal: File to write each batch's totals to as they come. A run that was killed continues from it.
+        resume: Continue `journal` if it is there: batches in it need no forward, and nothing counts twice. Data,
+            order, batch size, model and settings must be the same.
         progress: Show a progress bar.
 
     Returns:
@@ -92,43 +97,13 @@ def score(
     Raises:
         InputError: If an argument is out of range, the data is empty or fully masked, or no module can be scored.
     """
-    check_arguments(mask, baseline, compat, max_samples, token_step, probes)
+    limit, rule = extent(max_samples, stop, compat)
+    check_arguments(mask, baseline, compat, limit, token_step, probes)
     if compat == "paper-script":
         mask, baseline, token_step = "all", "probe", 1
     model = getattr(model, "_orig_mod", model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
     started = time.perf_counter()
-
-    ids: list[int] = []
-    batches: list[int] = []
-    phases = random.Random(seed)
-    with random_state(), evaluating(model):
-        norms = baselines.frobenius_norms(found.layers)
-        if baseline == "probe":
-            values = baselines.probe_baselines(found.layers, probes=probes, seed=seed)
-        else:
-            values = baselines.frobenius_baselines(found.layers, norms.values)
-        collector = Collector(model, found.layers, last_call_only=compat is not None)
-        run = forward or default_forward(model, [layer.module for layer in found.layers])
-        total = max_samples if max_samples is not None else length(dataloader)
-        with collector, progress_bar("scoring", total, progress) as advance:
-            for number, batch in enumerate(dataloader):
-                batch, sample_ids = take_sample_ids(batch)
-                counted = token_mask(batch, mask)
-                size = batch_size(batch)
-                batch = batch_to_device(batch, input_device(model))
-                collector.begin(size, counted, step=token_step, phase=phases.randrange(token_step))
-                run(model, batch)
-                collector.end()
-                ids += sample_ids if sample_ids is not None else range(len(ids), len(ids) + size)
-                batches += [number] * size
-                advance(size if max_samples is not None else 1)
-                if max_samples is not None and len(ids) >= max_samples:
-                    break
-        totals = collector.totals().numpy()
-    if not ids:
-        raise InputError("`dataloader` is empty; give it at least one batch")
-
     settings = {
         "mask": mask,
         "baseline": baseline,
@@ -136,51 +111,75 @@ def score(
         "include": None if include is None else list(include),
         "exclude": list(exclude),
         "scope": scope,
-        "max_samples": max_samples,
+        "max_samples": limit,
         "token_step": token_step,
         "seed": seed,
         "compat": compat,
     }
+    if rule is not None and hasattr(dataloader, "in_random_order"):
+        dataloader = dataloader.in_random_order(seed)
+
+    with random_state(), evaluating(model):
+        norms = baselines.frobenius_norms(found.layers)
+        if baseline == "probe":
+            values = baselines.probe_baselines(found.layers, probes=probes, seed=seed)
+        else:
+            values = baselines.frobenius_baselines(found.layers, norms.values)
+        collector = Collector(model, found.layers, last_call_only=compat is not None)
+        watch = None if rule is None else StopWatch(rule, found.layers, values)
+        described = describe_model(model)
+        identity = {"model": described, "data": data_name, **settings, "stop": str(rule)}
+        identity["modules"] = [layer.name for layer in found.layers]
+        record = nullcontext() if journal is None else Journal(journal, identity, values, resume)
+        total = limit if limit is not None else length(dataloader)
+        with record as written, collector, progress_bar("scoring", total, progress) as advance:
+            done = run_batches(
+                model,
+                dataloader,
+                collector,
+                forward or default_forward(model, [layer.module for layer in found.layers]),
+                mask=mask,
+                token_step=token_step,
+                seed=seed,
+                max_samples=limit,
+                journal=written,
+                watch=watch,
+                advance=lambda samples: advance(samples if limit is not None else 1),
+            )
+    if not done.ids:
+        raise InputError("`dataloader` is empty; give it at least one batch")
+    totals = np.concatenate(done.tables, axis=1)
+    available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
+
+    stop_report = None if watch is None else watch.report(len(done.ids), available)
     provenance = describe_run(
-        describe_model(model), data_name, len(ids), settings, collector, input_device(model), started
+        described, data_name, len(done.ids), settings, collector, input_device(model), started, stop=stop_report
     )
-    scores = assemble(found, collector, totals, norms, values, ids, batches, provenance)
+    scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
     warn(
         scores,
         collector,
         {item.name for item in found.unscored if item.wanted} | {layer.name for layer in found.layers},
     )
-    logger.info("scored %d modules on %d samples, backend %s", len(scores.modules), len(ids), provenance["backend"])
+    logger.info(
+        "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
+    )
     return scores
 
 
 def find_plop_targets(
-    model: nn.Module, dataloader: Iterable[Any], types: int = 3, **score_kwargs: Any
+    model: nn.Module, dataloader: Iterable[Any], types: int | str | None = None, **score_kwargs: Any
 ) -> dict[str, Any]:
     """Score `model` and return keyword arguments for `LoraConfig(**targets)`: the `types` lowest module types.
 
     Args:
         model: As for `score`.
         dataloader: As for `score`.
-        types: How many module types.
+        types: How many module types (default 3), or `"auto"`, as for `Scores.place`.
         **score_kwargs: Anything else `score` takes.
 
     Example:
-        >>> targets = plop_ext.find_plop_targets(model, dataloader)
+        >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
     return score(model, dataloader, **score_kwargs).place(types=types).targets()
-
-
-def check_arguments(
-    mask: str, baseline: str, compat: str | None, max_samples: int | None, token_step: int, probes: int
-) -> None:
-    if mask not in MASKS:
-        raise InputError(f"`mask` must be one of {', '.join(MASKS)}, got {mask!r}")
-    if baseline not in baselines.BASELINES:
-        raise InputError(f"`baseline` must be one of {', '.join(baselines.BASELINES)}, got {baseline!r}")
-    if compat not in COMPATS:
-        raise InputError(f"`compat` must be None or 'paper-script', got {compat!r}")
-    for name, value in (("max_samples", max_samples), ("token_step", token_step), ("probes", probes)):
-        if value is not None and value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}")

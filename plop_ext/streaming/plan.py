@@ -14,7 +14,7 @@ from plop_ext.layers import LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.streaming.memory import MIB, format_size
 from plop_ext.streaming.reader import CHUNK, READERS
-from plop_ext.streaming.skeleton import Skeleton
+from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
 from plop_ext.streaming.weights import Weights, parameter_bytes
 from plop_ext.totals import TOTALS_FIELDS
 
@@ -171,9 +171,8 @@ def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
 
 def _head_bytes(model: Any) -> int:
     """Bytes of the output head that are not the embedding's."""
-    get_head = getattr(model, "get_output_embeddings", None)
-    head = get_head() if callable(get_head) else None
+    head, embedding = output_head(model), input_embedding(model)
     if head is None:
         return 0
-    kept = {id(weight) for weight in model.get_input_embeddings().parameters()}
+    kept = set() if embedding is None else {id(weight) for weight in embedding.parameters()}
     return sum(weight.numel() * weight.element_size() for weight in head.parameters() if id(weight) not in kept)

@@ -186,7 +186,7 @@ class Stream:
 
             if result is None:
                 result = learn_result(run, self._skeleton, self._first.module)
-            hidden, calls = record(run, self._skeleton, result)
+            hidden, calls = record(run, self._skeleton, result, to_the_end=number == 0)
             self._store.put(f"arguments-{number}", calls.tensors)
             self._store.put(f"hidden-{number}", [hidden])
             calls.tensors = []

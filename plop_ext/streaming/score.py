@@ -17,10 +17,10 @@ from plop_ext.models import _device, _dtype, _quiet
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
 from plop_ext.scores import Scores
+from plop_ext.scoring.arguments import check_arguments
 from plop_ext.scoring.assemble import assemble, describe_run, warn
 from plop_ext.scoring.baseline import WeightNorms
 from plop_ext.scoring.batch import default_forward
-from plop_ext.scoring.score import DEFAULT_SAMPLES, check_arguments
 from plop_ext.streaming import memory, plan, skeleton
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Settings, Stream, collect_batches, streaming
@@ -30,6 +30,8 @@ from plop_ext.streaming.weights import Weights, one_thread
 
 logger = logging.getLogger(__name__)
 
+# All of them go through every block, so that none can be left out later, as `score` does once the types settle.
+DEFAULT_SAMPLES = 16
 # Of what is free when no budget is given.
 _SHARE = 0.8
 
@@ -66,7 +68,8 @@ def score_streaming(
     Args:
         path: Model folder with safetensors files, a name on the hub (which is downloaded), or `"plop-tiny"`.
         dataloader: As for `score`.
-        max_samples: As for `score`.
+        max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 settle the order
+            of types; single modules need 64 or more.
         mask: As for `score`.
         baseline: As for `score`.
         probes: As for `score`.
@@ -148,7 +151,7 @@ def score_streaming(
             "settings": described,
             "dtype": str(model.dtype),
             "device": chosen.type,
-            "versions": versions(),
+            "versions": dict(versions()),
         }
         kept = State(Path(state), identity)
         if resume:

@@ -138,6 +138,24 @@ def _meta_model(
     return model.eval(), resolved, quantizer
 
 
+def output_head(model: Any) -> nn.Module | None:
+    """The layer that turns hidden states into logits, if the model has one."""
+    return _asked(model, "get_output_embeddings")
+
+
+def input_embedding(model: Any) -> nn.Module | None:
+    """The table of token embeddings, if the model has one."""
+    return _asked(model, "get_input_embeddings")
+
+
+def _asked(model: Any, method: str) -> nn.Module | None:
+    try:
+        found = getattr(model, method)()
+    except (AttributeError, NotImplementedError):  # of models that are not made of tokens
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
 class _Elsewhere:
     """Says of a module what accelerate says of one that it offloads: the weights come when they are needed."""
 

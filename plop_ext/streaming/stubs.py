@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from plop_ext.errors import InputError
-from plop_ext.streaming.skeleton import ALTERNATIVE, Skeleton
+from plop_ext.streaming.skeleton import ALTERNATIVE, Skeleton, output_head
 
 _HIDDEN = "hidden_states"
 _MORE = "its blocks hand on more than a hidden state"
@@ -76,13 +76,17 @@ class Calls:
         return block(*restored(args), **restored(kwargs))
 
 
-def record(run: Callable[[], object], skeleton: Skeleton, result: Result) -> tuple[Tensor, Calls]:
+def record(
+    run: Callable[[], object], skeleton: Skeleton, result: Result, *, to_the_end: bool = False
+) -> tuple[Tensor, Calls]:
     """Run the model on one batch with recorders for blocks.
 
     Args:
         run: Calls the model.
         skeleton: The model; what comes before its blocks has its weights.
         result: How its blocks return.
+        to_the_end: Go on after the last block that is wanted, up to the output head, to see whether the model comes
+            back to a block (ALBERT runs one of them many times).
 
     Returns:
         What the first block is called on, and the calls.
@@ -90,19 +94,27 @@ def record(run: Callable[[], object], skeleton: Skeleton, result: Result) -> tup
     Raises:
         InputError: If the model does not fit the pattern.
     """
-    recorder = _Recorder(skeleton, result)
+    recorder = _Recorder(skeleton, result, to_the_end)
     real = list(skeleton.blocks)
+    head = output_head(skeleton.model)
+    handle = None if head is None else head.register_forward_pre_hook(_stop)
     try:
         for index, block in enumerate(real):
             skeleton.blocks[index] = _Stub(block, index, recorder)
         run()
     except _Stop:
         pass
-    except (AttributeError, TypeError) as error:
-        if not any(isinstance(item, _Rest) for item in result.rest):
+    except InputError:
+        raise
+    except Exception as error:
+        # What comes after the blocks lacks its weights, or what blocks that are none have not given it.
+        if not recorder.done:
+            if any(isinstance(item, _Rest) for item in result.rest) and isinstance(error, (AttributeError, TypeError)):
+                raise _unfit(skeleton, _MORE) from error
             raise
-        raise _unfit(skeleton, _MORE) from error
     finally:
+        if handle is not None:
+            handle.remove()
         for index, block in enumerate(real):
             skeleton.blocks[index] = block
     if len(recorder.calls.arguments) <= skeleton.last or recorder.first is None:
@@ -156,9 +168,15 @@ def learn_result(run: Callable[[], object], skeleton: Skeleton, first: nn.Module
     return Result(type(output), tuple(rest))
 
 
+def _stop(module: nn.Module, args: Any) -> None:
+    raise _Stop
+
+
 class _Recorder:
-    def __init__(self, skeleton: Skeleton, result: Result) -> None:
+    def __init__(self, skeleton: Skeleton, result: Result, to_the_end: bool) -> None:
         self.skeleton = skeleton
+        self.to_the_end = to_the_end
+        self.done = False
         self.result = result
         self.calls = Calls()
         self.first: Tensor | None = None
@@ -166,6 +184,10 @@ class _Recorder:
         self._places: dict[int, int] = {}
 
     def called(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.done:
+            if index <= self.skeleton.last:
+                raise _unfit(self.skeleton, f"block {index} is called more than once")
+            return self.result.wrap(args[0] if args else kwargs[_HIDDEN])
         expected = len(self.calls.arguments)
         if index != expected:
             raise _unfit(self.skeleton, f"its blocks are not called once each in order: {index} instead of {expected}")
@@ -183,7 +205,8 @@ class _Recorder:
             self.calls.arguments.append(((_Here(), *kept), named))
         else:
             self.calls.arguments.append(((), {**named, _HIDDEN: _Here()}))
-        if index == self.skeleton.last:
+        self.done = index == self.skeleton.last
+        if self.done and not self.to_the_end:
             raise _Stop
         self._last = hidden
         return self.result.wrap(hidden)

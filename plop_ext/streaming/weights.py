@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from plop_ext.errors import InputError, SetupError
 from plop_ext.streaming.checkpoint import Checkpoint, TensorEntry
 from plop_ext.streaming.reader import buffer_size
-from plop_ext.streaming.skeleton import Skeleton
+from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
 
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
@@ -250,9 +250,7 @@ def meta_left(module: nn.Module) -> str | None:
 
 def _head_and_embedding(model: Any) -> tuple[set[str], str]:
     """Parameter names of the output head, and the name of the embedding's matrix."""
-    get_head = getattr(model, "get_output_embeddings", None)
-    head = get_head() if callable(get_head) else None
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    head, embedding = output_head(model), input_embedding(model)
     names = {id(module): name for name, module in model.named_modules()}
     head_name = names.get(id(head))
     embedding_name = names.get(id(embedding), "")

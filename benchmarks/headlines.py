@@ -1,0 +1,96 @@
+"""The figures of each result file that the README shows: what, measured, on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def _where(result: Result) -> str:
+    env = result["environment"]
+    return env["gpu"] or f"{env['threads']} CPU threads"
+
+
+def _bandwidth_headlines(result: Result) -> list[tuple[str, str, str]]:
+    shares = [
+        row["of_copy"]
+        for row in result["rows"]
+        if row["candidate"] == "plop_ext" and row["dtype"] == "bf16" and row["mib"] >= 256
+    ]
+    if not shares:
+        return []
+    text = f"{min(shares):.2f} to {max(shares):.2f}"
+    return [("kernel's read bandwidth / the device's copy bandwidth, bf16, 256 MiB and more", text, _where(result))]
+
+
+def _overhead_headlines(result: Result) -> list[tuple[str, str, str]]:
+    settings, found = result["settings"], []
+    shape = f"{settings['shape']}, {settings['batch']} x {settings['tokens']}"
+    for row in result["rows"]:
+        if row["candidate"] != "plain forward":
+            what = f"{row['candidate']} / plain forward, {shape}"
+            found.append((what, f"{row['ratio']:.3f}" if row["ratio"] < 3 else f"{row['ratio']:.1f}", _where(result)))
+        if row["candidate"] == "plop_ext" and row["extra_peak_mib"] is not None:
+            found.append((f"plop_ext's extra memory, {shape}", f"{row['extra_peak_mib']:.1f} MiB", _where(result)))
+    return found
+
+
+def _accuracy_headlines(result: Result) -> list[tuple[str, str, str]]:
+    return [
+        (f"largest relative error of a module's NFN, {row['dtype']} model", f"{row['max_relative_error']:.0e}", "CPU")
+        for row in result["rows"]
+        if row["case"] == "llama"
+    ]
+
+
+def _placement_headlines(result: Result) -> list[tuple[str, str, str]]:
+    settings, found = result["settings"], []
+    for row in result["rows"]:
+        if row["candidate"] == "plop_ext":
+            what = f"published script / plop_ext, model to placement, {settings['shape']}, batches of {row['batch']}"
+            found.append((what, f"{row['times_faster']:.0f}", _where(result)))
+    return found
+
+
+def _early_stop_headlines(result: Result) -> list[tuple[str, str, str]]:
+    what = f"early stops on the placement of all {result['settings']['samples']} samples"
+    return [
+        (what, f"{row['same']} of {row['seeds']}, after {row['samples_max']} samples at most", _where(result))
+        for row in result["rows"]
+        if row["watched"] == "3 types" and row["batch"] == 8
+    ]
+
+
+def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
+    settings, found = result["settings"], []
+    size = f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.0f} GB"
+    if "limit" in settings:
+        limit = f"{size}, under a hard limit of {settings['limit'] / 2**30:.0f} GiB"
+        peak = next(row["peak_rss"] for row in result["rows"] if row["case"] == "streamed")
+        return [(f"peak RAM of streaming {limit}", f"{peak / 2**30:.2f} GiB", _where(result))]
+    if settings["peak_device"] is not None:
+        what = f"peak GPU memory of streaming {size}"
+        found.append((what, f"{settings['peak_device'] / 2**30:.2f} GiB", _where(result)))
+    for row in result["rows"]:
+        if row["case"] == "streamed":
+            what = f"streaming {size} / the slowest of disk, copy and compute alone"
+            found.append((what, f"{row['of_floor']:.2f}", _where(result)))
+        elif "batches_run" in row:
+            what = f"{row['case']} / streaming {size}"
+            found.append((what, f"{row['times_streamed']:.1f}", _where(result)))
+    return found
+
+
+HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
+    "kernel_bandwidth": _bandwidth_headlines,
+    "scoring_overhead": _overhead_headlines,
+    "moe_overhead": _overhead_headlines,
+    "cpu_overhead": _overhead_headlines,
+    "streaming": _streaming_headlines,
+    "streaming_limit": _streaming_headlines,
+    "accuracy": _accuracy_headlines,
+    "time_to_placement": _placement_headlines,
+    "early_stop": _early_stop_headlines,
+}

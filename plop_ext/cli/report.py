@@ -1,0 +1,100 @@
+"""`plop report SCORES`: tables, figures and a page on how sure the ranking is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plop_ext.cli import options
+from plop_ext.cli.options import console
+from plop_ext.errors import InputError
+
+if TYPE_CHECKING:
+    from plop_ext.placement import Placement
+    from plop_ext.placement.cost import Cost
+    from plop_ext.scores import Scores
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("report", help="say how sure a ranking is: tables, figures, a page")
+    parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
+    parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write a self-contained HTML page")
+    parser.add_argument("--figures", default=None, metavar="FOLDER", help="write each figure as PNG and SVG")
+    parser.add_argument("--against", default=None, metavar="SCORES", help="compare with another file")
+    parser.add_argument("--types", default=None, help="how many types to mark as chosen (default: 3), or auto")
+    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank that costs are for (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=8, help="samples per training step (default: 8)")
+    parser.add_argument("--seq", type=int, default=1024, help="tokens per sample (default: 1024)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from plop_ext.report import html, tables
+    from plop_ext.report.against import compare_scores
+    from plop_ext.scores import Scores
+
+    options.check_output(args.output)
+    scores = Scores.load(args.scores)
+    placements = _placements(scores, args)
+    chosen = placements[0][0].types if placements else ()
+    comparison = None
+    if args.against is not None:
+        comparison = compare_scores(scores, Scores.load(args.against), len(chosen) or 3)
+    console.print(tables.scores_table(scores, chosen=chosen))
+    for line in [*tables.confidence_lines(scores), *tables.unscored_lines(scores)]:
+        console.print(line, highlight=False)
+    if placements:
+        console.print(tables.cost_table(placements, (args.batch_size, args.seq)))
+    if comparison is not None:
+        console.print(tables.against_table(comparison))
+        for line in tables.against_lines(comparison):
+            console.print(line, highlight=False)
+    if not (args.output or args.figures):
+        return
+    with console.status("drawing"):
+        found = html.make_figures(scores, chosen, comparison)
+        if args.figures:
+            html.save_figures(found, _folder(args.figures))
+        if args.output:
+            html.write_report(args.output, scores, found, placements, (args.batch_size, args.seq), comparison)
+    if args.figures:
+        console.print(f"figures: {args.figures}", highlight=False)
+    if args.output:
+        console.print(f"report: {args.output}", highlight=False)
+
+
+def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placement, Cost]]:
+    """The chosen placement, automatic k and all linear layers, each with its cost; none without a signal."""
+    from plop_ext.placement.cost import WIDTHS
+
+    if args.rank < 1:
+        raise InputError(f"`--rank` must be at least 1, got {args.rank}")
+    dtype = scores.provenance["model"].get("dtype")
+    if dtype not in WIDTHS or not (scores.paper_script or scores.signal.found):
+        return []
+    wanted: list[int | str | None] = [_count(args.types)]
+    if not scores.paper_script:
+        wanted.append("auto")
+    found = [scores.place(types=types, r=args.rank) for types in wanted]
+    found.append(scores.place(strategy="all", r=args.rank))
+    distinct = {placement.modules: placement for placement in reversed(found)}
+    return [(item, item.cost(dtype, args.batch_size, args.seq)) for item in reversed(distinct.values())]
+
+
+def _count(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"`--types` must be a number or auto, got {text!r}") from None
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`--figures` {folder}: {error.strerror}; name a folder that can be written") from error
+    return folder

@@ -1,0 +1,57 @@
+"""The numbers of the script published with the paper (arXiv 2506.20629), where they differ from the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plop_ext.errors import InputError
+
+if TYPE_CHECKING:
+    from plop_ext.scores import ScoredModule, Scores
+
+# The published script's list, matched as substrings of module names.
+PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+
+
+def gain(totals: NDArray[np.float64], sample_batches: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[M] mean over the batches' means, without weights; zero inputs count as gain zero."""
+    counted = totals[:, :, 2] + totals[:, :, 3]
+    members = [sample_batches == batch for batch in np.unique(sample_batches)]
+    gains = np.array([totals[:, member, 0].sum(axis=1) for member in members])
+    tokens = np.array([counted[:, member].sum(axis=1) for member in members])
+    # A batch that did not call a module has no mean of it.
+    called = tokens > 0
+    return np.divide(gains, tokens, out=np.zeros_like(gains), where=called).sum(axis=0) / called.sum(axis=0)
+
+
+def groups(names: Sequence[str]) -> dict[str, list[int]]:
+    """Positions of the modules of each group; a module can be in several, or in none."""
+    found = {group: [i for i, name in enumerate(names) if group in name] for group in PAPER_GROUPS}
+    return {group: members for group, members in found.items() if members}
+
+
+def type_nfn(scores: Scores, members: Sequence[int]) -> float:
+    """Ratio of the sums of the script's `actual` and `random`, which are scaled by each module's RMS weight."""
+    rms = np.array([weight_rms(scores.modules[i]) for i in members])
+    chosen = list(members)
+    return float((scores.gain[chosen] / rms).sum() / (scores.baseline[chosen] / rms).sum())
+
+
+def metrics(scores: Scores) -> dict[str, dict[str, float]]:
+    """`actual` and `random` of each module at the script's scale: gain over RMS(W) and over K."""
+    found = {}
+    for module, value in zip(scores.modules, scores.gain, strict=True):
+        scale = 1.0 / (weight_rms(module) * module.in_features)
+        found[module.name] = {"actual": float(value * scale), "random": module.baseline * scale}
+    return found
+
+
+def weight_rms(module: ScoredModule) -> float:
+    """Root mean square of the weight."""
+    if module.weight_norm is None:
+        raise InputError(f"the weight norm of `{module.name}` is unknown; the published script's scale needs it")
+    return module.weight_norm / (module.in_features * module.out_features) ** 0.5

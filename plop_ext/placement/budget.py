@@ -1,0 +1,117 @@
+"""Placements that fit: most trainable parameters, most memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from plop_ext.errors import InputError
+from plop_ext.placement.cost import WIDTHS, cost
+from plop_ext.placement.placement import Placement
+from plop_ext.placement.ranks import DEFAULT_RANK, largest_rank
+from plop_ext.scores import Scores
+
+# Types are given up before the rank falls below this.
+MIN_RANK = 8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a placement may cost.
+
+    Attributes:
+        max_params: Trainable parameters, or None.
+        max_bytes: Memory that training adds, or None.
+        dtype: Of the model's weights.
+        batch: Samples in a training step.
+        seq: Tokens in a sample.
+    """
+
+    max_params: int | None
+    max_bytes: int | None
+    dtype: str
+    batch: int
+    seq: int
+
+    def fits(self, placement: Placement) -> bool:
+        """Whether `placement`, at its own ranks, costs at most this."""
+        if self.max_params is not None and placement.num_parameters() > self.max_params:
+            return False
+        if self.max_bytes is None:
+            return True
+        return cost(placement, self.dtype, self.batch, self.seq).total_bytes <= self.max_bytes
+
+    def __str__(self) -> str:
+        parts = [] if self.max_params is None else [f"{self.max_params:,} parameters"]
+        if self.max_bytes is not None:
+            parts.append(f"{self.max_bytes / 2**20:,.1f} MiB at {self.batch} x {self.seq} tokens")
+        return " and ".join(parts)
+
+
+def make_budget(
+    scores: Scores, max_params: int | float | None, max_memory: int | float | None, batch: int, seq: int
+) -> Budget | None:
+    """The budget that was asked for, or None. Fractions are of the model's parameters and of its weights' bytes."""
+    if max_params is None and max_memory is None:
+        return None
+    model = scores.provenance["model"]
+    dtype = str(model.get("dtype") or "float32")
+    if max_memory is not None and dtype not in WIDTHS:
+        raise InputError(f"`max_memory`: the model's weights are {dtype}, whose cost is unknown; give `max_params`")
+    width = WIDTHS.get(dtype)
+    parameters = model.get("parameters")
+    return Budget(
+        _absolute("max_params", max_params, parameters),
+        _absolute("max_memory", max_memory, None if parameters is None or width is None else parameters * width),
+        dtype,
+        batch,
+        seq,
+    )
+
+
+def _absolute(name: str, value: int | float | None, whole: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or value <= 0 or (isinstance(value, float) and value > 1 and value % 1):
+        raise InputError(f"`{name}` must be a whole number, or a fraction in (0, 1), got {value}")
+    if value >= 1:
+        return int(value)
+    if whole is None:
+        raise InputError(f"`{name}`={value} is a fraction, but the scores do not say how large the model is")
+    return int(value * whole)
+
+
+def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> Placement:
+    """The first candidate that fits at rank `r`, or without `r` at rank 8 and then at the largest that fits.
+
+    The last candidate may fall below rank 8, down to 1.
+
+    Raises:
+        InputError: If none fits.
+    """
+    for make in candidates:
+        placement = replace(make(), r=r or MIN_RANK)
+        if r is not None and budget.fits(placement):
+            return placement
+        if r is None and budget.fits(placement):
+            largest = largest_rank(placement, budget.fits)
+            return placement if largest is None else largest
+    last = candidates[-1]()
+    if r is None and (smallest := largest_rank(last, budget.fits)) is not None:
+        return smallest
+    rank = r or 1
+    least = replace(last, r=rank)
+    raise InputError(
+        f"nothing fits {budget}: `{last.label}` at rank {rank} has {least.num_parameters():,} parameters and adds "
+        f"{cost(least, budget.dtype, budget.batch, budget.seq).total_bytes / 2**20:,.1f} MiB; allow more, place fewer"
+    )
+
+
+def most_types(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> int:
+    """How many of the candidates, each a type larger than the last, fit at rank `r` (default 16); at least 1."""
+    count = 0
+    for make in candidates:
+        if not budget.fits(replace(make(), r=r or DEFAULT_RANK)):
+            break
+        count += 1
+    return max(1, count)

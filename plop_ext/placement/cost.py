@@ -1,0 +1,100 @@
+"""What training a placement adds to the memory of the model itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from plop_ext.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from plop_ext.placement.placement import Placement
+
+# Bytes of one value.
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+# Adam keeps two moments per parameter, in the parameter's type.
+_OPTIMIZER_STATES = 2
+# Projections back to the residual stream: they read what no sibling reads, also where the width is the same.
+_OWN_INPUT = {"o_proj", "out_proj", "c_proj", "down_proj", "fc2", "wo", "w2", "dense", "dense_4h_to_h", "lin2"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Memory that training a placement adds, in bytes.
+
+    Attributes:
+        trainable_parameters: Exact, as PEFT counts them.
+        parameter_bytes: The adapters.
+        gradient_bytes: Their gradients.
+        optimizer_bytes: The two moments of Adam.
+        activation_bytes: What the adapters keep of a forward for the backward.
+    """
+
+    trainable_parameters: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+
+
+def cost(
+    placement: Placement,
+    model: nn.Module | torch.dtype | str,
+    batch: int,
+    seq: int,
+    *,
+    r: int | None = None,
+    adapter_dtype: str = "float32",
+) -> Cost:
+    """Predict the memory; see `Placement.cost`."""
+    for name, value in (("batch", batch), ("seq", seq)):
+        if value < 1:
+            raise InputError(f"`{name}` must be at least 1, got {value}")
+    width, adapter_width = _width(model), _width(adapter_dtype)
+    parameters = placement.num_parameters(r)
+    tokens = batch * seq
+    modules = {target.name: target.shape for target in placement.lora_targets if not target.parameter}
+    kept = tokens * _kept_per_token(modules, width, adapter_width)
+    kept += tokens * adapter_width * sum(placement.rank_of(name, r) for name in modules)
+    # PEFT adds the whole update to a parameter in each forward; the product's backward needs that sum.
+    kept += width * sum(math.prod(target.shape) for target in placement.lora_targets if target.parameter)
+    return Cost(
+        trainable_parameters=parameters,
+        parameter_bytes=parameters * adapter_width,
+        gradient_bytes=parameters * adapter_width,
+        optimizer_bytes=parameters * adapter_width * _OPTIMIZER_STATES,
+        activation_bytes=kept,
+    )
+
+
+def _kept_per_token(shapes: Mapping[str, tuple[int, ...]], width: int, adapter_width: int) -> int:
+    """Bytes of adapter inputs kept per token: a copy each where PEFT casts, else one per distinct tensor."""
+    if adapter_width != width:
+        return adapter_width * sum(shape[0] for shape in shapes.values())
+    distinct = set()
+    for name, shape in shapes.items():
+        parent, _, leaf = name.rpartition(".")
+        distinct.add((parent, shape[0], leaf if leaf in _OWN_INPUT else ""))
+    return width * sum(in_features for _, in_features, _ in distinct)
+
+
+def _width(model: nn.Module | torch.dtype | str) -> int:
+    """Bytes of one value of a model's weights."""
+    if not isinstance(model, str):
+        parameters = getattr(model, "parameters", None)
+        dtype = next((p.dtype for p in parameters() if p.is_floating_point()), "float32") if parameters else model
+        model = str(dtype)
+    name = model.removeprefix("torch.")
+    if name not in WIDTHS:
+        raise InputError(f"`model` has values of type {name}; name one of {', '.join(WIDTHS)}")
+    return WIDTHS[name]

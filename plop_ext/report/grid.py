@@ -1,0 +1,28 @@
+"""NFN arranged by layer and type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from plop_ext.scores import Scores
+
+
+def layer_grid(scores: Scores, types: Sequence[str]) -> tuple[list[int | str], np.ndarray[Any, Any]]:
+    """[layers, types] mean NFN; NaN where a layer has no module of a type. Modules outside blocks get a last row."""
+    indexed = sorted({module.layer for module in scores.modules if module.layer is not None})
+    layers: list[int | str] = list(indexed)
+    if any(module.layer is None for module in scores.modules):
+        layers.append("-")
+    place = {layer: row for row, layer in enumerate(layers)}
+    sums, counts = np.zeros((len(layers), len(types))), np.zeros((len(layers), len(types)))
+    for module, value in zip(scores.modules, scores.nfn, strict=True):
+        row = place["-" if module.layer is None else module.layer]
+        for column, label in enumerate(types):
+            if module.type == label or (scores.paper_script and label in module.name):
+                sums[row, column] += value
+                counts[row, column] += 1
+    return layers, np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)

@@ -1,0 +1,134 @@
+"""One self-contained page: everything inline, nothing fetched, light and dark by the reader's scheme."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plop_ext._version import __version__
+from plop_ext.files import write_text_atomic
+from plop_ext.report import figures, plots, tables
+from plop_ext.report.against import Against
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from plop_ext.placement import Placement
+    from plop_ext.placement.cost import Cost
+    from plop_ext.scores import Scores
+
+_TEMPLATE = "report.html.j2"
+CAPTIONS = {
+    "heatmap": "NFN by type and layer. Grey: the module sees its input as noise; red: aligned with it; blue: below.",
+    "intervals": "How sure each type's NFN is. Layers differ far more than the data leaves open. Two types whose thin "
+    "lines overlap can still be told apart if they move together from layer to layer.",
+    "layers": "NFN over the depth of the model. The first layer is often a regime of its own.",
+    "stability": "How many samples the choice needs.",
+    "against": "The two score files, type by type.",
+}
+
+
+def make_figures(scores: Scores, chosen: Sequence[str], comparison: Against | None = None) -> dict[str, Figure]:
+    """All figures of a report, by name."""
+    import matplotlib
+
+    with matplotlib.rc_context(figures.style()):
+        found = {"heatmap": figures.heatmap(scores, chosen)}
+        if not scores.paper_script:
+            found["intervals"] = figures.intervals(scores, chosen)
+        found["layers"] = figures.layers(scores, chosen)
+        if not scores.paper_script and len(scores.sample_ids) > 1:
+            found["stability"] = figures.stability(scores, len(chosen) or min(3, len(scores.types)))
+        if comparison is not None:
+            found["against"] = figures.against(comparison)
+    return found
+
+
+def save_figures(found: Mapping[str, Figure], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write each figure as PNG and as SVG; returns the files."""
+    import matplotlib
+
+    paths = []
+    with matplotlib.rc_context(figures.style()):
+        for name, figure in found.items():
+            for suffix in (".png", ".svg"):
+                paths.append(Path(folder) / f"{name}{suffix}")
+                plots.save(figure, paths[-1])
+    return paths
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    scores: Scores,
+    found: Mapping[str, Figure],
+    placements: Sequence[tuple[Placement, Cost]],
+    step: tuple[int, int],
+    comparison: Against | None = None,
+) -> None:
+    """Write the page.
+
+    Args:
+        path: File to write, whole or not at all.
+        scores: What it is about.
+        found: What `make_figures` made.
+        placements: Placements with their cost; the first is the one that figures and tables mark.
+        step: Samples and tokens per sample that the cost is for.
+        comparison: A second score file beside the first.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["mib"] = lambda value: f"{value / 2**20:,.1f}"
+    environment.filters["span"] = lambda pair: "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
+    chosen = placements[0][0].types if placements else ()
+    statistics = None if scores.paper_script else scores.statistics(len(chosen) or None)
+    ranked = sorted(zip(scores.modules, scores.nfn.tolist(), strict=True), key=lambda pair: pair[1])
+    page = environment.get_template(_TEMPLATE).render(
+        version=__version__,
+        name=scores.provenance["model"].get("name") or scores.provenance["model"]["class"],
+        data=scores.provenance["data"],
+        provenance=scores.provenance,
+        details=json.dumps(dict(scores.provenance), indent=1),
+        tokens=scores.tokens,
+        signal=None if statistics is None else statistics.signal,
+        lines=tables.confidence_lines(scores),
+        statistics=statistics,
+        sure={} if statistics is None else {item.type: item for item in statistics.types},
+        by_type=scores.by_type(),
+        modules=[(module, value) for module, value in ranked],
+        chosen=set(chosen),
+        figures=[(name, CAPTIONS[name], inline(figure)) for name, figure in found.items()],
+        placements=placements,
+        step=step,
+        unscored=tables.unscored_lines(scores),
+        comparison=comparison,
+        comparison_lines=[] if comparison is None else tables.against_lines(comparison),
+    )
+    write_text_atomic(path, page)
+
+
+def inline(figure: Figure) -> Any:
+    """The figure as SVG inside a page: ink in the colour of its text, its own fonts, as wide as there is room."""
+    import markupsafe
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context(figures.style()):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    opening, _, rest = text[text.index("<svg") :].partition(">")
+    opening = re.sub(r' (width|height)="[^"]*"', "", opening)
+    rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL).replace(figures.INK, "currentColor")
+    rest = re.sub(r"font: ((?:bold |700 )?)([\d.]+)px [^;\"]*", r"font: \1\2px var(--sans)", rest)
+    return markupsafe.Markup(f"{opening}>{rest}")

@@ -1,0 +1,196 @@
+"""The totals of a scoring run as it goes: one line per batch, so that a killed run continues where it ended."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plop_ext.errors import InputError
+
+FORMAT = "plop_ext.journal"
+FORMAT_VERSION = 1
+# Devices and kernels differ by rounding; another checkpoint differs by far more.
+_BASELINE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One batch: its samples' ids, a digest of its contents, its totals [M, B, 5]."""
+
+    ids: tuple[int, ...]
+    digest: str
+    totals: NDArray[np.float64]
+
+
+class Journal:
+    """An append-only file of batches. A record is there whole or not at all: a torn last line is dropped.
+
+    The file appears with the first record. What is written survives the death of the process at any moment, since
+    every record is handed to the operating system at once; it is not forced to the disk, so a crash of the machine can
+    cost the last ones, which are then scored again.
+
+    Args:
+        path: The file.
+        run: What must be the same for totals to be added: model, modules, settings. Plain JSON.
+        baseline: [M] baselines; they tell two checkpoints of one shape apart.
+        resume: Continue a file that is there. Without it, one that is there is an error.
+
+    Raises:
+        InputError: If the file belongs to another run, is damaged, or is there without `resume`.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], run: Mapping[str, Any], baseline: Sequence[float], resume: bool
+    ) -> None:
+        self._path = Path(path)
+        self._baseline = list(baseline)
+        self._header = {"format": FORMAT, "version": FORMAT_VERSION, "run": dict(run), "baseline": self._baseline}
+        self._file: BinaryIO | None = None
+        self.records: list[Record] = []
+        if self._path.exists():
+            if not resume:
+                raise InputError(
+                    f"`{path}` is left of an interrupted run; continue it with `resume` (plop score --resume), or "
+                    "delete it"
+                )
+            end = self._read()
+            if end:
+                self._file = self._path.open("r+b")
+                self._file.truncate(end)
+                self._file.seek(end)
+            else:  # killed while the header was written
+                self._path.unlink()
+        self._known = {sample: record for record in self.records for sample in record.ids}
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def find(self, ids: Sequence[int], digest: str) -> Record | None:
+        """The record of a batch, or None if none of its samples was scored.
+
+        Raises:
+            InputError: If only some of them were, or the batch holds other inputs than the recorded one.
+        """
+        known = [sample for sample in ids if sample in self._known]
+        if not known:
+            return None
+        record = self._known[known[0]]
+        if record.ids != tuple(ids):
+            raise InputError(
+                f"sample {known[0]} in `{self._path}` was scored in another batch; resume with the same data, order "
+                "and batch size"
+            )
+        if record.digest != digest:
+            raise InputError(
+                f"sample {known[0]} in `{self._path}` had other inputs; resume with the same data, in the same order"
+            )
+        return record
+
+    def append(self, record: Record) -> None:
+        """Add a batch."""
+        if self._file is None:
+            self._file = self._path.open("xb")
+            self._write(self._header)
+        data = np.ascontiguousarray(record.totals).tobytes()
+        self._write(
+            {
+                "ids": record.ids,
+                "digest": record.digest,
+                "shape": record.totals.shape,
+                "crc": zlib.crc32(data),
+                "totals": base64.b64encode(data).decode("ascii"),
+            }
+        )
+
+    def delete(self) -> None:
+        """Remove the file: the result is saved elsewhere."""
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(content).encode("ascii") + b"\n")
+        self._file.flush()
+
+    def _read(self) -> int:
+        """Load the whole records; returns where they end, 0 without a header."""
+        data = self._path.read_bytes()
+        lines = data.split(b"\n")
+        # What follows the last line break is torn, or empty.
+        whole, end = lines[:-1], len(data) - len(lines[-1])
+        if not whole:
+            return 0
+        try:
+            header = json.loads(whole[0])
+            if header["format"] != FORMAT or header["version"] != FORMAT_VERSION:
+                raise ValueError
+            records = [_decode(json.loads(line)) for line in whole[1:]]
+            self._check(header)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"`{self._path}` is no journal of a scoring run, or damaged; delete it") from error
+        self.records = records
+        return end
+
+    def _check(self, header: Mapping[str, Any]) -> None:
+        found, wanted = header["run"], json.loads(json.dumps(self._header["run"]))
+        for key in sorted(set(found) | set(wanted)):
+            if found.get(key) != wanted.get(key):
+                raise InputError(
+                    f"`{self._path}` is of another run: its {key} is {_short(found.get(key))}, "
+                    f"now it is {_short(wanted.get(key))}; resume with the same, or delete it"
+                )
+        if not np.allclose(header["baseline"], self._baseline, rtol=_BASELINE_TOLERANCE, atol=0):
+            raise InputError(f"`{self._path}` is of another checkpoint: its weights differ; delete it and start anew")
+
+
+def digest(batch: Any) -> str:
+    """A fingerprint of all tensors in a batch."""
+    state = hashlib.blake2b(digest_size=16)
+    _hash(batch, state)
+    return state.hexdigest()
+
+
+def _hash(value: Any, state: Any) -> None:
+    if isinstance(value, Tensor):
+        state.update(f"{value.dtype}{list(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            state.update(str(key).encode())
+            _hash(value[key], state)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _hash(item, state)
+
+
+def _decode(line: Mapping[str, Any]) -> Record:
+    data = base64.b64decode(line["totals"], validate=True)
+    if zlib.crc32(data) != line["crc"]:
+        raise ValueError
+    totals = np.frombuffer(data, dtype=np.float64).reshape(line["shape"])
+    return Record(tuple(line["ids"]), line["digest"], totals)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

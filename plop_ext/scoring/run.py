@@ -1,0 +1,114 @@
+"""One pass over the data: forwards, the journal, and the stop rule, which keeps the device waiting once at most."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from plop_ext.scoring.batch import batch_size, batch_to_device, input_device, take_sample_ids, token_mask
+from plop_ext.scoring.collector import Collector
+from plop_ext.scoring.journal import Journal, Record, digest
+from plop_ext.scoring.stopping import StopWatch
+
+
+@dataclass
+class Samples:
+    """What a run has scored: per sample its id and batch, per batch its totals [M, B, 5]."""
+
+    ids: list[int] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    tables: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def add(self, number: int, record: Record) -> None:
+        """Add a batch."""
+        self.ids += record.ids
+        self.batches += [number] * len(record.ids)
+        self.tables.append(record.totals)
+
+
+def run_batches(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    collector: Collector,
+    forward: Callable[[nn.Module, Any], Any],
+    *,
+    mask: str,
+    token_step: int,
+    seed: int,
+    max_samples: int | None,
+    journal: Journal | None = None,
+    watch: StopWatch | None = None,
+    advance: Callable[[int], None] = lambda samples: None,
+) -> Samples:
+    """Score batches until the data ends, `max_samples` are complete or `watch` says that the chosen set has settled.
+
+    Totals are read one batch late on a CUDA device: while the host waits for those of a batch, the device has the
+    next one queued. Only the first look waits for the batch just queued: most runs end there, and the few milliseconds
+    that the device is idle, once, are less than one more batch. What is read before a look depends on nothing but the
+    data, so that a run repeats.
+
+    Args:
+        model: Prepared for scoring.
+        dataloader: Batches, as for `score`.
+        collector: Entered.
+        forward: Runs a batch.
+        mask: Which tokens count.
+        token_step: Read every `token_step`-th token.
+        seed: Of the first token read.
+        max_samples: Stop after the batch that completes this many.
+        journal: Where to write totals, and which batches need no forward.
+        watch: The stop rule.
+        advance: Called with the number of samples of each batch.
+    """
+    done = Samples()
+    device = input_device(model)
+    late = 1 if device.type == "cuda" else 0
+    phases = random.Random(seed)
+    pending: deque[tuple[int, tuple[int, ...], str]] = deque()
+    announced = closed = 0
+
+    def receive(keep: int) -> bool:
+        nonlocal closed
+        while len(pending) > keep:
+            number, ids, fingerprint = pending.popleft()
+            record = Record(ids, fingerprint, collector.batch_totals(closed).numpy())
+            closed += 1
+            if journal is not None:
+                journal.append(record)
+            done.add(number, record)
+            if watch is not None and watch.look(done.tables, len(done.ids)):
+                return True
+        return False
+
+    for number, batch in enumerate(dataloader):
+        phase = phases.randrange(token_step)
+        batch, sample_ids = take_sample_ids(batch)
+        size = batch_size(batch)
+        ids = tuple(sample_ids) if sample_ids is not None else tuple(range(announced, announced + size))
+        fingerprint = digest(batch) if journal is not None else ""
+        known = journal.find(ids, fingerprint) if journal is not None else None
+        announced += size
+        if known is not None:
+            settled = receive(0)
+            done.add(number, known)
+            settled = settled or (watch is not None and watch.look(done.tables, len(done.ids)))
+        else:
+            counted = token_mask(batch, mask)
+            batch = batch_to_device(batch, device)
+            collector.begin(size, counted, step=token_step, phase=phase)
+            forward(model, batch)
+            collector.end()
+            pending.append((number, ids, fingerprint))
+            settled = receive(0 if watch is not None and watch.first_is_due(announced) else late)
+        advance(size)
+        if settled or (max_samples is not None and announced >= max_samples):
+            break
+    receive(0)
+    return done

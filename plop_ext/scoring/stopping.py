@@ -1,0 +1,77 @@
+"""Watches the totals of a run and says when more data would not change the chosen set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plop_ext.layers import LinearLayer
+from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.scoring.assemble import MIN_EXPERT_TOKENS
+from plop_ext.statistics import GainTable, StopRule, set_stability
+
+
+class StopWatch:
+    """Applies a `StopRule` to the totals that have arrived.
+
+    Args:
+        rule: When to stop.
+        layers: What is scored.
+        baseline: [M] their baselines.
+    """
+
+    def __init__(self, rule: StopRule, layers: Sequence[LinearLayer], baseline: Sequence[float]) -> None:
+        self.rule = rule
+        self.settled = False
+        self.stability: float | None = None
+        self._layers = layers
+        self._baseline = np.array(baseline)
+        self._last = 0
+
+    def first_is_due(self, samples: int) -> bool:
+        """Whether `samples` are enough for the first look, and there was none yet."""
+        return self._last == 0 and samples >= self.rule.first_look
+
+    def look(self, tables: Sequence[NDArray[np.float64]], samples: int) -> bool:
+        """Whether the set has settled on the batches so far, [M, B, 5] each, with `samples` in all."""
+        if self.settled or not self.rule.is_due(samples, self._last):
+            return self.settled
+        self._last = samples
+        table = self._table(np.concatenate(tables, axis=1))
+        if table is not None:
+            self.stability = set_stability(table, self.rule)
+            self.settled = self.stability >= self.rule.confidence
+        return self.settled
+
+    def report(self, samples: int, available: int | None) -> dict[str, Any]:
+        """How much data was needed, for the provenance."""
+        return {
+            "rule": "settled",
+            "types": self.rule.types if self.rule.modules is None else None,
+            "modules": self.rule.modules,
+            "confidence": self.rule.confidence,
+            "settled": self.settled,
+            "settled_at": self._last if self.settled else None,
+            "stability": self.stability,
+            "samples": samples,
+            "available": available,
+        }
+
+    def _table(self, totals: NDArray[np.float64]) -> GainTable | None:
+        experts = np.array([isinstance(layer.adapter, ExpertsAdapter) for layer in self._layers])
+        seen = totals[:, :, 2].sum(axis=1) >= np.where(experts, MIN_EXPERT_TOKENS, 1)
+        kept = np.flatnonzero(seen & np.isfinite(self._baseline) & (self._baseline > 0))
+        if not len(kept):
+            return None
+        layers = [self._layers[i] for i in kept.tolist()]
+        return GainTable.make(
+            totals[kept, :, 0],
+            totals[kept, :, 2],
+            self._baseline[kept],
+            np.array([layer.out_features for layer in layers], dtype=np.float64),
+            [layer.type for layer in layers],
+            [layer.layer for layer in layers],
+        )

@@ -1,0 +1,30 @@
+"""How sure a ranking is: pure functions of the [module, sample] totals, seeded and vectorised. No model, no torch.
+
+Two uncertainties are kept apart. Over the data: other samples of the same task would give other totals. Over the
+layers: a type's NFN is the mean of modules that differ far more than the data error, so another model of the family
+could rank close types the other way. The first alone makes every difference look certain.
+"""
+
+from __future__ import annotations
+
+from plop_ext.statistics.boundaries import DEFAULT_TYPES, AutoK, Boundary, auto_k
+from plop_ext.statistics.settled import StopRule, set_stability
+from plop_ext.statistics.signal import Signal, find_signal
+from plop_ext.statistics.summary import Statistics, Tie, TypeStatistics, summarize
+from plop_ext.statistics.table import GainTable
+
+__all__ = [
+    "DEFAULT_TYPES",
+    "AutoK",
+    "Boundary",
+    "GainTable",
+    "Signal",
+    "Statistics",
+    "StopRule",
+    "Tie",
+    "TypeStatistics",
+    "auto_k",
+    "find_signal",
+    "set_stability",
+    "summarize",
+]

@@ -1,0 +1,72 @@
+"""Whether the scores say anything at all: not all 1, and the same on both halves of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from plop_ext.statistics.resampling import CONFIDENCE, halves, types_over_samples
+from plop_ext.statistics.stability import same_lowest, tau_between
+from plop_ext.statistics.table import Floats, GainTable
+
+# Two random orders have a tau of 0 on average, equal ones 1.
+MIN_TAU = 0.5
+MIN_AGREEMENT = 0.95
+MIN_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Whether a ranking of types means something.
+
+    Attributes:
+        found: Whether it does.
+        reason: Empty, or one sentence that says why not.
+        halves_tau: Mean Kendall's tau between the type orders of random halves of the data; None below 4 samples.
+    """
+
+    found: bool
+    reason: str
+    halves_tau: float | None
+
+
+def find_signal(table: GainTable, seed: int = 0) -> Signal:
+    r"""Look for a signal.
+
+    There is none if every type's NFN is 1 within its interval (95 % for all types together). The interval takes the
+    scatter over samples and the one over layers that weights drawn at random have on any input: for W independent of
+    z, \(\lVert W z \rVert^2 / \lVert z \rVert^2\) is \(\lVert W \rVert_F^2 / K\) times a mean of M squares, so the
+    NFN of one module has a standard deviation of at most \(1 / \sqrt{2 M}\). Nor is there one if random halves of the
+    data disagree: the orders of types have a mean tau below 0.5, and for no k are the k lowest types the same in 95 %
+    of the splits.
+    """
+    n_types = len(table.types)
+    half_widths = random_half_widths(table, seed)
+    nfn = table.type_nfn(np.ones((1, table.samples)))[0]
+    tau, agreed = None, 1.0
+    if table.samples >= MIN_SAMPLES and n_types > 1:
+        first, second = halves(table, seed=seed)
+        tau, agreed = float(tau_between(first, second).mean()), float(same_lowest(first, second).max())
+    if (np.abs(nfn - 1) <= half_widths).all():
+        reason = (
+            f"every type's NFN is 1 within its interval ({nfn.min():.3f} to {nfn.max():.3f}), as in an untrained "
+            "model; check that the right checkpoint was loaded"
+        )
+        return Signal(False, reason, tau)
+    if tau is not None and tau < MIN_TAU and agreed < MIN_AGREEMENT:
+        return Signal(
+            False, f"halves of the data disagree on the order of types (tau {tau:.2f}); score more data", tau
+        )
+    return Signal(True, "", tau)
+
+
+def random_half_widths(table: GainTable, seed: int = 0) -> Floats:
+    """[T] how far from 1 each type may be if the weights know nothing of the inputs, all types together."""
+    n_types = len(table.types)
+    z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / n_types)
+    by_data = types_over_samples(table, seed=seed).var(axis=0) if table.samples > 1 else np.zeros(n_types)
+    modules = np.bincount(table.type_index, minlength=n_types)
+    by_weights = np.bincount(table.type_index, weights=1 / (2 * table.out_features), minlength=n_types) / modules**2
+    return z * np.sqrt(by_data + by_weights)

@@ -1,0 +1,100 @@
+"""The numbers every statistic starts from: gains and tokens per module and sample, and what each module is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class GainTable:
+    """Totals of a scoring run, ready to be resampled.
+
+    Attributes:
+        sum_gain: [M, S] sum of the gains of the counted tokens.
+        tokens: [M, S] counted tokens.
+        baseline: [M] gain on random inputs.
+        out_features: [M] rows of the weight.
+        types: T labels, lowest NFN first.
+        type_index: [M] position of each module's type in `types`.
+        layer: [M] block index of each module, -1 outside the blocks.
+    """
+
+    sum_gain: Floats
+    tokens: Floats
+    baseline: Floats
+    out_features: Floats
+    types: tuple[str, ...]
+    type_index: NDArray[np.int64]
+    layer: NDArray[np.int64]
+
+    @classmethod
+    def make(
+        cls,
+        sum_gain: Floats,
+        tokens: Floats,
+        baseline: Floats,
+        out_features: Floats,
+        types: Sequence[str],
+        layers: Sequence[int | None],
+    ) -> GainTable:
+        """Make a table from one type label and one block index (or None) per module; types are put in order of NFN."""
+        labels = tuple(dict.fromkeys(types))
+        index = np.array([labels.index(label) for label in types], dtype=np.int64)
+        layer = np.array([-1 if value is None else value for value in layers], dtype=np.int64)
+        table = cls(sum_gain, tokens, baseline, out_features, labels, index, layer)
+        values = table.type_nfn(np.ones((1, table.samples)))[0]
+        order = sorted(range(len(labels)), key=lambda i: (values[i], labels[i]))
+        place = np.empty(len(labels), dtype=np.int64)
+        place[order] = np.arange(len(labels))
+        ranked = tuple(labels[i] for i in order)
+        return cls(sum_gain, tokens, baseline, out_features, ranked, place[index], layer)
+
+    @property
+    def samples(self) -> int:
+        """S."""
+        return self.tokens.shape[1]
+
+    def module_nfn(self, weights: Floats) -> Floats:
+        """NFN of each module when sample s counts `weights[r, s]` times: a ratio of sums, tokens count alike.
+
+        Args:
+            weights: [R, S].
+
+        Returns:
+            [R, M]; NaN where no token is left.
+        """
+        tokens = weights @ self.tokens.T
+        gain = np.divide(weights @ self.sum_gain.T, tokens, out=np.full_like(tokens, np.nan), where=tokens > 0)
+        return gain / self.baseline
+
+    def type_nfn(self, weights: Floats) -> Floats:
+        """[R, T] NFN of each type: the mean of its modules that have tokens left."""
+        # Few samples have few distinct draws: 4 have 35, of which a bootstrap takes 1000.
+        distinct, place = np.unique(weights, axis=0, return_inverse=True)
+        return self.type_means(self.module_nfn(distinct))[place.reshape(-1)]
+
+    def type_means(self, modules: Floats) -> Floats:
+        """[R, T] from [R, M]; NaN modules are left out."""
+        member = np.zeros((len(self.baseline), len(self.types)))
+        member[np.arange(len(self.baseline)), self.type_index] = 1.0
+        known = np.isfinite(modules)
+        if known.all():
+            return (modules @ member) / member.sum(axis=0)
+        counts = known.astype(np.float64) @ member
+        sums = np.where(known, modules, 0.0) @ member
+        return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+    def layer_sums(self) -> tuple[NDArray[np.int64], Floats, Floats]:
+        """Distinct layers [L], and per type and layer the sum of its modules' NFN and their number [T, L]."""
+        nfn = self.module_nfn(np.ones((1, self.samples)))[0]
+        layers, position = np.unique(self.layer, return_inverse=True)
+        sums, counts = np.zeros((len(self.types), len(layers))), np.zeros((len(self.types), len(layers)))
+        np.add.at(sums, (self.type_index, position), nfn)
+        np.add.at(counts, (self.type_index, position), 1.0)
+        return layers, sums, counts

@@ -1,0 +1,81 @@
+"""Constructed totals: tables, and scores of a toy model made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from plop_ext.scores import ScoredModule, Scores
+from plop_ext.statistics import GainTable
+
+NAMES = ("a", "b", "c", "d", "e", "f", "g")
+
+
+def table(
+    levels: Sequence[float],
+    *,
+    layers: int = 12,
+    samples: int = 32,
+    layer_sd: float = 0.0,
+    sample_sd: float = 0.02,
+    own_layer_sd: float = 0.0,
+    changes: Mapping[tuple[int, int], float] | None = None,
+    out_features: int = 4096,
+    seed: int = 0,
+) -> GainTable:
+    """One module per type and layer; `levels` are the types' NFN.
+
+    Args:
+        levels: NFN of each type.
+        layers: Layers.
+        samples: Samples of 50 to 150 tokens.
+        layer_sd: Relative scatter over layers that all types share.
+        sample_sd: Relative scatter over samples, of each module on its own.
+        own_layer_sd: Relative scatter over layers of each type on its own.
+        changes: (type, layer) to a factor.
+        out_features: Rows of every weight.
+        seed: Of everything random.
+    """
+    rng = np.random.default_rng(seed)
+    shared = 1 + layer_sd * _standard(rng, (layers,))
+    nfn = np.array(levels)[:, None] * shared * (1 + own_layer_sd * _standard(rng, (len(levels), layers)))
+    for place, factor in (changes or {}).items():
+        nfn[place] *= factor
+    tokens = rng.integers(50, 150, size=samples).astype(np.float64)
+    modules = nfn.size
+    gains = nfn.reshape(-1, 1) * (1 + sample_sd * rng.standard_normal((modules, samples)))
+    return GainTable.make(
+        gains * tokens,
+        np.tile(tokens, (modules, 1)),
+        np.ones(modules),
+        np.full(modules, float(out_features)),
+        [NAMES[t] for t in range(len(levels)) for _ in range(layers)],
+        [layer for _ in levels for layer in range(layers)],
+    )
+
+
+def scores(source: GainTable, *, data: str | None = "toy", first_id: int = 0, **model: Any) -> Scores:
+    """Scores with the totals of `source`, of square modules in float32."""
+    modules = tuple(
+        ScoredModule(f"layers.{layer}.{source.types[t]}", source.types[t], int(layer), 64, int(rows), 1.0, 8.0)
+        for t, layer, rows in zip(source.type_index, source.layer, source.out_features, strict=True)
+    )
+    totals = np.zeros((len(modules), source.samples, 5))
+    totals[:, :, 0], totals[:, :, 2] = source.sum_gain, source.tokens
+    totals[:, :, 1] = np.divide(source.sum_gain**2, source.tokens, where=source.tokens > 0, out=totals[:, :, 1])
+    provenance = {
+        "model": {"class": "Toy", "parameters": 1_000_000, "dtype": "float32", **model},
+        "data": {"name": data, "samples": source.samples},
+        "settings": {"compat": None, "mask": "attention", "baseline": "frobenius"},
+        "seconds": 1.0,
+    }
+    ids = np.arange(first_id, first_id + source.samples)
+    return Scores(modules, totals, ids, np.arange(source.samples) // 8, (), provenance)
+
+
+def _standard(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal draws with mean exactly 0 over the last axis, so that the levels are the types' NFN."""
+    values = rng.standard_normal(shape)
+    return values - values.mean(axis=-1, keepdims=True)
