@@ -66,7 +66,7 @@ def test_every_architecture_has_the_scores_of_the_model_in_memory(
     case = ARCHITECTURES[name]
     first = case.batch()
     second = {key: value.flip(0) if key == "input_ids" else value for key, value in first.items()}
-    folder = saved(case.build(), tmp_path)
+    folder = saved(case.build(), tmp_path, "5KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     streamed = quiet(plop_ext.score_streaming, str(folder), [first, second], device=device, **case.kwargs)
     assert_same(streamed, in_memory(folder, [first, second], device, **case.kwargs))
