@@ -45,11 +45,11 @@ def score(args: argparse.Namespace) -> Scores:
     from transformers import AutoTokenizer
 
     from plop_ext.data import batches
-    from plop_ext.models import _explained, _quiet
+    from plop_ext.models import explained, quiet
     from plop_ext.streaming.score import model_folder, score_streaming
 
     folder = model_folder(args.model)
-    with _quiet(), _explained(args.model, "tokenizer"):
+    with quiet(), explained(args.model, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -101,7 +101,7 @@ def peaks_line(streaming: dict[str, Any]) -> str:
 
 def dry_run(args: argparse.Namespace) -> None:
     """Print the plan. Every sample counts as `--max-length` tokens long; the data are not read."""
-    from plop_ext.models import _dtype
+    from plop_ext.models import check_dtype
     from plop_ext.streaming import memory, plan, rates, skeleton
     from plop_ext.streaming.checkpoint import Checkpoint
     from plop_ext.streaming.score import model_folder, run_device
@@ -114,7 +114,7 @@ def dry_run(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors*")) else None
     model = skeleton.build(
         folder,
-        dtype=_dtype(args.dtype),
+        dtype=check_dtype(args.dtype),
         stored=None if checkpoint is None else checkpoint.float_dtype(),
         device=device,
         include=args.include,

@@ -13,7 +13,7 @@ import torch
 from plop_ext import embedded
 from plop_ext.errors import InputError, SetupError
 from plop_ext.hub import cached_when_offline
-from plop_ext.models import _device, _dtype, _quiet
+from plop_ext.models import check_device, check_dtype, quiet
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
 from plop_ext.scores import Scores
@@ -114,7 +114,7 @@ def score_streaming(
     data = collect_batches(dataloader, max_samples, settings)
     model = skeleton.build(
         folder,
-        dtype=_dtype(dtype),
+        dtype=check_dtype(dtype),
         stored=checkpoint.float_dtype(),
         device=chosen,
         attn_implementation=attn_implementation,
@@ -159,7 +159,7 @@ def score_streaming(
         else:
             kept.start()
     store = Store(chosen, *rooms)
-    with random_state(), torch.no_grad(), one_thread(), _quiet():
+    with random_state(), torch.no_grad(), one_thread(), quiet():
         stream = Stream(model, weights, data.batches, settings, chosen, store, kept)
         with streaming(stream, store):
             outcome = stream.run(default_forward(model.model, []), finished, progress)
@@ -199,7 +199,7 @@ def score_streaming(
 
 def run_device(device: str | torch.device | None) -> torch.device:
     """The device that the user means, with its number."""
-    chosen = _device(device)
+    chosen = check_device(device)
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return chosen
@@ -207,12 +207,12 @@ def run_device(device: str | torch.device | None) -> torch.device:
 
 def model_folder(path: str) -> Path:
     """The folder of a model, downloaded if `path` is a name on the hub."""
-    from plop_ext.models import _is_model_folder
+    from plop_ext.models import is_model_folder
 
     if path == embedded.MODEL_NAME:
         return embedded.model_path()
     folder = Path(path).expanduser()
-    if _is_model_folder(path, folder):
+    if is_model_folder(path, folder):
         return folder
     from huggingface_hub import snapshot_download
 

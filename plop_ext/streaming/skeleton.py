@@ -13,7 +13,7 @@ from torch import nn
 
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, discover
-from plop_ext.models import _explained, _model_class, _quiet
+from plop_ext.models import explained, model_class, quiet
 
 ALTERNATIVE = 'load it with `device_map="auto"` and give it to `plop_ext.score` instead'
 
@@ -107,8 +107,8 @@ def _meta_model(
     from transformers.quantizers.auto import get_hf_quantizer
 
     name = str(folder)
-    with _quiet():
-        with _explained(name, "config"):
+    with quiet():
+        with explained(name, "config"):
             config = AutoConfig.from_pretrained(name)
             quantizer = None
             if getattr(config, "quantization_config", None) is not None:
@@ -123,13 +123,13 @@ def _meta_model(
             resolved = getattr(config, "dtype", None) or stored or torch.float32
         if quantizer is not None and hasattr(quantizer, "update_dtype"):
             resolved = quantizer.update_dtype(resolved)
-        cls = _model_class(config)
+        cls = model_class(config)
         make = getattr(cls, "from_config", None) or cls._from_config
         options = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        with _explained(name, "config"), init_empty_weights(include_buffers=False):
+        with explained(name, "config"), init_empty_weights(include_buffers=False):
             model = make(config, dtype=resolved, **options)
         if quantizer is not None:
-            with _explained(name, "weights"):
+            with explained(name, "weights"):
                 quantizer.preprocess_model(
                     model=model, dtype=resolved, device_map={"": device}, checkpoint_files=None, use_kernels=False
                 )
