@@ -20,6 +20,8 @@ from plop_ext.totals import TOTALS_FIELDS
 
 # Allocators keep some of what was given back, and libraries load more of their code while they run.
 _CPU_MARGIN = 192 * MIB
+# CUDA's libraries keep much more on the host, and load it when a kernel is first used.
+_HOST_MARGIN = 1024 * MIB
 _DEVICE_MARGIN = 64 * MIB
 
 
@@ -74,7 +76,7 @@ class Plan:
     def ram_least(self, device: torch.device, held: int) -> int:
         """What the RAM must offer, hidden states on disk, where the process already holds `held` bytes."""
         own = self.device_least if device.type == "cpu" else self.staging
-        return held + own + self.totals + _CPU_MARGIN
+        return held + own + self.totals + (_CPU_MARGIN if device.type == "cpu" else _HOST_MARGIN)
 
     def least(self, device: torch.device, held: int) -> int:
         """The smallest memory budget that can be kept: the larger of what the device and the RAM must offer."""

@@ -125,7 +125,8 @@ def score_streaming(
     weights = Weights(model, checkpoint)
     figures = plan.make(model, weights, [batch.extent for batch in data.batches], chosen)
     if chosen.type == "cuda":
-        torch.cuda.init()
+        square = torch.ones(64, 64, dtype=model.dtype, device=chosen)
+        (square @ square).sum().item()  # loads what CUDA keeps in RAM, which the budget has to know of
         torch.cuda.reset_peak_memory_stats(chosen)
     memory.reset_peak_rss()
     rooms = _rooms(figures, chosen, budget)
