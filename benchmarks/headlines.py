@@ -63,11 +63,33 @@ def _early_stop_headlines(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
+def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
+    settings, found = result["settings"], []
+    size = f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.0f} GB"
+    if "limit" in settings:
+        limit = f"{size}, under a hard limit of {settings['limit'] / 2**30:.0f} GiB"
+        peak = next(row["peak_rss"] for row in result["rows"] if row["case"] == "streamed")
+        return [(f"peak RAM of streaming {limit}", f"{peak / 2**30:.2f} GiB", _where(result))]
+    if settings["peak_device"] is not None:
+        what = f"peak GPU memory of streaming {size}"
+        found.append((what, f"{settings['peak_device'] / 2**30:.2f} GiB", _where(result)))
+    for row in result["rows"]:
+        if row["case"] == "streamed":
+            what = f"streaming {size} / the slowest of disk, copy and compute alone"
+            found.append((what, f"{row['of_floor']:.2f}", _where(result)))
+        elif "batches_run" in row:
+            what = f"{row['case']} / streaming {size}"
+            found.append((what, f"{row['times_streamed']:.1f}", _where(result)))
+    return found
+
+
 HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "kernel_bandwidth": _bandwidth_headlines,
     "scoring_overhead": _overhead_headlines,
     "moe_overhead": _overhead_headlines,
     "cpu_overhead": _overhead_headlines,
+    "streaming": _streaming_headlines,
+    "streaming_limit": _streaming_headlines,
     "accuracy": _accuracy_headlines,
     "time_to_placement": _placement_headlines,
     "early_stop": _early_stop_headlines,

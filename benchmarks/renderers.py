@@ -145,6 +145,61 @@ def time_to_placement(result: Result) -> str:
     return facts + table(header, rows)
 
 
+def streaming(result: Result) -> str:
+    """One row per case: what a streamed run is bound by, the run, and its rivals; or the runs under a memory limit."""
+    settings, rows = result["settings"], []
+    facts = [
+        f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.1f} GB of weights",
+        f"{settings['samples']} x {settings['tokens']} tokens in batches of {settings['batch']}",
+    ]
+    if "limit" in settings:
+        facts.append(f"limit {settings['limit'] / 2**30:.2f} GiB ({settings['enforced_by']})")
+        facts.append(f"streamed with a memory budget of {settings['memory_budget'] / 2**30:.2f} GiB")
+        facts.append("same bits as in memory" if settings["same_bits"] else "**the scores differ**")
+        facts.append("in memory the weights are a map of the files, of which the kernel drops and reads pages again")
+        for row in result["rows"]:
+            peak = f"{row['peak_rss'] / 2**30:.2f}" if "peak_rss" in row else ""
+            ended = {0: "completed", -9: "killed by the kernel"}.get(row["exit_status"], f"exit {row['exit_status']}")
+            rows.append([row["case"], ended, f"{row['seconds']:.1f}", peak])
+        return "; ".join(facts) + ".\n\n" + table(["case", "ended", "s, with start-up", "peak RAM, GiB"], rows)
+    facts.append(f"largest block {settings['block_bytes'] / 2**30:.2f} GiB")
+    facts.append(
+        f"{settings['bytes_read'] / 1e9:.1f} GB read, the page cache of the files dropped before each reading"
+    )
+    if settings["peak_device"] is not None:
+        over = settings["peak_over_two_blocks"] / 2**30
+        facts.append(f"peak GPU memory {settings['peak_device'] / 2**30:.2f} GiB, two blocks and {over:.2f} GiB")
+    facts.append(f"peak RAM {settings['peak_rss'] / 2**30:.2f} GiB")
+    for row in result["rows"]:
+        note = ""
+        if "batches_run" in row:
+            parts = [
+                f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the rest worked out from them",
+                f"loading {row['load_seconds']:.1f} s, weight norms {row['norms_seconds']:.1f} s",
+                f"scores differ by {row['difference']:.1e} at most",
+            ]
+            note = "; ".join(parts)
+        rows.append(
+            [row["case"], f"{row['seconds']:.1f}", f"{row['of_floor']:.2f}", f"{row['times_streamed']:.1f}", note]
+        )
+    header = ["case", "s", "x the slowest alone", "x streamed", "note"]
+    plans = [
+        [
+            plan["shape"],
+            f"{plan['blocks']}",
+            f"{plan['block'] / 2**30:.2f}",
+            f"{plan['device_least'] / 2**30:.1f}",
+            f"{plan['read'] / 1e9:.0f}",
+            *(f"{plan['seconds'].get(part, 0):.0f}" for part in ("disk", "copy to device", "compute")),
+        ]
+        for plan in settings["plans"]
+    ]
+    plan_header = ["plan", "blocks", "block, GiB", "least device memory, GiB", "GB read"]
+    plan_header += ["disk alone, s", "copy alone, s", "compute alone, s"]
+    text = "; ".join(facts) + ".\n\n" + table(header, rows)
+    return text + "\n\nPlans by the rates of this machine, for the same batches:\n\n" + table(plan_header, plans)
+
+
 RENDERERS = {
     "early_stop": early_stop,
     "time_to_placement": time_to_placement,
@@ -153,4 +208,5 @@ RENDERERS = {
     "cpu_overhead": overhead,
     "moe_overhead": overhead,
     "accuracy": accuracy,
+    "streaming": streaming,
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from plop_ext.scoring.collector import Collector
     from plop_ext.scoring.score import find_plop_targets, score
     from plop_ext.statistics import StopRule
+    from plop_ext.streaming.score import score_streaming
 
 _HOMES = {
     "Collector": "scoring.collector",
@@ -38,6 +39,7 @@ _HOMES = {
     "find_plop_targets": "scoring.score",
     "finetune": "finetuning.finetune",
     "score": "scoring.score",
+    "score_streaming": "streaming.score",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "find_plop_targets",
     "finetune",
     "score",
+    "score_streaming",
 ]
 
 

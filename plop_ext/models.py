@@ -61,14 +61,14 @@ def load_model(
         >>> model.training
         False
     """
-    placed = _device(device)
-    wanted = _dtype(dtype)
+    placed = check_device(device)
+    wanted = check_dtype(dtype)
     if for_training and placed.type == "cpu" and wanted == "auto":
         wanted = torch.float32
     if name_or_path == embedded.MODEL_NAME:
         return _load(name_or_path, str(embedded.model_path()), wanted, placed, attn_implementation)
     folder = Path(name_or_path).expanduser()
-    if _is_model_folder(name_or_path, folder):
+    if is_model_folder(name_or_path, folder):
         return _load(name_or_path, str(folder), wanted, placed, attn_implementation)
     with cached_when_offline() as online:
         try:
@@ -92,13 +92,13 @@ def _load(
     if device.type != "cpu":
         # Straight to the device, which quantized checkpoints require.
         options["device_map"] = {"": device}
-    with _quiet():
-        with _explained(name, "config"):
+    with quiet():
+        with explained(name, "config"):
             config = AutoConfig.from_pretrained(source)
-        with _explained(name, "tokenizer"):
+        with explained(name, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source)
-        with _explained(name, "weights"):
-            model, report = _model_class(config).from_pretrained(
+        with explained(name, "weights"):
+            model, report = model_class(config).from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -126,7 +126,7 @@ def _load(
     return model.eval(), tokenizer
 
 
-def _model_class(config: Any) -> Any:
+def model_class(config: Any) -> Any:
     """Choose the class to load a checkpoint with."""
     import transformers
 
@@ -137,7 +137,7 @@ def _model_class(config: Any) -> Any:
     return getattr(transformers, declared, transformers.AutoModel)
 
 
-def _is_model_folder(name: str, folder: Path) -> bool:
+def is_model_folder(name: str, folder: Path) -> bool:
     """Return whether `folder` holds a model; False if there is none, and `name` may be one on the hub."""
     if folder.is_file():
         raise InputError(f"`name_or_path` {name} is a file; give the folder that holds the model's config.json")
@@ -157,7 +157,7 @@ def _is_model_folder(name: str, folder: Path) -> bool:
 
 
 @contextmanager
-def _explained(name: str, part: str) -> Iterator[None]:
+def explained(name: str, part: str) -> Iterator[None]:
     """Turn any failure to load into one line."""
     try:
         yield
@@ -179,7 +179,7 @@ def _explained(name: str, part: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the progress bars and load reports of transformers: what matters in them is raised instead."""
     from transformers.utils import logging as transformers_logging
 
@@ -195,7 +195,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def check_device(device: str | torch.device | None) -> torch.device:
     """Check a device."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,7 +210,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """Check a floating-point type."""
     chosen = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if chosen != "auto" and not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):

@@ -22,6 +22,7 @@ SCRIPTS = (
     "kernel_bandwidth",
     "moe_overhead",
     "scoring_overhead",
+    "streaming",
     "time_to_placement",
 )
 

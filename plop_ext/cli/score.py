@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.cli import options
+from plop_ext.cli import options, stream
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
 
 if TYPE_CHECKING:
+    from plop_ext.scores import Scores
     from plop_ext.statistics import StopRule
 
 
@@ -42,25 +43,50 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
     parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
+    stream.add_options(parser)
     options.add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    from plop_ext.data import batches
     from plop_ext.report import plots, tables
-    from plop_ext.scoring.arguments import DEFAULT_SAMPLES
-    from plop_ext.scoring.score import score
 
+    stream.check(args)
     options.check_output(args.output)
     options.check_picture(args.heatmap)
     if args.resume and not args.output:
         raise InputError("`--resume` continues the run that was to write `--output`; name it")
-    rule = _stop_rule(args)
+    if args.dry_run:
+        stream.dry_run(args)
+        return
     journal = None if args.output is None else Path(f"{args.output}.partial")
+    scores = stream.score(args) if args.stream else _score(args, journal)
+    chosen = scores.types[:3] if scores.paper_script or scores.signal.found else ()
+    console.print(tables.scores_table(scores, chosen=chosen))
+    for line in tables.confidence_lines(scores):
+        console.print(line, highlight=False)
+    for line in tables.unscored_lines(scores):
+        console.print(line, style="dim", highlight=False)
+    if args.output:
+        scores.save(args.output)
+        if journal is not None:
+            journal.unlink(missing_ok=True)
+        console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
+    if args.heatmap:
+        plots.heatmap(scores, args.heatmap, chosen=chosen)
+        console.print(f"heatmap: {args.heatmap}", highlight=False)
+
+
+def _score(args: argparse.Namespace, journal: Path | None) -> Scores:
+    """Load the model and score it."""
+    from plop_ext.data import batches
+    from plop_ext.scoring.arguments import DEFAULT_SAMPLES
+    from plop_ext.scoring.score import score
+
+    rule = _stop_rule(args)
     model, tokenizer = options.load_model(args)
     encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)
-    scores = score(
+    return score(
         model,
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
         max_samples=None,
@@ -80,20 +106,6 @@ def run(args: argparse.Namespace) -> None:
         resume=args.resume,
         progress=not args.quiet,
     )
-    chosen = scores.types[:3] if scores.paper_script or scores.signal.found else ()
-    console.print(tables.scores_table(scores, chosen=chosen))
-    for line in tables.confidence_lines(scores):
-        console.print(line, highlight=False)
-    for line in tables.unscored_lines(scores):
-        console.print(line, style="dim", highlight=False)
-    if args.output:
-        scores.save(args.output)
-        if journal is not None:
-            journal.unlink(missing_ok=True)
-        console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
-    if args.heatmap:
-        plots.heatmap(scores, args.heatmap, chosen=chosen)
-        console.print(f"heatmap: {args.heatmap}", highlight=False)
 
 
 def _stop_rule(args: argparse.Namespace) -> StopRule | None:

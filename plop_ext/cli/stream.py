@@ -1,0 +1,171 @@
+"""`plop score --stream`: score a model block by block, or print what that would take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from plop_ext.cli import options
+from plop_ext.cli.options import console
+from plop_ext.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from plop_ext.scores import Scores
+    from plop_ext.streaming.plan import Plan
+    from plop_ext.streaming.rates import Rates
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--stream and what goes with it."""
+    group = parser.add_argument_group("models that fit neither the device nor the RAM")
+    group.add_argument("--stream", action="store_true", help="one block at a time, straight from the files")
+    group.add_argument("--memory-budget", default=None, metavar="SIZE", help="6GiB: device and RAM stay below it")
+    group.add_argument("--dry-run", action="store_true", help="print memory, bytes and time; config.json is enough")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that need `--stream`, or exclude it."""
+    for name in ("memory_budget", "dry_run"):
+        if getattr(args, name) and not args.stream:
+            raise InputError(f"`--{name.replace('_', '-')}` needs --stream")
+    if args.stream and args.compat is not None:
+        raise InputError("`--compat` scores the output head, which --stream never reads; leave one of them out")
+    if args.stream and args.stop == "settled":
+        raise InputError(
+            "`--stop` ends between batches, and --stream takes all of them through each block; see --samples"
+        )
+
+
+def score(args: argparse.Namespace) -> Scores:
+    """Score as `args` says."""
+    from transformers import AutoTokenizer
+
+    from plop_ext.data import batches
+    from plop_ext.models import explained, quiet
+    from plop_ext.streaming.score import model_folder, score_streaming
+
+    folder = model_folder(args.model)
+    with quiet(), explained(args.model, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    encoded = options.load_data(args, tokenizer, _samples(args), mask=args.mask)
+    scores = score_streaming(
+        args.model,
+        batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
+        max_samples=None,
+        mask=args.mask,
+        baseline=args.baseline,
+        probes=args.probes,
+        include=args.include,
+        exclude=args.exclude,
+        scope=args.scope,
+        token_step=args.token_step,
+        seed=args.seed,
+        dtype=args.dtype,
+        device=args.device,
+        memory_budget=args.memory_budget,
+        state=None if args.output is None else f"{args.output}.stream",
+        resume=args.resume,
+        data_name=args.data,
+        progress=not args.quiet,
+    )
+    console.print(peaks_line(scores.provenance["streaming"]), highlight=False)
+    return scores
+
+
+def _samples(args: argparse.Namespace) -> int:
+    from plop_ext.streaming.score import DEFAULT_SAMPLES
+
+    return DEFAULT_SAMPLES if args.samples is None else int(args.samples)
+
+
+def peaks_line(streaming: dict[str, Any]) -> str:
+    """What a run took, in one line."""
+    from plop_ext.streaming.memory import format_size
+
+    parts = [f"peak RAM {format_size(streaming['peak_rss'])}"]
+    if streaming["peak_device"] is not None:
+        parts.insert(0, f"peak device memory {format_size(streaming['peak_device'])}")
+    if streaming["memory_budget"] is not None:
+        parts.append(f"budget {format_size(streaming['memory_budget'])}")
+    places = [f"{format_size(size)} on {place}" for place, size in streaming["hidden_kept"].items() if size]
+    parts.append(f"hidden states: {', '.join(places)}")
+    parts.append(f"{format_size(streaming['bytes_read'])} read in {streaming['read_seconds']:.1f} s")
+    return "; ".join(parts)
+
+
+def dry_run(args: argparse.Namespace) -> None:
+    """Print the plan. Every sample counts as `--max-length` tokens long; the data are not read."""
+    from plop_ext.models import check_dtype
+    from plop_ext.streaming import memory, plan, rates, skeleton
+    from plop_ext.streaming.checkpoint import Checkpoint
+    from plop_ext.streaming.score import model_folder, run_device
+    from plop_ext.streaming.weights import Weights
+
+    samples = _samples(args)
+    if samples < 1 or args.batch_size < 1 or args.max_length < 1:
+        raise InputError("`--samples`, `--batch-size` and `--max-length` must be at least 1")
+    device, folder = run_device(args.device), model_folder(args.model)
+    checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors*")) else None
+    model = skeleton.build(
+        folder,
+        dtype=check_dtype(args.dtype),
+        stored=None if checkpoint is None else checkpoint.float_dtype(),
+        device=device,
+        include=args.include,
+        exclude=args.exclude,
+        scope=args.scope,
+    )
+    sizes = [min(args.batch_size, samples - start) for start in range(0, samples, args.batch_size)]
+    extents = [plan.Extent(size, args.max_length) for size in sizes]
+    figures = plan.make(model, None if checkpoint is None else Weights(model, checkpoint), extents, device)
+    with console.status("measuring the rates of this machine"):
+        measured = rates.measure(device, model.dtype, [] if checkpoint is None else checkpoint.files)
+    console.print(_plan_table(figures, measured, type(model.model).__name__, device))
+    if args.memory_budget is not None:
+        held = memory.rss()
+        budget = memory.parse_size(args.memory_budget, "memory_budget")
+        on_device, in_ram = figures.rooms(device, budget, held)
+        fits = "the device" if figures.hidden <= on_device else "RAM" if figures.hidden <= in_ram else "disk, in part"
+        console.print(f"budget {memory.format_size(budget)}: enough; hidden states go to {fits}", highlight=False)
+
+
+def _plan_table(figures: Plan, measured: Rates, model: str, device: torch.device) -> Table:
+    from plop_ext.streaming.memory import format_size, rss
+
+    seconds = measured.seconds(figures)
+    slowest = max(seconds, key=lambda name: seconds[name])
+    table = Table(title=f"{model} on {device.type}, streamed")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    rows = [
+        ("blocks", f"{figures.blocks}"),
+        ("largest block", format_size(figures.block)),
+        ("weights before the first block", format_size(figures.outside)),
+        ("bytes read", f"{figures.read / 1e9:.1f} GB"),
+        ("tokens, padding included", f"{figures.tokens:,}"),
+        ("hidden states of all batches", format_size(figures.hidden)),
+        ("activations of one batch, at most", format_size(figures.activations)),
+        ("least memory for weights and activations", format_size(figures.device_least)),
+        ("least memory budget, this process included", format_size(figures.least(device, rss()))),
+        ("disk read, measured", f"{measured.disk / 1e9:.2f} GB/s"),
+    ]
+    if measured.to_device is not None:
+        rows.append(("copy to device, measured", f"{measured.to_device / 1e9:.1f} GB/s"))
+    rows.append(("matrix product, measured", f"{measured.flops / 1e12:.2f} TFLOP/s"))
+    rows += [(f"{name} alone", _duration(value)) for name, value in seconds.items()]
+    rows.append(("expected time", f"{_duration(seconds[slowest])}, bound by {slowest}"))
+    for name, figure in rows:
+        table.add_row(name, figure)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

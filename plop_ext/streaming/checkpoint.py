@@ -1,0 +1,132 @@
+"""The tensors of a safetensors checkpoint: where each lies in which file. Checks the files before anything is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from plop_ext.errors import InputError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor in a file.
+
+    Attributes:
+        key: Its name in the checkpoint.
+        path: The file.
+        start: Offset of its first byte in the file.
+        n_bytes: How many bytes.
+        dtype: Its type.
+        code: The type as safetensors writes it.
+        shape: Its shape.
+    """
+
+    key: str
+    path: Path
+    start: int
+    n_bytes: int
+    dtype: torch.dtype
+    code: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """All tensors of a model folder, by their names in the files.
+
+    Args:
+        folder: Holds `model.safetensors`, or its shards and their index.
+
+    Raises:
+        InputError: If there is no such file, or a file is missing, truncated or damaged; the text names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files, listed = _files(folder)
+        self.entries: dict[str, TensorEntry] = {}
+        for path in self.files:
+            for entry in _read_header(path):
+                self.entries[entry.key] = entry
+        for key, path in listed.items():
+            if key not in self.entries:
+                raise InputError(f"`{path}` lacks {key}, which {_INDEX} says it holds; download or save it again")
+
+    def float_dtype(self) -> torch.dtype | None:
+        """The type of the first floating-point tensor."""
+        return next((entry.dtype for entry in self.entries.values() if entry.dtype.is_floating_point), None)
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The files, and which the index says each key is in."""
+    index = folder / _INDEX
+    if (folder / _SINGLE).is_file() and not index.is_file():
+        return [folder / _SINGLE], {}
+    if not index.is_file():
+        raise InputError(
+            f"`{folder}` holds neither {_SINGLE} nor {_INDEX}; streaming reads safetensors: load the model and "
+            "save it again with `save_pretrained`"
+        )
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"`{index}` is damaged; download or save it again") from error
+    listed = {key: folder / name for key, name in weight_map.items()}
+    files = sorted(set(listed.values()))
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"`{path}` is missing, which {_INDEX} lists; download or save it again")
+    return files, listed
+
+
+def _read_header(path: Path) -> Iterator[TensorEntry]:
+    """The tensors of one file, whose length has to be what its header says."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER
+        text = file.read(length) if length < _MAX_HEADER else b""
+    if len(prefix) < 8 or (length < _MAX_HEADER and len(text) < length):
+        raise InputError(f"`{path}` is truncated: it ends within its header; download or save it again")
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        spans = {key: item["data_offsets"] for key, item in header.items()}
+        end = max((span[1] for span in spans.values()), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"`{path}` is no safetensors file: its header is damaged; download it again") from error
+    if size != 8 + length + end:
+        what = "truncated" if size < 8 + length + end else "longer than it should be"
+        raise InputError(f"`{path}` is {what}: {size} bytes of {8 + length + end}; download or save it again")
+    for key, item in header.items():
+        dtype = _DTYPES.get(item["dtype"])
+        if dtype is None:
+            raise InputError(f"`{path}`: {key} has the type {item['dtype']}, which cannot be streamed")
+        start, stop = spans[key]
+        if stop - start != math.prod(item["shape"]) * dtype.itemsize:
+            raise InputError(f"`{path}`: {key} has {stop - start} bytes, its shape asks for another number")
+        yield TensorEntry(key, path, 8 + length + start, stop - start, dtype, item["dtype"], tuple(item["shape"]))

@@ -1,0 +1,83 @@
+"""How much memory there is, how much the process holds, and sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from plop_ext.errors import InputError
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+# The memory limit of the process's control group, version 2 and 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+
+
+def parse_size(size: int | str, name: str) -> int:
+    """Bytes of a size such as `6GiB`, `500MB` or a plain number of bytes.
+
+    Args:
+        size: What the user wrote.
+        name: The argument it was given for.
+
+    Raises:
+        InputError: If it is no positive size.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", str(size).lower())
+    if match is None or match[2] == "i" or float(match[1]) <= 0:
+        raise InputError(f"`{name}` must be a size such as 6GiB or 500MB, got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_size(n_bytes: float) -> str:
+    """`1.50 GiB`, or `12.0 MiB` below one."""
+    return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:.1f} MiB"
+
+
+def rss() -> int:
+    """Bytes of RAM that the process holds now."""
+    return _status("VmRSS")
+
+
+def peak_rss() -> int:
+    """Most bytes of RAM that the process has held since `reset_peak_rss`, or since its start."""
+    return _status("VmHWM")
+
+
+def reset_peak_rss() -> bool:
+    """Let `peak_rss` start again; False where the system does not offer that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def available_ram() -> int:
+    """Bytes of RAM that could be taken now: what the machine has free, or less under a control group's limit."""
+    room = [1 << 60]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        room.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    for limit, usage in zip(_LIMITS, _USAGES, strict=True):
+        try:
+            most, used = Path(limit).read_text().strip(), int(Path(usage).read_text())
+        except (OSError, ValueError):
+            continue
+        if most.isdigit():
+            room.append(max(int(most) - used, 0))
+    return min(room)
+
+
+def _status(field: str) -> int:
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines[field].split()[0]) * 1024
+    except (OSError, KeyError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

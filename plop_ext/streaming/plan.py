@@ -1,0 +1,180 @@
+"""What a streamed run takes: memory, bytes and operations, worked out before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plop_ext.errors import InputError
+from plop_ext.layers import LinearLayer
+from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.streaming.memory import MIB, format_size
+from plop_ext.streaming.reader import CHUNK, READERS
+from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
+from plop_ext.streaming.weights import Weights, parameter_bytes
+from plop_ext.totals import TOTALS_FIELDS
+
+# Allocators keep some of what was given back, and libraries load more of their code while they run.
+_CPU_MARGIN = 192 * MIB
+# CUDA's libraries keep much more on the host, and load it when a kernel is first used.
+_HOST_MARGIN = 1024 * MIB
+_DEVICE_MARGIN = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Samples and padded tokens per sample of one batch."""
+
+    samples: int
+    tokens: int
+
+    @property
+    def rows(self) -> int:
+        return self.samples * self.tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures of a run, in bytes where they are sizes.
+
+    Attributes:
+        blocks: Blocks that run.
+        block: Largest block, loaded.
+        conversion: What converting its weights takes on top while it is loaded.
+        outside: Weights before the first block; gone when the blocks start.
+        read: Read from the files in all.
+        hidden: Hidden states of all batches.
+        activations: Upper bound of what one batch has alive inside a block.
+        totals: Table of the results.
+        staging: Pinned memory between disk and device; none on a CPU.
+        flops: Floating-point operations of the matrix products.
+        tokens: Padded tokens of all batches.
+    """
+
+    blocks: int
+    block: int
+    conversion: int
+    outside: int
+    read: int
+    hidden: int
+    activations: int
+    totals: int
+    staging: int
+    flops: float
+    tokens: int
+
+    @property
+    def device_least(self) -> int:
+        """What the device must offer, hidden states elsewhere."""
+        weights = max(self.outside + self.block, 2 * self.block) + self.conversion
+        return weights + self.activations + _DEVICE_MARGIN
+
+    def ram_least(self, device: torch.device, held: int) -> int:
+        """What the RAM must offer, hidden states on disk, where the process already holds `held` bytes."""
+        own = self.device_least if device.type == "cpu" else self.staging
+        return held + own + self.totals + (_CPU_MARGIN if device.type == "cpu" else _HOST_MARGIN)
+
+    def least(self, device: torch.device, held: int) -> int:
+        """The smallest memory budget that can be kept: the larger of what the device and the RAM must offer."""
+        ram = self.ram_least(device, held)
+        return ram if device.type == "cpu" else max(ram, self.device_least)
+
+    def rooms(self, device: torch.device, budget: int, held: int) -> tuple[int, int]:
+        """Bytes of hidden states that fit the budget on the device and in RAM.
+
+        Raises:
+            InputError: If the budget is too small even with all of them on disk.
+        """
+        least = self.least(device, held)
+        if budget < least:
+            # Rounded up: another process of the same kind holds some megabytes more or less.
+            named = math.ceil(least / MIB / 32 + 0.5) * 32
+            raise InputError(
+                f"`memory_budget` of {format_size(budget)} is too small for this model and batch size; the least that "
+                f"would do is {named}MiB; smaller batches need less"
+            )
+        in_ram = budget - self.ram_least(device, held)
+        return (in_ram, 0) if device.type == "cpu" else (budget - self.device_least, in_ram)
+
+
+def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent], device: torch.device) -> Plan:
+    """Work out the figures of a run.
+
+    Args:
+        skeleton: The model.
+        weights: The checkpoint's tensors; None where there is only a configuration.
+        extents: Of each batch.
+        device: Where it will run.
+    """
+    blocks = [parameter_bytes(skeleton.blocks[index]) for index in range(skeleton.last + 1)]
+    head = _head_bytes(skeleton.model)
+    outside = parameter_bytes(skeleton.model) - parameter_bytes(skeleton.blocks) - head
+    element = skeleton.dtype.itemsize
+    rows = sum(extent.rows for extent in extents)
+    largest = max(extents, key=lambda extent: extent.rows)
+    samples = sum(extent.samples for extent in extents)
+    width, per_token = _widths(skeleton)
+    # Masks: one byte per pair of positions, and as much again in the type of the model where a kernel adds them.
+    pairs = largest.rows * largest.tokens
+    masks = pairs * (1 + element)
+    config = skeleton.model.config.get_text_config(decoder=True)
+    if getattr(config, "_attn_implementation", None) == "eager":  # scores and probabilities of every head, in float32
+        masks += pairs * int(getattr(config, "num_attention_heads", 1) or 1) * (2 * 4 + element)
+    if weights is None:
+        read, conversion, block = outside + sum(blocks), 0, max(blocks)
+    else:
+        parts = weights.blocks
+        read = weights.outside.stored_bytes + sum(part.stored_bytes for part in parts)
+        # transformers stacks and then concatenates: two copies beside the stored one.
+        conversion = 2 * max(part.largest_group for part in (*parts, weights.outside))
+        block = max(max(part.plain_bytes, size) for part, size in zip(parts, blocks, strict=True))
+    macs = sum(layer.in_features * layer.out_features * share for layer, share in _shares(skeleton))
+    return Plan(
+        blocks=len(blocks),
+        block=block,
+        conversion=conversion,
+        outside=outside,
+        read=read,
+        hidden=rows * width * element,
+        activations=largest.rows * per_token * element + masks,
+        totals=len(skeleton.found.layers) * samples * len(TOTALS_FIELDS) * 8 * 2,
+        staging=(READERS + 2) * CHUNK if device.type == "cuda" else 0,
+        flops=2.0 * macs * rows,
+        tokens=rows,
+    )
+
+
+def _widths(skeleton: Skeleton) -> tuple[int, int]:
+    """Width of the hidden state, and elements per token that a block may have alive: all inputs and outputs."""
+    config = skeleton.model.config.get_text_config(decoder=True)
+    width = int(getattr(config, "hidden_size", 0) or max(layer.in_features for layer in skeleton.found.layers))
+    per_block: dict[int | None, float] = {}
+    for layer, share in _shares(skeleton):
+        block = skeleton.block_of(layer.name)
+        per_block[block] = per_block.get(block, 0.0) + share * (layer.in_features + layer.out_features)
+    return width, int(max(per_block.values())) + 6 * width
+
+
+def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
+    """Each layer and the share of the tokens it sees: all, or, of an expert, those routed to it on average."""
+    config = skeleton.model.config.get_text_config(decoder=True)
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+
+    def share(layer: LinearLayer) -> float:
+        module: Any = layer.module
+        return chosen / module.num_experts if isinstance(layer.adapter, ExpertsAdapter) else 1.0
+
+    return [(layer, share(layer)) for layer in skeleton.found.layers]
+
+
+def _head_bytes(model: Any) -> int:
+    """Bytes of the output head that are not the embedding's."""
+    head, embedding = output_head(model), input_embedding(model)
+    if head is None:
+        return 0
+    kept = set() if embedding is None else {id(weight) for weight in embedding.parameters()}
+    return sum(weight.numel() * weight.element_size() for weight in head.parameters() if id(weight) not in kept)

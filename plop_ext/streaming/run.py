@@ -1,0 +1,267 @@
+"""Runs all batches through one block after another."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.errors import InputError
+from plop_ext.progress import progress_bar
+from plop_ext.scoring import baseline as baselines
+from plop_ext.scoring.batch import batch_size, batch_to_device, take_sample_ids, token_mask
+from plop_ext.scoring.collector import Collector
+from plop_ext.streaming.blocks import BlockLoader, LoadedBlock
+from plop_ext.streaming.plan import Extent
+from plop_ext.streaming.skeleton import Skeleton
+from plop_ext.streaming.state import State
+from plop_ext.streaming.store import Store
+from plop_ext.streaming.stubs import Calls, Result, learn_result, record
+from plop_ext.streaming.weights import Weights
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the CPU and what is counted of it.
+
+    Attributes:
+        inputs: What the model is called on.
+        samples: How many.
+        counted: [B, T] bool of the tokens that count; None: all.
+        phase: The first token read.
+        extent: Samples and tokens.
+    """
+
+    inputs: Any
+    samples: int
+    counted: Tensor | None
+    phase: int
+    extent: Extent
+
+
+@dataclass
+class Batches:
+    """All batches of a run, with the id and the batch of each sample."""
+
+    batches: list[Batch] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """What the blocks gave, layer by layer in their order."""
+
+    totals: list[Tensor] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    values: list[float] = field(default_factory=list)
+    unmasked: set[str] = field(default_factory=set)
+    unassigned: dict[str, str] = field(default_factory=dict)
+    experts_implementation: str | None = None
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Add the result of one more block."""
+        self.totals.append(result["totals"])
+        self.norms += result["norms"]
+        self.failures |= result["failures"]
+        self.values += result["values"]
+        self.unmasked |= set(result["unmasked"])
+        self.unassigned |= result["unassigned"]
+        self.experts_implementation = self.experts_implementation or result["experts_implementation"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tokens are counted and baselines made; see `plop_ext.score`."""
+
+    mask: str
+    baseline: str
+    probes: int
+    token_step: int
+    seed: int
+
+
+def collect_batches(dataloader: Iterable[Any], max_samples: int | None, settings: Settings) -> Batches:
+    """Read the batches, up to the one that completes `max_samples`."""
+    phases = random.Random(settings.seed)
+    found = Batches()
+    for number, batch in enumerate(dataloader):
+        inputs, sample_ids = take_sample_ids(batch)
+        size = batch_size(inputs)
+        counted = token_mask(inputs, settings.mask)
+        phase = phases.randrange(settings.token_step)
+        found.batches.append(Batch(inputs, size, counted, phase, _extent(inputs, size)))
+        found.ids += sample_ids if sample_ids is not None else range(len(found.ids), len(found.ids) + size)
+        found.numbers += [number] * size
+        if max_samples is not None and len(found.ids) >= max_samples:
+            break
+    if not found.batches:
+        raise InputError("`dataloader` is empty; give it at least one batch")
+    return found
+
+
+class Stream:
+    """One run.
+
+    Args:
+        skeleton: The model.
+        weights: Its checkpoint.
+        batches: The data.
+        settings: How it is scored.
+        device: Where it runs.
+        store: Keeps the hidden states.
+        state: Where finished blocks are recorded; None: nowhere.
+
+    Attributes:
+        loader: Loads the blocks.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        weights: Weights,
+        batches: Sequence[Batch],
+        settings: Settings,
+        device: torch.device,
+        store: Store,
+        state: State | None,
+    ) -> None:
+        self._skeleton = skeleton
+        self._batches = batches
+        self._settings = settings
+        self._device = device
+        self._store = store
+        self._state = state
+        self._calls: list[Calls] = []
+        self._first: LoadedBlock | None = None
+        self.loader = BlockLoader(skeleton, weights, device)
+
+    def run(self, forward: Callable[[nn.Module, Any], Any], finished: int, progress: bool) -> Outcome:
+        """Run the blocks, but not the first `finished` ones, whose results the state holds."""
+        outcome = Outcome()
+        blocks = self._skeleton.last + 1
+        with progress_bar("streaming blocks", blocks, progress) as advance:
+            for index in range(finished):
+                assert self._state is not None
+                outcome.add(self._state.result(index))
+            advance(finished)
+            if finished == blocks:
+                return outcome
+            self._record(forward)
+            if finished:
+                self._first = None
+                self._continue_from(finished - 1)
+            self.loader.drop_outside()
+            began = time.perf_counter()
+            read = self.loader.reader.bytes_read
+            for block in self._loaded(finished):
+                outcome.add(self._run_block(block))
+                done = block.index + 1 - finished
+                seconds = time.perf_counter() - began
+                tokens = sum(batch.extent.rows for batch in self._batches) * done / blocks
+                rate = (self.loader.reader.bytes_read - read) / seconds / 1e9
+                advance(1, note=f"{tokens / seconds:,.0f} tokens/s, {rate:.2f} GB/s read")
+                del block
+        return outcome
+
+    def _record(self, forward: Callable[[nn.Module, Any], Any]) -> None:
+        """Find out what each block is called with in each batch, and keep what the first is called on."""
+        model = self._skeleton.model
+        self.loader.load_outside()
+        self.loader.start(0)
+        self._first = self.loader.wait()
+        result: Result | None = None
+        for number, batch in enumerate(self._batches):
+            inputs = batch_to_device(batch.inputs, self._device)
+
+            def run(inputs: Any = inputs) -> None:
+                forward(model, inputs)
+
+            if result is None:
+                result = learn_result(run, self._skeleton, self._first.module)
+            hidden, calls = record(run, self._skeleton, result, to_the_end=number == 0)
+            self._store.put(f"arguments-{number}", calls.tensors)
+            self._store.put(f"hidden-{number}", [hidden])
+            calls.tensors = []
+            self._calls.append(calls)
+
+    def _continue_from(self, block: int) -> None:
+        """Take up what the batches carried out of `block`."""
+        assert self._state is not None
+        for number, calls in enumerate(self._calls):
+            hidden, shared = self._state.load_hidden(block, number, self._device)
+            self._store.put(f"hidden-{number}", hidden)
+            for mine, saved in zip(calls.shared, shared, strict=False):
+                mine.update(saved)
+
+    def _loaded(self, start: int) -> Iterator[LoadedBlock]:
+        """The blocks from number `start` on; while one is in use, the next is being loaded."""
+        if self._first is None:
+            self.loader.start(start)
+        for index in range(start, self._skeleton.last + 1):
+            block = self._first or self.loader.wait()
+            self._first = None
+            if index < self._skeleton.last:
+                self.loader.start(index + 1)
+            yield block
+            del block
+
+    def _run_block(self, block: LoadedBlock) -> dict[str, Any]:
+        """Run all batches through `block` and collect the totals of its layers."""
+        settings = self._settings
+        if settings.baseline == "probe":
+            values = baselines.probe_baselines(block.layers, probes=settings.probes, seed=settings.seed)
+        else:
+            values = baselines.frobenius_baselines(block.layers, block.norms.values)
+        collector = Collector(block.module, block.layers)
+        with collector:
+            for number, (batch, calls) in enumerate(zip(self._batches, self._calls, strict=True)):
+                (hidden,) = self._store.get(f"hidden-{number}")
+                arguments = self._store.get(f"arguments-{number}")
+                collector.begin(batch.samples, batch.counted, step=settings.token_step, phase=batch.phase)
+                hidden = Result.hidden(calls.call(block.module, block.index, hidden, arguments))
+                collector.end()
+                if block.index < self._skeleton.last:
+                    self._store.put(f"hidden-{number}", [hidden])
+                    if self._state is not None:
+                        self._state.save_hidden(block.index, number, [hidden], calls.shared)
+                del hidden
+        result = {
+            "totals": collector.totals(),
+            "norms": block.norms.values,
+            "failures": block.norms.failures,
+            "values": values,
+            "unmasked": sorted(collector.unmasked),
+            "unassigned": collector.unassigned,
+            "experts_implementation": collector.experts_implementation,
+        }
+        if self._state is not None:
+            self._state.finish(block.index, result)
+        return result
+
+
+@contextmanager
+def streaming(stream: Stream, store: Store) -> Iterator[None]:
+    """Give threads, buffers and temporary files back after the block."""
+    try:
+        yield
+    finally:
+        stream.loader.close()
+        store.close()
+
+
+def _extent(inputs: Any, samples: int) -> Extent:
+    """Samples and tokens of a batch: the extents of its token ids, or of its first tensor with two or more."""
+    fields = (
+        inputs if isinstance(inputs, Mapping) else dict(enumerate(inputs)) if isinstance(inputs, (tuple, list)) else {}
+    )
+    values = [fields.get("input_ids"), *fields.values(), inputs]
+    shape = next((value.shape for value in values if isinstance(value, Tensor) and value.dim() >= 2), (samples, 1))
+    return Extent(samples, int(shape[1]))

@@ -1,0 +1,235 @@
+"""`score_streaming`: the scores of a model that is never loaded whole."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plop_ext import embedded
+from plop_ext.errors import InputError, SetupError
+from plop_ext.hub import cached_when_offline
+from plop_ext.models import check_device, check_dtype, quiet
+from plop_ext.preserve import random_state
+from plop_ext.provenance import describe_model, versions
+from plop_ext.scores import Scores
+from plop_ext.scoring.arguments import check_arguments
+from plop_ext.scoring.assemble import assemble, describe_run, warn
+from plop_ext.scoring.baseline import WeightNorms
+from plop_ext.scoring.batch import default_forward
+from plop_ext.streaming import memory, plan, skeleton
+from plop_ext.streaming.checkpoint import Checkpoint
+from plop_ext.streaming.run import Settings, Stream, collect_batches, streaming
+from plop_ext.streaming.state import State, digest
+from plop_ext.streaming.store import Store
+from plop_ext.streaming.weights import Weights, one_thread
+
+logger = logging.getLogger(__name__)
+
+# All of them go through every block, so that none can be left out later, as `score` does once the types settle.
+DEFAULT_SAMPLES = 16
+# Of what is free when no budget is given.
+_SHARE = 0.8
+
+
+def score_streaming(
+    path: str,
+    dataloader: Iterable[Any],
+    *,
+    max_samples: int | None = DEFAULT_SAMPLES,
+    mask: str = "attention",
+    baseline: str = "frobenius",
+    probes: int = 256,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    scope: str = "language",
+    token_step: int = 1,
+    seed: int = 0,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+    memory_budget: int | str | None = None,
+    state: str | Path | None = None,
+    resume: bool = False,
+    data_name: str | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Score a model that fits neither the device nor the RAM: the scores of `plop_ext.score`, one block at a time.
+
+    All batches go through the embedding, then through block 0, block 1, ..., while the next block's weights are on
+    their way from the files. Resident are two blocks, one batch of activations and the totals; the hidden states
+    between blocks live on the device, in RAM or on disk. Stops after the last block that holds a layer to score; the
+    output head is never read. The whole set of batches is kept in RAM, as token ids.
+
+    Args:
+        path: Model folder with safetensors files, a name on the hub (which is downloaded), or `"plop-tiny"`.
+        dataloader: As for `score`.
+        max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 settle the order
+            of types; single modules need 64 or more.
+        mask: As for `score`.
+        baseline: As for `score`.
+        probes: As for `score`.
+        include: As for `score`; only layers of one list of blocks can be streamed.
+        exclude: As for `score`.
+        scope: As for `score`.
+        token_step: As for `score`.
+        seed: As for `score`.
+        dtype: Floating-point type of the weights: `"auto"`, the checkpoint's own; or a `torch.dtype` or its name.
+        device: Default CUDA if there is any, else the CPU.
+        attn_implementation: Attention kernel. Default the model's own choice.
+        memory_budget: Bytes, or a size such as `"6GiB"`, that neither the device's memory nor the process's RAM may
+            pass. Default: 80 % of what is free. Lower it to leave room for others: hidden states go to RAM or disk.
+        state: Folder for what is needed to continue a killed run; removed when the run is complete. Default: none is
+            kept.
+        resume: Continue the run that left `state`, at its last finished block.
+        data_name: Name of the data for the provenance.
+        progress: Show a progress bar.
+
+    Returns:
+        The scores. `provenance["streaming"]` has the plan, the measured peaks and the bytes read.
+
+    Raises:
+        InputError: If a file is missing, truncated or damaged, the model does not fit the pattern, the budget is too
+            small, or an argument is out of range.
+        SetupError: If transformers has another version than this knows, or the hub cannot be reached.
+
+    Example:
+        >>> scores = plop_ext.score_streaming("plop-tiny", dataloader, memory_budget="4GiB", device="cpu")
+        >>> scores.provenance["streaming"]["blocks"]
+        8
+    """
+    check_arguments(mask, baseline, None, max_samples, token_step, probes)
+    if resume and state is None:
+        raise InputError("`resume` needs `state`, the folder that the killed run wrote")
+    started = time.perf_counter()
+    budget = None if memory_budget is None else memory.parse_size(memory_budget, "memory_budget")
+    chosen = run_device(device)
+    folder = model_folder(path)
+    checkpoint = Checkpoint(folder)
+    settings = Settings(mask, baseline, probes, token_step, seed)
+    data = collect_batches(dataloader, max_samples, settings)
+    model = skeleton.build(
+        folder,
+        dtype=check_dtype(dtype),
+        stored=checkpoint.float_dtype(),
+        device=chosen,
+        attn_implementation=attn_implementation,
+        include=include,
+        exclude=exclude,
+        scope=scope,
+    )
+    weights = Weights(model, checkpoint)
+    figures = plan.make(model, weights, [batch.extent for batch in data.batches], chosen)
+    if chosen.type == "cuda":
+        square = torch.ones(64, 64, dtype=model.dtype, device=chosen)
+        (square @ square).sum().item()  # loads what CUDA keeps in RAM, which the budget has to know of
+        torch.cuda.reset_peak_memory_stats(chosen)
+    memory.reset_peak_rss()
+    rooms = _rooms(figures, chosen, budget)
+
+    described = {
+        "mask": mask,
+        "baseline": baseline,
+        "probes": probes if baseline == "probe" else None,
+        "include": None if include is None else list(include),
+        "exclude": list(exclude),
+        "scope": scope,
+        "max_samples": max_samples,
+        "token_step": token_step,
+        "seed": seed,
+        "compat": None,
+    }
+    kept = None
+    finished = 0
+    if state is not None:
+        identity = {
+            "checkpoint": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint.files},
+            "data": digest([batch.inputs for batch in data.batches]),
+            "settings": described,
+            "dtype": str(model.dtype),
+            "device": chosen.type,
+            "versions": dict(versions()),
+        }
+        kept = State(Path(state), identity)
+        if resume:
+            finished = kept.finished()
+        else:
+            kept.start()
+    store = Store(chosen, *rooms)
+    with random_state(), torch.no_grad(), one_thread(), quiet():
+        stream = Stream(model, weights, data.batches, settings, chosen, store, kept)
+        with streaming(stream, store):
+            outcome = stream.run(default_forward(model.model, []), finished, progress)
+    peaks = {
+        "peak_rss": memory.peak_rss(),
+        "peak_device": torch.cuda.max_memory_allocated(chosen) if chosen.type == "cuda" else None,
+    }
+    facts = {"name": data_name, "samples": len(data.ids), "hash": digest([batch.inputs for batch in data.batches])}
+    provenance = describe_run(describe_model(model.model), facts, described, outcome, chosen, started)
+    provenance["streaming"] = {
+        **vars(figures),
+        "memory_budget": budget,
+        **peaks,
+        "hidden_kept": store.most,
+        "bytes_read": stream.loader.reader.bytes_read,
+        "read_seconds": round(stream.loader.reader.seconds, 3),
+        "resumed_at": finished,
+    }
+    totals = torch.cat(outcome.totals).numpy()
+    norms = WeightNorms(outcome.norms, outcome.failures)
+    scores = assemble(model.found, outcome, totals, norms, outcome.values, data.ids, data.numbers, provenance)
+    warn(scores, outcome)
+    if budget is not None and max(peaks["peak_rss"] or 0, peaks["peak_device"] or 0) > budget:
+        logger.warning(
+            "the memory budget of %s was passed: %s of RAM, %s on the device",
+            memory.format_size(budget),
+            memory.format_size(peaks["peak_rss"] or 0),
+            memory.format_size(peaks["peak_device"] or 0),
+        )
+    if kept is not None:
+        kept.remove()
+    logger.info("scored %d modules on %d samples, block by block", len(scores.modules), len(data.ids))
+    return scores
+
+
+def run_device(device: str | torch.device | None) -> torch.device:
+    """The device that the user means, with its number."""
+    chosen = check_device(device)
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+def model_folder(path: str) -> Path:
+    """The folder of a model, downloaded if `path` is a name on the hub."""
+    from plop_ext.models import is_model_folder
+
+    if path == embedded.MODEL_NAME:
+        return embedded.model_path()
+    folder = Path(path).expanduser()
+    if is_model_folder(path, folder):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    with cached_when_offline() as online:
+        try:
+            return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"]))
+        except Exception as error:
+            where = "on the hub" if online else "in the local cache, and the hub cannot be reached"
+            raise SetupError(f"`path` {path!r} is no local folder, and not {where}; give a model's folder") from error
+
+
+def _rooms(figures: plan.Plan, device: torch.device, budget: int | None) -> tuple[int, int]:
+    """Bytes of hidden states that may be kept on the device and in RAM."""
+    held = memory.rss()
+    if budget is not None:
+        return figures.rooms(device, budget, held)
+    ram = int(memory.available_ram() * _SHARE)
+    if device.type == "cpu":
+        return ram - figures.ram_least(device, 0), 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * _SHARE) - figures.device_least, ram - figures.ram_least(device, 0)

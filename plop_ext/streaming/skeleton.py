@@ -1,0 +1,200 @@
+"""A model without weights, its repeated blocks, and the layers to score in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from plop_ext.errors import InputError
+from plop_ext.layers import Discovery, discover
+from plop_ext.models import explained, model_class, quiet
+
+ALTERNATIVE = 'load it with `device_map="auto"` and give it to `plop_ext.score` instead'
+
+# Those whose layers are whole as soon as their tensors are read, and are found before.
+_QUANTIZERS = ("bitsandbytes", "fp8")
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What is known of a model before any of its weights is read.
+
+    Attributes:
+        model: The model with its parameters on the meta device and its buffers on the CPU, in eval mode.
+        dtype: The type its floating-point weights are loaded in.
+        quantizer: What transformers loads a quantized checkpoint with; None for any other.
+        prefix: Name of the list of blocks.
+        blocks: The list itself.
+        found: The layers to score, all of them in blocks.
+        last: Index of the last block that holds one.
+    """
+
+    model: Any
+    dtype: torch.dtype
+    quantizer: Any
+    prefix: str
+    blocks: nn.ModuleList
+    found: Discovery
+    last: int
+
+    def block_of(self, name: str) -> int | None:
+        """Index of the block that a module or parameter is in."""
+        if not name.startswith(self.prefix + "."):
+            return None
+        return int(name[len(self.prefix) + 1 :].partition(".")[0])
+
+
+def build(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype,
+    stored: torch.dtype | None,
+    device: torch.device,
+    attn_implementation: str | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    scope: str = "language",
+) -> Skeleton:
+    """Build the model that `folder`'s config.json describes, without weights, and find what to score.
+
+    Args:
+        folder: Of the model.
+        dtype: `"auto"`: as config.json says, else as the checkpoint is stored.
+        stored: Type of the checkpoint's tensors, where there are any.
+        device: Where it will run.
+        attn_implementation: Attention kernel; None: the model's own choice.
+        include: As for `plop_ext.score`.
+        exclude: As for `plop_ext.score`.
+        scope: As for `plop_ext.score`.
+
+    Raises:
+        InputError: If the model cannot be built, or its layers do not sit in one list of blocks.
+    """
+    model, resolved, quantizer = _meta_model(folder, dtype, stored, device, attn_implementation)
+    with _weights_elsewhere(model):
+        found = discover(model, include=include, exclude=exclude, scope=scope)
+    lists = {layer.name: _block_list(model, layer.name) for layer in found.layers}
+    for name, prefix in lists.items():
+        if prefix is None:
+            raise InputError(f"`{name}` is in no list of repeated blocks: it cannot be streamed; {ALTERNATIVE}")
+    prefixes = sorted({prefix for prefix in lists.values() if prefix is not None})
+    if len(prefixes) > 1:
+        raise InputError(
+            f"the layers to score are in {len(prefixes)} lists of blocks ({', '.join(prefixes)}), and one can be "
+            f"streamed; choose by `include`, `exclude` or `scope`, or {ALTERNATIVE}"
+        )
+    prefix = prefixes[0]
+    blocks = model.get_submodule(prefix)
+    indices = [int(name[len(prefix) + 1 :].partition(".")[0]) for name in lists]
+    return Skeleton(model, resolved, quantizer, prefix, blocks, found, max(indices))
+
+
+def _meta_model(
+    folder: Path,
+    dtype: str | torch.dtype,
+    stored: torch.dtype | None,
+    device: torch.device,
+    attn_implementation: str | None,
+) -> tuple[Any, torch.dtype, Any]:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig
+    from transformers.quantizers.auto import get_hf_quantizer
+
+    name = str(folder)
+    with quiet():
+        with explained(name, "config"):
+            config = AutoConfig.from_pretrained(name)
+            quantizer = None
+            if getattr(config, "quantization_config", None) is not None:
+                quantizer, config, _ = get_hf_quantizer(config, None, {"": device}, True, {})
+        if quantizer is not None:
+            method = quantizer.quantization_config.quant_method
+            method = str(getattr(method, "value", method))
+            if method not in _QUANTIZERS:
+                raise InputError(f"checkpoints quantized by {method} cannot be streamed; {ALTERNATIVE}")
+        resolved = dtype
+        if not isinstance(resolved, torch.dtype):
+            resolved = getattr(config, "dtype", None) or stored or torch.float32
+        if quantizer is not None and hasattr(quantizer, "update_dtype"):
+            resolved = quantizer.update_dtype(resolved)
+        cls = model_class(config)
+        make = getattr(cls, "from_config", None) or cls._from_config
+        options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        with explained(name, "config"), init_empty_weights(include_buffers=False):
+            model = make(config, dtype=resolved, **options)
+        if quantizer is not None:
+            with explained(name, "weights"):
+                quantizer.preprocess_model(
+                    model=model, dtype=resolved, device_map={"": device}, checkpoint_files=None, use_kernels=False
+                )
+    model.tie_weights()  # moving its parameters to meta one by one has untied them
+    model.requires_grad_(False)
+    return model.eval(), resolved, quantizer
+
+
+def output_head(model: Any) -> nn.Module | None:
+    """The layer that turns hidden states into logits, if the model has one."""
+    return _asked(model, "get_output_embeddings")
+
+
+def input_embedding(model: Any) -> nn.Module | None:
+    """The table of token embeddings, if the model has one."""
+    return _asked(model, "get_input_embeddings")
+
+
+def _asked(model: Any, method: str) -> nn.Module | None:
+    try:
+        found = getattr(model, method)()
+    except (AttributeError, NotImplementedError):  # of models that are not made of tokens
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+class _Elsewhere:
+    """Says of a module what accelerate says of one that it offloads: the weights come when they are needed."""
+
+    offload = True
+
+
+@contextmanager
+def _weights_elsewhere(model: nn.Module) -> Iterator[None]:
+    """Within the block the weights on the meta device count as present, and quantized ones as quantized."""
+    modules: list[Any] = list(model.modules())
+    weights = []
+    for module in modules:
+        module._hf_hook = _Elsewhere
+        weight = module._parameters.get("weight")
+        if type(weight).__module__.startswith("bitsandbytes"):
+            weights.append((module, weight))
+            module._parameters["weight"] = _quantized_stand_in(weight)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module._hf_hook
+        for module, weight in weights:
+            module._parameters["weight"] = weight
+
+
+def _quantized_stand_in(weight: Any) -> Any:
+    """A weight of bitsandbytes with the marks of one that is quantized, which the real one gets with its values."""
+    stand_in: Any = nn.Parameter(torch.empty(weight.shape, dtype=torch.int8, device="meta"), requires_grad=False)
+    stand_in.quant_state = stand_in.SCB = _Elsewhere
+    return stand_in
+
+
+def _block_list(model: nn.Module, name: str) -> str | None:
+    """Name of the outermost list of modules that `name` is in."""
+    parts = name.split(".")
+    module: Any = model
+    for position, part in enumerate(parts):
+        if isinstance(module, nn.ModuleList):
+            return ".".join(parts[:position])
+        module = getattr(module, part, None)
+    return None

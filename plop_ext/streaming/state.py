@@ -1,0 +1,129 @@
+"""What a killed run leaves behind, so that another continues at the last finished block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plop_ext.errors import InputError
+from plop_ext.files import read_json, write_text_atomic
+from plop_ext.streaming.store import load_tensors, save_tensors
+
+FORMAT = "plop_ext.streaming"
+VERSION = 1
+_FILE = "state.json"
+
+
+class State:
+    """A folder with the hidden states after the last finished block, and the results of all finished ones.
+
+    `state.json` is written last and by rename: it never speaks of a block whose files are not whole.
+
+    Args:
+        folder: Made if it is not there.
+        identity: What must be the same for a run to be continued.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self._identity = json.loads(json.dumps(identity))
+
+    def finished(self) -> int:
+        """How many blocks are finished.
+
+        Raises:
+            InputError: If there is no state, or it is of another run.
+        """
+        if not (self.folder / _FILE).is_file():
+            raise InputError(f"`{self.folder}` holds no state of a streamed run; start without `resume`")
+        content = read_json(self.folder / _FILE, FORMAT, VERSION, "a streamed run")
+        for key, value in self._identity.items():
+            if content["identity"].get(key) != value:
+                raise InputError(
+                    f"`{self.folder}` is the state of another run: its {key} differs; start without `resume`"
+                )
+        return int(content["finished"])
+
+    def start(self) -> None:
+        """Remove what an earlier run left and make the folder.
+
+        Raises:
+            InputError: If the folder holds something else, or cannot be made.
+        """
+        if (self.folder / _FILE).is_file():
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            if any(self.folder.iterdir()):
+                raise InputError(f"`{self.folder}` is not empty and no state of a streamed run; name another folder")
+            # From here on it is ours, also if the run is killed within its first block.
+            self._declare(0)
+        except OSError as error:
+            raise InputError(f"cannot write the state folder `{self.folder}`: {error.strerror}") from error
+
+    def save_hidden(
+        self, block: int, batch: int, tensors: Sequence[Tensor], shared: Sequence[Mapping[Any, Any]]
+    ) -> None:
+        """Write what batch number `batch` carries from `block` to the next."""
+        folder = self.folder / f"hidden-{block}"
+        folder.mkdir(exist_ok=True)
+        save_tensors(folder / f"{batch}.pt", tensors)
+        if shared:
+            torch.save([dict(item) for item in shared], folder / f"{batch}-shared.pt")
+
+    def load_hidden(self, block: int, batch: int, device: torch.device) -> tuple[list[Tensor], list[dict[Any, Any]]]:
+        """Read it again."""
+        folder = self.folder / f"hidden-{block}"
+        shared = folder / f"{batch}-shared.pt"
+        return (
+            load_tensors(folder / f"{batch}.pt", device),
+            torch.load(shared, map_location=device, weights_only=True) if shared.is_file() else [],
+        )
+
+    def finish(self, block: int, result: dict[str, Any]) -> None:
+        """Declare `block` finished, whose hidden states are written."""
+        torch.save(result, self.folder / f"result-{block}.pt")
+        self._declare(block + 1)
+        shutil.rmtree(self.folder / f"hidden-{block - 1}", ignore_errors=True)
+
+    def _declare(self, finished: int) -> None:
+        content = {"format": FORMAT, "version": VERSION, "identity": self._identity, "finished": finished}
+        write_text_atomic(self.folder / _FILE, json.dumps(content, indent=1) + "\n")
+
+    def result(self, block: int) -> dict[str, Any]:
+        """What `finish` was given."""
+        return dict(torch.load(self.folder / f"result-{block}.pt", weights_only=True))
+
+    def remove(self) -> None:
+        """Remove the folder of a run that is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def digest(batches: Sequence[Any]) -> str:
+    """Fingerprint of the tensors of all batches."""
+    total = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            total.update(f"{value.dtype}{list(value.shape)}".encode())
+            total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in sorted(value):
+                total.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                add(item)
+        else:
+            total.update(repr(value).encode())
+
+    for batch in batches:
+        add(batch)
+    return total.hexdigest()

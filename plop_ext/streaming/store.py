@@ -1,0 +1,100 @@
+"""Keeps the tensors of each batch between blocks: on the device, in RAM or on disk, whichever has room."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from plop_ext.scoring.transfer import to_device
+from plop_ext.streaming.weights import tensor_bytes
+
+DEVICE, RAM, DISK = "device", "RAM", "disk"
+
+
+@dataclass
+class _Held:
+    tier: str
+    n_bytes: int
+    tensors: list[Tensor] | None
+    path: Path | None = None
+
+
+class Store:
+    """Lists of tensors by name.
+
+    Args:
+        device: Where the tensors come from and are wanted.
+        device_room: Bytes they may take there. On a CPU this is the RAM.
+        ram_room: Bytes they may take in RAM; on a CPU nothing, since that is the device.
+        folder: Where a folder for those on disk may be made; None: the system's folder for temporary files.
+
+    Attributes:
+        most: The most bytes held in each place so far.
+    """
+
+    def __init__(self, device: torch.device, device_room: int, ram_room: int, folder: Path | None = None) -> None:
+        self._device = device
+        self._room = {DEVICE: max(device_room, 0), RAM: 0 if device.type == "cpu" else max(ram_room, 0)}
+        self._used = {DEVICE: 0, RAM: 0, DISK: 0}
+        self._held: dict[str, _Held] = {}
+        self._folder = folder
+        self._files: tempfile.TemporaryDirectory[str] | None = None
+        self.most = dict(self._used)
+
+    def put(self, name: str, tensors: Sequence[Tensor]) -> None:
+        """Keep `tensors` under `name`, in place of what was there."""
+        self.drop(name)
+        n_bytes = tensor_bytes(tensors)
+        tier = next((tier for tier, room in self._room.items() if self._used[tier] + n_bytes <= room), DISK)
+        held = _Held(tier, n_bytes, list(tensors))
+        if tier == RAM:
+            held.tensors = [tensor.to("cpu") for tensor in tensors]
+        elif tier == DISK:
+            if self._files is None:
+                self._files = tempfile.TemporaryDirectory(prefix="plop-stream-", dir=self._folder)
+            held.path = Path(self._files.name) / f"{name}.pt"
+            save_tensors(held.path, tensors)
+            held.tensors = None
+        self._held[name] = held
+        self._used[tier] += n_bytes
+        self.most[tier] = max(self.most[tier], self._used[tier])
+
+    def get(self, name: str) -> list[Tensor]:
+        """What `put` kept, on the device."""
+        held = self._held[name]
+        if held.path is not None:
+            return load_tensors(held.path, self._device)
+        assert held.tensors is not None
+        return [to_device(tensor, self._device) for tensor in held.tensors]
+
+    def drop(self, name: str) -> None:
+        """Forget `name`, if it is there."""
+        held = self._held.pop(name, None)
+        if held is not None:
+            self._used[held.tier] -= held.n_bytes
+            if held.path is not None:
+                held.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Forget everything and remove the files."""
+        self._held.clear()
+        if self._files is not None:
+            self._files.cleanup()
+            self._files = None
+
+
+def save_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
+    """Write `tensors` to `path`."""
+    # A view would be written with all of its storage.
+    torch.save([tensor.to("cpu").clone(memory_format=torch.contiguous_format) for tensor in tensors], path)
+
+
+def load_tensors(path: Path, device: torch.device) -> list[Tensor]:
+    """Read what `save_tensors` wrote."""
+    tensors: list[Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return [to_device(tensor, device) for tensor in tensors]

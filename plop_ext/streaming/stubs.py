@@ -1,0 +1,264 @@
+"""Learns what each block is called with: recorders in place of the blocks, and one run of the rest of the model.
+
+Blocks of one model get different arguments (masks, positions, per-layer inputs), so all are recorded. The model fits
+the pattern if every block is called once, in order, on exactly what the block before it returned; whatever else a
+model does between its blocks shows here and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from plop_ext.errors import InputError
+from plop_ext.streaming.skeleton import ALTERNATIVE, Skeleton, output_head
+
+_HIDDEN = "hidden_states"
+_MORE = "its blocks hand on more than a hidden state"
+
+
+class _Stop(Exception):
+    """The last block of interest was reached."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Stands for tensor number `index` of a batch."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Stands for mutable object number `index` of a batch."""
+
+    index: int
+
+
+class _Rest:
+    """Stands for what a block returns beside its hidden state: no later block may ask for it."""
+
+
+class _Here:
+    """Stands for the hidden state that a block is called on."""
+
+
+@dataclass
+class Calls:
+    """The calls of all blocks in one batch.
+
+    Attributes:
+        tensors: The tensors among the arguments, each once however many blocks share it.
+        arguments: (args, kwargs) of each block, with stand-ins for tensors.
+        shared: Mutable objects that blocks hand on to each other: what one writes, a later one reads.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    arguments: list[tuple[Any, Any]] = field(default_factory=list)
+    shared: list[MutableMapping[Any, Any]] = field(default_factory=list)
+
+    def call(self, block: nn.Module, index: int, hidden: Tensor, tensors: Sequence[Tensor]) -> Any:
+        """Run `block`, which is number `index`, on `hidden`."""
+
+        def restored(value: Any) -> Any:
+            if isinstance(value, _Kept):
+                return tensors[value.index]
+            if isinstance(value, _Shared):
+                return self.shared[value.index]
+            if isinstance(value, _Here):
+                return hidden
+            return _rebuilt(value, restored)
+
+        args, kwargs = self.arguments[index]
+        return block(*restored(args), **restored(kwargs))
+
+
+def record(
+    run: Callable[[], object], skeleton: Skeleton, result: Result, *, to_the_end: bool = False
+) -> tuple[Tensor, Calls]:
+    """Run the model on one batch with recorders for blocks.
+
+    Args:
+        run: Calls the model.
+        skeleton: The model; what comes before its blocks has its weights.
+        result: How its blocks return.
+        to_the_end: Go on after the last block that is wanted, up to the output head, to see whether the model comes
+            back to a block (ALBERT runs one of them many times).
+
+    Returns:
+        What the first block is called on, and the calls.
+
+    Raises:
+        InputError: If the model does not fit the pattern.
+    """
+    recorder = _Recorder(skeleton, result, to_the_end)
+    real = list(skeleton.blocks)
+    head = output_head(skeleton.model)
+    handle = None if head is None else head.register_forward_pre_hook(_stop)
+    try:
+        for index, block in enumerate(real):
+            skeleton.blocks[index] = _Stub(block, index, recorder)
+        run()
+    except _Stop:
+        pass
+    except InputError:
+        raise
+    except Exception as error:
+        # What comes after the blocks lacks its weights, or what blocks that are none have not given it.
+        if not recorder.done:
+            if any(isinstance(item, _Rest) for item in result.rest) and isinstance(error, (AttributeError, TypeError)):
+                raise _unfit(skeleton, _MORE) from error
+            raise
+    finally:
+        if handle is not None:
+            handle.remove()
+        for index, block in enumerate(real):
+            skeleton.blocks[index] = block
+    if len(recorder.calls.arguments) <= skeleton.last or recorder.first is None:
+        raise _unfit(skeleton, f"block {len(recorder.calls.arguments)} of {len(real)} is never called")
+    return recorder.first, recorder.calls
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a block returns its hidden state: alone, or first of a tuple or list."""
+
+    container: type | None = None
+    rest: tuple[Any, ...] = ()
+
+    def wrap(self, hidden: Tensor) -> Any:
+        """What a block would return."""
+        return hidden if self.container is None else self.container((hidden, *self.rest))
+
+    @staticmethod
+    def hidden(output: Any) -> Tensor:
+        """The hidden state among what a block returned."""
+        return output if isinstance(output, Tensor) else output[0]
+
+
+def learn_result(run: Callable[[], object], skeleton: Skeleton, first: nn.Module) -> Result:
+    """Run the model up to its first block, which is loaded, to see how a block returns."""
+    outputs: list[Any] = []
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output)
+        raise _Stop
+
+    real = skeleton.blocks[0]
+    skeleton.blocks[0] = first
+    handle = first.register_forward_hook(stop)
+    try:
+        run()
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+        skeleton.blocks[0] = real
+    if not outputs:
+        raise _unfit(skeleton, "its first block is never called")
+    output = outputs[0]
+    if isinstance(output, Tensor):
+        return Result()
+    if not isinstance(output, (tuple, list)) or not output or not isinstance(output[0], Tensor):
+        raise _unfit(skeleton, f"its blocks return {type(output).__name__}, not a hidden state")
+    rest = (item if item is None or isinstance(item, (bool, int, float)) else _Rest() for item in output[1:])
+    return Result(type(output), tuple(rest))
+
+
+def _stop(module: nn.Module, args: Any) -> None:
+    raise _Stop
+
+
+class _Recorder:
+    def __init__(self, skeleton: Skeleton, result: Result, to_the_end: bool) -> None:
+        self.skeleton = skeleton
+        self.to_the_end = to_the_end
+        self.done = False
+        self.result = result
+        self.calls = Calls()
+        self.first: Tensor | None = None
+        self._last: Tensor | None = None
+        self._places: dict[int, int] = {}
+
+    def called(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.done:
+            if index <= self.skeleton.last:
+                raise _unfit(self.skeleton, f"block {index} is called more than once")
+            return self.result.wrap(args[0] if args else kwargs[_HIDDEN])
+        expected = len(self.calls.arguments)
+        if index != expected:
+            raise _unfit(self.skeleton, f"its blocks are not called once each in order: {index} instead of {expected}")
+        hidden = args[0] if args else kwargs.get(_HIDDEN)
+        if not isinstance(hidden, Tensor):
+            raise _unfit(self.skeleton, "its blocks are not called on a hidden state")
+        if self._last is not None and hidden is not self._last:
+            raise _unfit(self.skeleton, f"it changes the hidden state between blocks {index - 1} and {index}")
+        self.first = hidden if self.first is None else self.first
+        kept = tuple(self._stripped(value) for value in args[1:])
+        named = {name: self._stripped(value) for name, value in kwargs.items() if args or name != _HIDDEN}
+        if any(value is hidden for value in self.calls.tensors):
+            raise _unfit(self.skeleton, "its blocks get the hidden state twice, of which one may be an earlier one")
+        if args:
+            self.calls.arguments.append(((_Here(), *kept), named))
+        else:
+            self.calls.arguments.append(((), {**named, _HIDDEN: _Here()}))
+        self.done = index == self.skeleton.last
+        if self.done and not self.to_the_end:
+            raise _Stop
+        self._last = hidden
+        return self.result.wrap(hidden)
+
+    def _stripped(self, value: Any) -> Any:
+        """`value` with stand-ins for its tensors."""
+        if isinstance(value, Tensor):
+            if id(value) not in self._places:
+                self._places[id(value)] = len(self.calls.tensors)
+                self.calls.tensors.append(value)
+            return _Kept(self._places[id(value)])
+        if isinstance(value, _Rest):
+            raise _unfit(self.skeleton, _MORE)
+        if isinstance(value, MutableMapping) and not value:
+            known = next((i for i, item in enumerate(self.calls.shared) if item is value), None)
+            if known is None:
+                known = len(self.calls.shared)
+                self.calls.shared.append(value)
+            return _Shared(known)
+        return _rebuilt(value, self._stripped)
+
+
+class _Stub(nn.Module):
+    """Takes a block's place, returns the hidden state as it is, and answers for the block's attributes."""
+
+    def __init__(self, real: nn.Module, index: int, recorder: _Recorder) -> None:
+        super().__init__()
+        self.__dict__["_real"] = real
+        self.index = index
+        self.recorder = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_real"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.recorder.called(self.index, args, kwargs)
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A tuple, list or filled dict with changed items; anything else, and an empty dict, as it is."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(change(item) for item in value))
+    if type(value) in (tuple, list):
+        return type(value)(change(item) for item in value)
+    if type(value) is dict and value:
+        return {key: change(item) for key, item in value.items()}
+    return value
+
+
+def _unfit(skeleton: Skeleton, reason: str) -> InputError:
+    name = type(skeleton.model).__name__
+    return InputError(f"{name} cannot be streamed: {reason}; {ALTERNATIVE}")

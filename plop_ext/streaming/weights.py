@@ -1,0 +1,266 @@
+"""Which tensors of a checkpoint each block needs, and how they become the parameters of a module.
+
+Names and layouts in files differ from the model's (experts one by one, old prefixes, quantized parts). transformers
+knows how to convert them; its loader takes any subset of the tensors. Those functions are no public interface of it:
+`_loading` is the one place that touches them, and says so where they have changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.errors import InputError, SetupError
+from plop_ext.streaming.checkpoint import Checkpoint, TensorEntry
+from plop_ext.streaming.reader import buffer_size
+from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
+
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
+
+
+@dataclass
+class Part:
+    """The tensors of one block, or of all that is outside of the blocks.
+
+    Attributes:
+        plain: Tensors that are parameters as they are stored.
+        groups: Tensors that are converted, by the parameter that they become the first of.
+    """
+
+    plain: list[TensorEntry] = field(default_factory=list)
+    groups: dict[str, list[TensorEntry]] = field(default_factory=dict)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes read from the files."""
+        return sum(entry.n_bytes for entry in self.all)
+
+    @property
+    def plain_bytes(self) -> int:
+        """Size of the buffer that the plain tensors take."""
+        return buffer_size(self.plain)
+
+    @property
+    def largest_group(self) -> int:
+        """Bytes of the largest group."""
+        return max((buffer_size(group) for group in self.groups.values()), default=0)
+
+    @property
+    def all(self) -> list[TensorEntry]:
+        """All its tensors."""
+        return [*self.plain, *(entry for group in self.groups.values() for entry in group)]
+
+
+class Weights:
+    """The tensors of a checkpoint, sorted by block.
+
+    Args:
+        skeleton: The model.
+        checkpoint: Its files.
+
+    Attributes:
+        blocks: What each block needs, up to the last one to score.
+        outside: What the model needs before its first block, or after its last; never the output head.
+
+    Raises:
+        InputError: If the checkpoint lacks weights.
+    """
+
+    def __init__(self, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
+        self._skeleton = skeleton
+        self._loading = _Loading(skeleton)
+        self.blocks = [Part() for _ in range(skeleton.last + 1)]
+        self.outside = Part()
+        covered: set[str] = set()
+        head, embedding = _head_and_embedding(skeleton.model)
+        heads: list[TensorEntry] = []
+        for entry in checkpoint.entries.values():
+            target, targets, converted = self._loading.target(entry.key)
+            if target is None:
+                continue
+            covered.update(targets)
+            if target in head:
+                heads.append(entry)
+                continue
+            block = skeleton.block_of(target)
+            if block is not None and block > skeleton.last:
+                continue
+            part = self.outside if block is None else self.blocks[block]
+            if converted:
+                part.groups.setdefault(target, []).append(entry)
+            else:
+                part.plain.append(entry)
+        if heads and embedding not in covered:  # the shared matrix is stored under the head's name only
+            self.outside.plain += heads
+        self._refuse_missing(covered, head)
+
+    def place(self, tensors: Mapping[str, Tensor], codes: Mapping[str, str]) -> None:
+        """Put tensors of the checkpoint into the model as its parameters, on their own device."""
+        self._loading.load(tensors, codes)
+
+    def block_bytes(self, index: int) -> int:
+        """Memory that block `index` takes once it is loaded."""
+        return parameter_bytes(self._skeleton.blocks[index])
+
+    def _refuse_missing(self, covered: set[str], head: set[str]) -> None:
+        model, skeleton = self._skeleton.model, self._skeleton
+        aliases: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if parameter.device.type == "meta":
+                aliases.setdefault(id(parameter), []).append(name)
+        missing = []
+        for names in aliases.values():
+            block = skeleton.block_of(names[0])
+            wanted = not head.issuperset(names) and (block is None or block <= skeleton.last)
+            if wanted and covered.isdisjoint(names):
+                missing.append(names[0])
+        if missing:
+            raise InputError(
+                f"the checkpoint lacks {len(missing)} of the weights of {type(model).__name__}, such as {missing[0]}; "
+                "download or save it again"
+            )
+
+
+class _Loading:
+    """transformers' own conversion of checkpoint names and tensors."""
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        try:
+            from transformers.conversion_mapping import get_model_conversion_mapping
+            from transformers.core_model_loading import (
+                WeightConverter,
+                WeightRenaming,
+                convert_and_load_state_dict_in_model,
+                rename_source_key,
+            )
+            from transformers.modeling_utils import LoadStateDictConfig
+
+            expected = {"model", "state_dict", "load_config"}
+            if not expected <= inspect.signature(convert_and_load_state_dict_in_model).parameters.keys():
+                raise ImportError("convert_and_load_state_dict_in_model has other parameters")
+        except ImportError as error:
+            import transformers
+
+            raise SetupError(
+                f"streaming does not know how transformers {transformers.__version__} converts checkpoints ({error}); "
+                "install transformers 5.17 to 5.24"
+            ) from error
+        self._skeleton = skeleton
+        self._model = skeleton.model
+        self._config = LoadStateDictConfig
+        self._convert = convert_and_load_state_dict_in_model
+        self._rename = rename_source_key
+        self._new_mapping = lambda: get_model_conversion_mapping(self._model, hf_quantizer=skeleton.quantizer)
+        mapping = self._new_mapping()
+        self._renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
+        self._converters = [item for item in mapping if isinstance(item, WeightConverter)]
+        self._names = self._model.state_dict()
+        self._dtype_plan = self._model._get_dtype_plan(skeleton.dtype)
+
+    def target(self, key: str) -> tuple[str | None, list[str], bool]:
+        """The first parameter that a stored tensor becomes (part of), all of them, and whether it is converted."""
+        prefix, names = self._model.base_model_prefix, self._names
+        target, pattern = self._rename(key, self._renamings, self._converters, prefix, names)
+        if target not in names and key in names:
+            target, pattern = self._rename(key, [], [], prefix, names)
+        if target not in names:
+            return None, [], False
+        targets = [target]
+        if pattern is not None:
+            converter = next(item for item in self._converters if pattern in item.source_patterns)
+            first, *others = converter.target_patterns
+            targets += [target.replace(first, other) for other in others]
+        return target, targets, pattern is not None
+
+    def load(self, tensors: Mapping[str, Tensor], codes: Mapping[str, str]) -> None:
+        device = next(iter(tensors.values())).device
+        config = self._config(
+            device_map={"": device},
+            dtype=self._skeleton.dtype,
+            dtype_plan=self._dtype_plan,
+            hf_quantizer=self._skeleton.quantizer,
+            weight_mapping=self._new_mapping(),
+        )
+        state = {key: _Slice(tensor, codes[key]) for key, tensor in tensors.items()}
+        info, _ = self._convert(model=self._model, state_dict=state, load_config=config)
+        if info.mismatched_keys:
+            key, found, wanted = sorted(info.mismatched_keys)[0]
+            raise InputError(
+                f"the checkpoint holds {key} as {tuple(found)}, and config.json asks for {tuple(wanted)}; "
+                "download or save it again"
+            )
+        if info.conversion_errors:
+            key, text = next(iter(info.conversion_errors.items()))
+            last = text.strip().splitlines()[-1]
+            raise InputError(f"transformers cannot convert the checkpoint's weights for {key}: {last}")
+
+
+class _Slice:
+    """A tensor that answers as a slice of a safetensors file does."""
+
+    def __init__(self, tensor: Tensor, code: str) -> None:
+        self._tensor = tensor
+        self._code = code
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._tensor[index]
+
+    def get_dtype(self) -> str:
+        return self._code
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context transformers converts on the calling thread, which alone is on the right stream."""
+    before = os.environ.get(_NO_THREADS)
+    os.environ[_NO_THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_THREADS]
+        else:
+            os.environ[_NO_THREADS] = before
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Memory of the parameters of a module."""
+    return tensor_bytes(module.parameters())
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Memory of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def meta_left(module: nn.Module) -> str | None:
+    """Name of a parameter without values."""
+    return next((name for name, value in module.named_parameters() if value.device.type == "meta"), None)
+
+
+def _head_and_embedding(model: Any) -> tuple[set[str], str]:
+    """Parameter names of the output head, and the name of the embedding's matrix."""
+    head, embedding = output_head(model), input_embedding(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    head_name = names.get(id(head))
+    embedding_name = names.get(id(embedding), "")
+    parameters = {f"{head_name}.{name}" for name, _ in head.named_parameters()} if head is not None else set()
+    return parameters, f"{embedding_name}.weight"
+
+
+def on_device(module: nn.Module, device: torch.device) -> None:
+    """Move the buffers that have values to `device`, in place."""
+    for child in module.modules():
+        for name, buffer in child._buffers.items():
+            if buffer is not None and buffer.device.type not in ("meta", device.type):
+                child._buffers[name] = buffer.to(device)
