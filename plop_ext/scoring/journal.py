@@ -170,6 +170,11 @@ def digest(batch: Any) -> str:
     return state.hexdigest()
 
 
+def data_hash(digests: Sequence[str]) -> str:
+    """A fingerprint of all batches of a run, from that of each."""
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
 def on_host(batch: Any) -> bool:
     """Whether a fingerprint of the batch costs no wait for a device."""
     if isinstance(batch, Tensor):

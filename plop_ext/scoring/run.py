@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from torch import nn
 
 from plop_ext.scoring.batch import batch_size, batch_to_device, input_device, take_sample_ids, token_mask
 from plop_ext.scoring.collector import Collector
-from plop_ext.scoring.journal import Journal, Record, digest, on_host
+from plop_ext.scoring.journal import Journal, Record, data_hash, digest, on_host
 from plop_ext.scoring.stopping import StopWatch
 
 
@@ -31,9 +30,7 @@ class Samples:
     @property
     def fingerprint(self) -> str | None:
         """Of all inputs in the order of the run; None if some of them never were on the host."""
-        if "" in self.digests:
-            return None
-        return hashlib.blake2b("".join(self.digests).encode(), digest_size=16).hexdigest()
+        return None if "" in self.digests else data_hash(self.digests)
 
     def add(self, number: int, record: Record) -> None:
         """Add a batch."""

@@ -168,7 +168,8 @@ def score_streaming(
         "peak_rss": memory.peak_rss(),
         "peak_device": torch.cuda.max_memory_allocated(chosen) if chosen.type == "cuda" else None,
     }
-    facts = {"name": data_name, "samples": len(data.ids), "hash": digest([batch.inputs for batch in data.batches])}
+    fingerprint = data_hash([digest(batch.inputs) for batch in data.batches])
+    facts = {"name": data_name, "samples": len(data.ids), "hash": fingerprint}
     provenance = describe_run(describe_model(model.model), facts, described, outcome, chosen, started)
     provenance["streaming"] = {
         **vars(figures),
