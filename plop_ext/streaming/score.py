@@ -24,7 +24,7 @@ from plop_ext.scoring.batch import default_forward
 from plop_ext.streaming import memory, plan, skeleton
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Settings, Stream, collect_batches, streaming
-from plop_ext.streaming.state import State, digest
+from plop_ext.streaming.state import State, data_hash, digest
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights, one_thread
 
