@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import zlib
@@ -14,9 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from plop_ext.errors import InputError
 
@@ -161,40 +158,6 @@ class Journal:
                 )
         if not np.allclose(header["baseline"], self._baseline, rtol=_BASELINE_TOLERANCE, atol=0):
             raise InputError(f"`{self._path}` is of another checkpoint: its weights differ; delete it and start anew")
-
-
-def digest(batch: Any) -> str:
-    """A fingerprint of all tensors in a batch."""
-    state = hashlib.blake2b(digest_size=16)
-    _hash(batch, state)
-    return state.hexdigest()
-
-
-def data_hash(digests: Sequence[str]) -> str:
-    """A fingerprint of all batches of a run, from that of each."""
-    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
-
-
-def on_host(batch: Any) -> bool:
-    """Whether a fingerprint of the batch costs no wait for a device."""
-    if isinstance(batch, Tensor):
-        return batch.device.type == "cpu" and batch.layout == torch.strided
-    if isinstance(batch, Mapping):
-        return all(map(on_host, batch.values()))
-    return not isinstance(batch, (tuple, list)) or all(map(on_host, batch))
-
-
-def _hash(value: Any, state: Any) -> None:
-    if isinstance(value, Tensor):
-        state.update(f"{value.dtype}{list(value.shape)}".encode())
-        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            state.update(str(key).encode())
-            _hash(value[key], state)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _hash(item, state)
 
 
 def _decode(line: Mapping[str, Any]) -> Record:

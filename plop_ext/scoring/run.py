@@ -14,7 +14,8 @@ from torch import nn
 
 from plop_ext.scoring.batch import batch_size, batch_to_device, input_device, take_sample_ids, token_mask
 from plop_ext.scoring.collector import Collector
-from plop_ext.scoring.journal import Journal, Record, data_hash, digest, on_host
+from plop_ext.scoring.digest import data_hash, digest, on_host
+from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
 
 

@@ -21,10 +21,11 @@ from plop_ext.scoring.arguments import check_arguments
 from plop_ext.scoring.assemble import assemble, describe_run, warn
 from plop_ext.scoring.baseline import WeightNorms
 from plop_ext.scoring.batch import default_forward
+from plop_ext.scoring.digest import data_hash, digest
 from plop_ext.streaming import memory, plan, skeleton
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Settings, Stream, collect_batches, streaming
-from plop_ext.streaming.state import State, data_hash, digest
+from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights, one_thread
 
@@ -143,12 +144,13 @@ def score_streaming(
         "seed": seed,
         "compat": None,
     }
+    fingerprint = data_hash([digest(batch.inputs) for batch in data.batches])
     kept = None
     finished = 0
     if state is not None:
         identity = {
             "checkpoint": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint.files},
-            "data": digest([batch.inputs for batch in data.batches]),
+            "data": fingerprint,
             "settings": described,
             "dtype": str(model.dtype),
             "device": chosen.type,
@@ -168,7 +170,6 @@ def score_streaming(
         "peak_rss": memory.peak_rss(),
         "peak_device": torch.cuda.max_memory_allocated(chosen) if chosen.type == "cuda" else None,
     }
-    fingerprint = data_hash([digest(batch.inputs) for batch in data.batches])
     facts = {"name": data_name, "samples": len(data.ids), "hash": fingerprint}
     provenance = describe_run(describe_model(model.model), facts, described, outcome, chosen, started)
     provenance["streaming"] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -104,26 +103,3 @@ class State:
     def remove(self) -> None:
         """Remove the folder of a run that is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def digest(batches: Sequence[Any]) -> str:
-    """Fingerprint of the tensors of all batches."""
-    total = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            total.update(f"{value.dtype}{list(value.shape)}".encode())
-            total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in sorted(value):
-                total.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                add(item)
-        else:
-            total.update(repr(value).encode())
-
-    for batch in batches:
-        add(batch)
-    return total.hexdigest()

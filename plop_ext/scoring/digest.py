@@ -1,0 +1,44 @@
+"""Fingerprints of data, by which a resumed run knows its batches and scores say what they were measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def digest(batch: Any) -> str:
+    """A fingerprint of all tensors in a batch."""
+    state = hashlib.blake2b(digest_size=16)
+    _hash(batch, state)
+    return state.hexdigest()
+
+
+def data_hash(digests: Sequence[str]) -> str:
+    """A fingerprint of all batches of a run, from that of each."""
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def on_host(batch: Any) -> bool:
+    """Whether a fingerprint of the batch costs no wait for a device."""
+    if isinstance(batch, Tensor):
+        return batch.device.type == "cpu" and batch.layout == torch.strided
+    if isinstance(batch, Mapping):
+        return all(map(on_host, batch.values()))
+    return not isinstance(batch, (tuple, list)) or all(map(on_host, batch))
+
+
+def _hash(value: Any, state: Any) -> None:
+    if isinstance(value, Tensor):
+        state.update(f"{value.dtype}{list(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            state.update(str(key).encode())
+            _hash(value[key], state)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _hash(item, state)
