@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
     parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
     options.add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, words={"types": "--settle-types", "modules": "--settle-modules"})
 
 
 def run(args: argparse.Namespace) -> None:
