@@ -75,7 +75,7 @@ def test_place_within_budgets(saved: str, tmp_path: Path, capsys: pytest.Capture
     assert placement.cost("float32", 1, 128).total_bytes <= 40 * 2**20 and placement.ranks
     assert "trainable parameters at ranks" in capsys.readouterr().out
     assert main(["place", saved, "--rank", "4"]) == 0
-    assert "at r=4" in capsys.readouterr().out
+    assert "at r=4" in capsys.readouterr().err
 
 
 def test_finetune_takes_the_ranks_of_the_placement(tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_finetune_takes_the_ranks_of_the_placement(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([*SCORE, "--stop", "soon"], "`--stop` must be settled or none"),
-        ([*SCORE, "--settle-types", "0"], "`types` of the stop rule"),
-        ([*SCORE, "--stop", "settled", "--compat", "paper-script"], "`stop` has no meaning with `compat`"),
+        ([*SCORE, "--settle-types", "0"], "`--settle-types` of the stop rule"),
+        ([*SCORE, "--stop", "settled", "--compat", "paper-script"], "`--stop` has no meaning with `--compat`"),
         (["place", "{saved}", "--max-params", "much"], "`--max-params` must be a count"),
         (["place", "{saved}", "--max-memory", "xGiB"], "`--max-memory` must be a count"),
         (["place", "{saved}", "--max-params", "5"], "nothing fits 5 parameters"),
-        (["place", "{saved}", "--ranks", "equal"], "`ranks` must be None or 'inverse-nfn'"),
+        (["place", "{saved}", "--ranks", "equal"], "`--ranks` must be None or 'inverse-nfn'"),
         (["place", "{saved}", "--rank", "0"], "`--rank` must be at least 1"),
     ],
 )

@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.set_defaults(words=None)
     args = parser.parse_args(arguments)
 
-    logging.basicConfig(level=logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Formatter("plop: %(message)s"))
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("plop: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     warnings.showwarning = _show_warning
     try:
         return int(args.run(args) or 0)

@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
     stream.add_options(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, words={"types": "--settle-types", "modules": "--settle-modules"})
 
 
 def run(args: argparse.Namespace) -> None:
