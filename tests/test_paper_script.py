@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import plop_ext
 from plop_ext import Scores
-from plop_ext.paper_script import PAPER_GROUPS
+from plop_ext.scores.paper_script import PAPER_GROUPS
 from tests import tiny_models
 from tests.tiny_models import Plain, token_batch
 

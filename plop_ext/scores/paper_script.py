@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from plop_ext.errors import InputError
 
 if TYPE_CHECKING:
-    from plop_ext.scores import ScoredModule, Scores
+    from plop_ext.scores.scores import ScoredModule, Scores
 
 # The published script's list, matched as substrings of module names.
 PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")

@@ -10,7 +10,7 @@ import numpy as np
 from plop_ext.errors import InputError
 
 if TYPE_CHECKING:
-    from plop_ext.scores import Scores
+    from plop_ext.scores.scores import Scores
 
 # What two runs must share to be one statistic. The cap, the stop rule and the seed of the token phase need not agree.
 SETTINGS = ("mask", "baseline", "probes", "include", "exclude", "compat")
@@ -20,7 +20,7 @@ _BASELINE_TOLERANCE = 1e-4
 
 def merge(parts: Sequence[Scores]) -> Scores:
     """Add runs; see `Scores.merge`."""
-    from plop_ext.scores import Scores
+    from plop_ext.scores.scores import Scores
 
     if not parts:
         raise InputError("`merge` got no scores; give at least one")

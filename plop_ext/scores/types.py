@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plop_ext import paper_script
 from plop_ext.module_types import family
+from plop_ext.scores import paper_script
 
 if TYPE_CHECKING:
-    from plop_ext.scores import Scores
+    from plop_ext.scores.scores import Scores
 
 
 @dataclass(frozen=True)

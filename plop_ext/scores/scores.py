@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plop_ext import paper_script
 from plop_ext.errors import InputError
-from plop_ext.frozen import freeze
-from plop_ext.sample_scores import SampleScores, token_moments
+from plop_ext.scores import paper_script
+from plop_ext.scores.frozen import freeze
+from plop_ext.scores.samples import SampleScores, token_moments
+from plop_ext.scores.types import TypeScore, by_type
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
-from plop_ext.type_scores import TypeScore, by_type
 from plop_ext.unscored import UnscoredModule
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Scores:
         Raises:
             InputError: If models or settings differ, or a sample is in two of them; the error names it.
         """
-        from plop_ext.merging import merge
+        from plop_ext.scores.merging import merge
 
         return merge(parts)
 
@@ -271,7 +271,7 @@ class Scores:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON to `path`, whole or not at all: totals, scores by type, statistics, provenance."""
-        from plop_ext.scores_file import write
+        from plop_ext.scores.file import write
 
         write(self, path)
 
@@ -282,6 +282,6 @@ class Scores:
         Raises:
             InputError: If the file is missing, is no scores file, or has another version.
         """
-        from plop_ext.scores_file import read
+        from plop_ext.scores.file import read
 
         return read(path)
