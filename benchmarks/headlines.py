@@ -14,15 +14,22 @@ def _where(result: Result) -> str:
 
 
 def _bandwidth_headlines(result: Result) -> list[tuple[str, str, str]]:
-    shares = [
-        row["of_copy"]
-        for row in result["rows"]
-        if row["candidate"] == "plop_ext" and row["dtype"] == "bf16" and row["mib"] >= 256
-    ]
-    if not shares:
-        return []
-    text = f"{min(shares):.2f} to {max(shares):.2f}"
-    return [("kernel's read bandwidth / the device's copy bandwidth, bf16, 256 MiB and more", text, _where(result))]
+    found = []
+    for rows_of, low, high in (("model width (1024 features and more)", 1024, 1 << 62), ("128 features", 128, 129)):
+        shares = [
+            row["of_copy"]
+            for row in result["rows"]
+            if row["candidate"] == "plop_ext"
+            and row["dtype"] == "bf16"
+            and row["mib"] >= 256
+            and low <= row["features"] < high
+        ]
+        if shares:
+            what = f"kernel's read bandwidth / the device's copy bandwidth, bf16, 256 MiB and more, rows of {rows_of}"
+            low_share, high_share = f"{min(shares):.2f}", f"{max(shares):.2f}"
+            text = low_share if low_share == high_share else f"{low_share} to {high_share}"
+            found.append((what, text, _where(result)))
+    return found
 
 
 def _overhead_headlines(result: Result) -> list[tuple[str, str, str]]:

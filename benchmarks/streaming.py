@@ -279,7 +279,7 @@ def _free(device: torch.device) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-13b")
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=1024, help="per sample, padding included")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--offload-batches", type=int, default=2, help="how many of them run offloaded")
