@@ -193,7 +193,7 @@ def test_paper_script_scores_have_a_page_without_statistics(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "no/such/r.html"], "its folder does not exist"),
+        (["-o", "no/such/r.html"], "name a writable folder that exists"),
         (["--rank", "0"], "`--rank` must be at least 1"),
         (["--types", "many"], "`--types` must be a number or auto"),
         (["--against", "missing.json"], "cannot read"),

@@ -156,11 +156,6 @@ def score(
     if not done.ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
     totals = np.concatenate(done.tables, axis=1)
-    if token_step > 1 and not totals[:, :, 2:].any() and not collector.unassigned:
-        raise InputError(
-            f"no token was read: `token_step`={token_step} skips all that count in a batch; lower it, and if that "
-            "does not help, check `attention_mask`, `labels` and `mask`"
-        )
     available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
 
     stop_report = None if watch is None else watch.report(len(done.ids), available)
