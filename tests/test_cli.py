@@ -202,7 +202,10 @@ def _truncated_checkpoint(folder: Path) -> Path:
         (["score", "plop-tiny", "arithmetic", "--mask", "none"], "`--mask` must be 'attention' or"),
         (["score", "plop-tiny", "arithmetic", "--baseline", "none"], "`--baseline` must be one of"),
         (["score", "plop-tiny", "arithmetic", "--token-step", "0"], "`--token-step` must be at least 1"),
-        (["score", "plop-tiny", "arithmetic", "--token-step", "100000"], "`--token-step`=100000 skips all that count"),
+        (
+            ["score", "plop-tiny", "arithmetic", "--token-step", "100000"],
+            "`--token-step`=100000 reads one token in 100000",
+        ),
         (["score", "plop-tiny", "arithmetic", "--samples", "-1"], "`--samples` must be at least 1, got -1"),
         (["score", "plop-tiny", "{chats}", "--column", "nope"], "`--column` 'nope' does not exist"),
         (["score", "plop-tiny", "{chats}"], "`DATA` have none of `messages`"),
