@@ -86,6 +86,20 @@ def test_encoders_described_inside_another_configuration(scope: str, towers: set
     assert found == towers
 
 
+def test_an_encoder_beside_a_text_model_and_one_alone() -> None:
+    import transformers
+
+    model = nn.Module()
+    model.config = transformers.GraniteSpeechConfig()
+    model.tower, model.text = Tower(model.config.encoder_config), Tower(model.config.text_config)
+    assert names(model, "language") == {"text.blocks.0", "text.blocks.1"}
+    assert names(model, "audio") == {"tower.blocks.0", "tower.blocks.1"}
+    model = nn.Module()
+    model.config = transformers.ParakeetCTCConfig()
+    model.tower = Tower(model.config.encoder_config)
+    assert names(model, "language") == {"tower.blocks.0", "tower.blocks.1"}
+
+
 def test_the_vision_tower_inside_a_retriever_is_vision() -> None:
     import transformers
 

@@ -33,6 +33,7 @@ _ENCODER_FIELDS = {
     "num_mel_bins": "audio",
     "feat_extract_norm": "audio",
     "input_feat_per_channel": "audio",
+    "conv_kernel_size": "audio",  # conformers
 }
 # Names that the field uses for encoders and for what leads from them into the language model.
 _NAMES = {
@@ -70,8 +71,11 @@ def scope_of(model: nn.Module, scope: str) -> Callable[[str], bool]:
 def _encoder_classes(config: Any) -> dict[type, str]:
     """Classes of the configurations inside `config` that describe an encoder, and what it encodes."""
     classes: dict[type, str] = {}
-    for field, inner in getattr(config, "__dict__", {}).items():
-        kind = _kind_of_encoder(inner) if field == "encoder" else _FIELDS.get(field)
+    fields = getattr(config, "__dict__", {})
+    # Without a text model beside it, an `encoder_config` is of a model that only hears, of which all belongs.
+    encoders = ("encoder", "encoder_config") if "text_config" in fields else ("encoder",)
+    for field, inner in fields.items():
+        kind = _kind_of_encoder(inner) if field in encoders else _FIELDS.get(field)
         if inner is not None and kind is not None:
             classes[type(inner)] = kind
         elif hasattr(inner, "to_dict"):
