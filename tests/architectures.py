@@ -272,7 +272,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_moe": Architecture(
         from_config("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **TEXT, **EXPERTS, shared_expert_intermediate_size=24),
         text_batch,
-        11,
+        10,
     ),
     "glm4_moe": Architecture(
         from_config(
@@ -329,7 +329,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             layer_types=["linear_attention", "full_attention"],
         ),
         text_batch,
-        14,
+        13,
     ),
     "falcon_h1": Architecture(
         from_config(

@@ -1,4 +1,4 @@
-"""docs/layers.md lists every kind of layer and every fused weight there is, and its example runs."""
+"""docs/layers.md and the README list every kind of layer, the former every fused weight; its example runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.conftest import ROOT
 TEXT = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
 
 
-def rows(heading: str) -> list[list[str]]:
+def rows(heading: str, text: str = TEXT) -> list[list[str]]:
     """Cells of the table under `heading`, without its header."""
-    section = TEXT.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
+    section = text.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
@@ -38,6 +38,11 @@ def test_every_kind_is_in_the_table() -> None:
         (source,) = {adapter.weights for adapter in adapter_module._ADAPTERS if adapter.kind == kind}
         assert row[3].startswith("dequantized") == (source == "dequantized"), row
         assert ("identity" in row[3]) == (source == "identity"), row
+
+
+def test_the_readme_has_the_same_kinds() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert rows("Layers", readme) == [[kind, scored_as, target] for kind, _, scored_as, _, target in rows("Layers")]
 
 
 def test_every_fused_weight_is_in_the_table() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext import ops
+from plop_ext.layers.parametrized import changed_by_peft
 from plop_ext.layers.split import Split
 
 
@@ -91,6 +92,21 @@ class LayerAdapter:
 
     def output(self, module: nn.Module, output: Any) -> Tensor:
         """The [..., M] output, bias included, among what one call returned."""
+        return output
+
+    def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
+        """What the call returned, or would have without the LoRA that PEFT adds to a parameter within the forward.
+
+        Args:
+            module: The module, within its forward.
+            x: Its input.
+            output: What it returned.
+
+        Raises:
+            Unsupported: If it cannot be told.
+        """
+        if changed_by_peft(module):
+            raise Unsupported("PEFT adds LoRA to its weight within the forward; score the model without adapters")
         return output
 
     def probe(self, module: nn.Module, z: Tensor) -> Tensor:

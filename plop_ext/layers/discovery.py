@@ -14,6 +14,7 @@ from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F4
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
 from plop_ext.layers.experts import ExpertsAdapter, holds_fused_experts
 from plop_ext.layers.fused import split_for
+from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.targets import LoraTarget, target_of
@@ -25,8 +26,6 @@ from plop_ext.unscored import UnscoredModule
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
 # What a linear layer calls its sizes. It may keep codes of its weight in buffers, where others keep masks and tables.
 _SIZES = (("in_features", "out_features"), ("infeatures", "outfeatures"))
-_ROUTERS = ("router", "gate")
-_ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
 # Parameters of two dimensions that are no weights of a matrix product.
 _STATE_SPACE = {"A_log"}
 
@@ -205,8 +204,8 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
         if adapter is None:
             unscored += _weights_without_adapter(name, module)
             continue
-        if type(module).__name__.lower().endswith(_ROUTERS):  # some are an `nn.Linear` that returns a tuple
-            unscored.append(UnscoredModule(name, type(module).__name__, _ROUTER, wanted=False))
+        if is_router_class(module):  # some are an `nn.Linear` that returns a tuple
+            unscored.append(UnscoredModule(name, type(module).__name__, ROUTER, wanted=False))
             continue
         if "experts" in name.split(".")[:-1]:
             reason = "an expert with a module of its own: its rows do not tell which sample they are from"
@@ -222,10 +221,15 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
         except Unsupported as error:
             unscored.append(UnscoredModule(name, type(module).__name__, str(error)))
             continue
+        path = module_path(base_model(model), name)
         split = None
         if not linear_only and not isinstance(adapter, ExpertsAdapter):
-            split = split_for(configs.get(parent), name, adapter.features(module)[1])
-        path = module_path(base_model(model), name)
+            out_features = adapter.features(module)[1]
+            reason = reason_against(name, out_features, path.layer is not None, configs.get(parent))
+            if reason:
+                unscored.append(UnscoredModule(name, type(module).__name__, reason, wanted=False))
+                continue
+            split = split_for(configs.get(parent), name, out_features)
         candidates += [
             _Candidate(path, name + part.suffix, part.type_suffix, module, adapter, part, index, split)
             for index, part in enumerate(adapter.parts(module, split))
@@ -251,8 +255,8 @@ def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModul
         weights += [key for key, buffer in module.named_buffers(recurse=False) if buffer.dim() >= 2]
     if not weights:
         return []
-    if weights == ["weight"] and type(module).__name__.lower().endswith(_ROUTERS):
-        return [UnscoredModule(name, type(module).__name__, _ROUTER, wanted=False)]
+    if weights == ["weight"] and is_router_class(module):
+        return [UnscoredModule(name, type(module).__name__, ROUTER, wanted=False)]
     if _STATE_SPACE.issuperset(weights):
         return [UnscoredModule(name, type(module).__name__, "the decay rates of a state space", wanted=False)]
     reason = f"no adapter reads its class ({', '.join(weights)}); see plop_ext.layers.register_adapter"

@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
 from plop_ext.layers.offload import is_offloaded, on_meta
+from plop_ext.layers.parametrized import base_weight
 
 
 def check_in_place(module: nn.Module) -> None:
@@ -48,6 +50,13 @@ class LinearAdapter(LayerAdapter):
 
     def weight_rows(self, module: nn.Module) -> Tensor:
         return cast(nn.Linear, module).weight
+
+    def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
+        weight = base_weight(module, "weight")
+        if weight is None or type(module).forward is not nn.Linear.forward or weight.device != x.device:
+            return super().base_output(module, x, output)
+        with torch.no_grad():
+            return functional.linear(x, weight, cast(nn.Linear, module).bias)
 
 
 @register_adapter

@@ -12,14 +12,28 @@ from plop_ext.layers.walk import base_model, base_modules
 
 SCOPES = ("language", "vision", "audio", "all")
 
-# Fields of a configuration that describe an encoder of something else than text.
+# Fields of a configuration, at any depth, that describe what reads or makes something else than text.
 _FIELDS = {
     "vision_config": "vision",
     "image_config": "vision",
     "vit_config": "vision",
     "video_config": "vision",
     "audio_config": "audio",
+    "audio_encoder": "audio",
+    "audio_encoder_config": "audio",
     "speech_config": "audio",
+    "talker_config": "audio",
+    "token2wav_config": "audio",
+    "code2wav_config": "audio",
+}
+# What tells the `encoder` of images or sound of an encoder-decoder (TrOCR, Donut, speech to text) from one of text.
+_ENCODER_FIELDS = {
+    "image_size": "vision",
+    "num_channels": "vision",
+    "num_mel_bins": "audio",
+    "feat_extract_norm": "audio",
+    "input_feat_per_channel": "audio",
+    "conv_kernel_size": "audio",  # conformers
 }
 # Names that the field uses for encoders and for what leads from them into the language model.
 _NAMES = {
@@ -31,37 +45,48 @@ _NAMES = {
 def scope_of(model: nn.Module, scope: str) -> Callable[[str], bool]:
     """A test of module names: is it in `scope`?
 
-    A model is multimodal if its configuration describes an encoder of images or sound beside text. In any other model
-    every module belongs, whatever it is named.
+    A model is multimodal if its configuration, or one inside it, describes an encoder of images or sound beside text.
+    In any other model every module belongs, whatever it is named.
 
     Raises:
         InputError: If `scope` is unknown, or the model has no such part.
     """
     if scope not in SCOPES:
         raise InputError(f"`scope` must be one of {', '.join(SCOPES)}, got {scope!r}")
-    config = getattr(base_model(model), "config", None)
-    kinds = {kind for field, kind in _FIELDS.items() if getattr(config, field, None) is not None}
+    classes = _encoder_classes(getattr(base_model(model), "config", None))
+    kinds = set(classes.values())
     if scope == "all" or (not kinds and scope == "language"):
         return lambda name: True
     if scope != "language" and scope not in kinds:
         parts = ", ".join(sorted({"language", *kinds}))
         raise InputError(f'`model` has no {scope} part; scope="{scope}" selects nothing, it has: {parts}')
-    prefixes = _encoders(model, config)
-    return lambda name: _part(name, prefixes) == scope
-
-
-def _encoders(model: nn.Module, config: Any) -> dict[str, str]:
-    """Names of the modules that were built from an encoder's configuration, and what they encode."""
-    classes = {
-        type(getattr(config, field)): kind
-        for field, kind in _FIELDS.items()
-        if getattr(config, field, None) is not None
-    }
-    return {
+    prefixes = {
         name: classes[type(module.config)]
         for name, module in base_modules(model)
         if name and type(getattr(module, "config", None)) in classes
     }
+    return lambda name: _part(name, prefixes) == scope
+
+
+def _encoder_classes(config: Any) -> dict[type, str]:
+    """Classes of the configurations inside `config` that describe an encoder, and what it encodes."""
+    classes: dict[type, str] = {}
+    fields = getattr(config, "__dict__", {})
+    # Without a text model beside it, an `encoder_config` is of a model that only hears, of which all belongs.
+    encoders = ("encoder", "encoder_config") if "text_config" in fields else ("encoder",)
+    for field, inner in fields.items():
+        kind = _kind_of_encoder(inner) if field in encoders else _FIELDS.get(field)
+        if inner is not None and kind is not None:
+            classes[type(inner)] = kind
+        elif hasattr(inner, "to_dict"):
+            classes = _encoder_classes(inner) | classes
+    return classes
+
+
+def _kind_of_encoder(config: Any) -> str | None:
+    """What a configuration that is just called an encoder encodes, if it is not text."""
+    kinds = {kind for field, kind in _ENCODER_FIELDS.items() if getattr(config, field, None) is not None}
+    return min(kinds, default=None)  # spectrograms may have the fields of images
 
 
 def _part(name: str, prefixes: dict[str, str]) -> str:

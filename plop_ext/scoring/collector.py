@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext import ops
-from plop_ext.layers import LinearLayer, weights_in_place
+from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows
@@ -216,7 +216,12 @@ class _Hook:
         if tokens is None:
             return
         adapter = self.adapter
-        x, y = adapter.input(module, args, kwargs), adapter.output(module, output)
+        x = adapter.input(module, args, kwargs)
+        try:
+            y = adapter.output(module, adapter.base_output(module, x, output))
+        except Unsupported as error:
+            self.collector.leave_out(self.parts, str(error))
+            return
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
             self.collector.leave_out(self.parts, reason)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from plop_ext import ops
 from plop_ext.layers import LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.layers.parametrized import base_weight
 from plop_ext.scoring.arena import Arena
 from plop_ext.scoring.token_map import BatchTokens
 
@@ -165,7 +166,12 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
 
     def project(z: Tensor, name: str, outputs: Callable[[Tensor], None]) -> Tensor:
         y = moe._grouped_linear(z, getattr(self, name), offsets, is_transposed=self.is_transposed)
-        outputs(y)
+        base = base_weight(self, name) if call is not None else None
+        if base is None:
+            outputs(y)
+        else:  # LoRA on the experts: the model goes on with W + dW, what is scored is W
+            with torch.no_grad():
+                outputs(moe._grouped_linear(z, base, offsets, is_transposed=self.is_transposed))
         if self.has_bias:
             y.add_(getattr(self, f"{name}_bias")[expert])
         return y if sentinel is None else y.masked_fill(sentinel, 0.0)
