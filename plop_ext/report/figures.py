@@ -165,7 +165,7 @@ def stability(scores: Scores, k: int) -> Figure:
     axes.set_xlabel("samples (draws from those scored)")
     lowest = min(min(p.same_set, p.tau) for p in points)
     axes.set_ylim(min(0.0 if lowest < 0.5 else 0.5, lowest - 0.05), 1.03)
-    axes.legend(loc="lower right", fontsize=8, labelcolor=INK)
+    axes.legend(loc="lower left", fontsize=8, labelcolor=INK)
     return figure
 
 
