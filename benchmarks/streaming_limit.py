@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,5 +84,4 @@ def inside(args: argparse.Namespace, data: Sequence[dict[str, Tensor]]) -> None:
     else:
         budget = int(args.how)
         scores = score_streaming(args.inside, data, max_samples=None, device="cpu", memory_budget=budget)
-    scores.provenance["peak_rss"] = memory.peak_rss()  # type: ignore[index]
-    scores.save(args.scores)
+    replace(scores, provenance={**scores.provenance, "peak_rss": memory.peak_rss()}).save(args.scores)

@@ -1,0 +1,29 @@
+"""The parts of the streaming benchmark that a quick run does not show to be right."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import streaming, streaming_limit
+from benchmarks.make_checkpoint import make
+from plop_ext.scores import Scores
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make("tiny", tmp_path / "model", shard_bytes=100_000)
+    return tmp_path / "model"
+
+
+def test_the_limited_process_saves_its_scores_and_its_peak(folder: Path, tmp_path: Path) -> None:
+    data, found = streaming.batches("tiny", 4, 16, 2), []
+    for how in ("memory", str(4 << 30)):
+        output = tmp_path / f"{how}.json"
+        streaming_limit.inside(argparse.Namespace(inside=str(folder), how=how, scores=str(output)), data)
+        found.append(Scores.load(output))
+        assert found[-1].provenance["peak_rss"] > 0
+    np.testing.assert_array_equal(found[0].totals, found[1].totals)
