@@ -84,8 +84,8 @@ def score_streaming(
         attn_implementation: Attention kernel. Default the model's own choice.
         memory_budget: Bytes, or a size such as `"6GiB"`, that neither the device's memory nor the process's RAM may
             pass. Default: 80 % of what is free. Lower it to leave room for others: hidden states go to RAM or disk.
-        state: Folder for what is needed to continue a killed run; removed when the run is complete. Default: none is
-            kept.
+        state: Folder for what is needed to continue a killed run. It stays when the run is complete, so that scores
+            that were not saved can be had again by `resume`; remove it once they are. Default: none is kept.
         resume: Continue the run that left `state`, at its last finished block.
         data_name: Name of the data for the provenance.
         progress: Show a progress bar.
@@ -192,8 +192,6 @@ def score_streaming(
             memory.format_size(peaks["peak_rss"] or 0),
             memory.format_size(peaks["peak_device"] or 0),
         )
-    if kept is not None:
-        kept.remove()
     logger.info("scored %d modules on %d samples, block by block", len(scores.modules), len(data.ids))
     return scores
 
