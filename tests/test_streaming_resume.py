@@ -174,6 +174,14 @@ def test_a_finished_run_whose_scores_were_not_written_is_not_lost(
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
+def test_a_streamed_run_leaves_the_journal_of_one_in_memory(tmp_path: Path) -> None:
+    output, journal = tmp_path / "scores.json", tmp_path / "scores.json.partial"
+    journal.write_text("hours of work")
+    arguments = ["score", "plop-tiny", "arithmetic", "--samples", "2", "--quiet", "--device", "cpu", "-o", str(output)]
+    assert main([*arguments, "--stream"]) == 0
+    assert output.is_file() and journal.read_text() == "hours of work"
+
+
 def test_the_scores_are_written_before_anything_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "scores.json"
     monkeypatch.setattr("plop_ext.report.tables.scores_table", killed)

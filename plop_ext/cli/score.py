@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> None:
     scores = stream.score(args) if args.stream else _score(args, journal)
     if args.output:  # before anything else: what follows may fail, and the scores took long
         scores.save(args.output)
-        if journal is not None:
-            journal.unlink(missing_ok=True)
-        if args.stream:
+        if args.stream:  # of this run; a run in memory may have left its own journal
             remove(stream.state_folder(args.output))
+        elif journal is not None:
+            journal.unlink(missing_ok=True)
     if args.stream:
         console.print(stream.peaks_line(scores.provenance["streaming"]), highlight=False)
     chosen = scores.types[:3] if scores.paper_script or scores.signal.found else ()
