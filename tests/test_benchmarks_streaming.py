@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import streaming, streaming_limit
+from benchmarks import streaming, streaming_floors, streaming_limit
 from benchmarks.make_checkpoint import make
 from plop_ext.scores import Scores
 
@@ -27,3 +29,16 @@ def test_the_limited_process_saves_its_scores_and_its_peak(folder: Path, tmp_pat
         found.append(Scores.load(output))
         assert found[-1].provenance["peak_rss"] > 0
     np.testing.assert_array_equal(found[0].totals, found[1].totals)
+
+
+def test_the_compute_floor_counts_blocks_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a run takes 5 s, and 3 s more per block."""
+    clock = [0.0]
+
+    def score(model: Any, *_: Any, **__: Any) -> None:
+        clock[0] += 5 + 3 * model.config.num_hidden_layers
+
+    monkeypatch.setattr(streaming_floors, "score", score)
+    monkeypatch.setattr(streaming_floors.time, "perf_counter", lambda: clock[0])
+    args = argparse.Namespace(shape="tiny", device=torch.device("cpu"))
+    assert streaming_floors.compute_seconds(args, []) == 2 * 3
