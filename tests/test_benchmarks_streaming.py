@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import streaming, streaming_floors, streaming_limit
+from benchmarks import streaming, streaming_floors, streaming_limit, streaming_rival
 from benchmarks.make_checkpoint import make
 from plop_ext.scores import Scores
+from plop_ext.streaming.score import score_streaming
 
 
 @pytest.fixture
@@ -42,3 +43,14 @@ def test_the_compute_floor_counts_blocks_and_nothing_else(monkeypatch: pytest.Mo
     monkeypatch.setattr(streaming_floors.time, "perf_counter", lambda: clock[0])
     args = argparse.Namespace(shape="tiny", device=torch.device("cpu"))
     assert streaming_floors.compute_seconds(args, []) == 2 * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*counted tokens")
+@pytest.mark.parametrize("seconds, ran", [(600, 2), (0, 1)])
+def test_offloading_gets_large_batches_and_says_how_many_ran(seconds: float, ran: int, folder: Path) -> None:
+    streamed = score_streaming(str(folder), streaming.batches("tiny", 8, 16, 2), device="cpu", progress=False)
+    args = argparse.Namespace(shape="tiny", device=torch.device("cpu"), offload_seconds=seconds)
+    row = streaming_rival.offloaded(args, folder, streaming.batches("tiny", 8, 16, 4), "cpu", streamed)
+    assert (row["batch"], row["batches"], row["batches_run"]) == (4, 2, ran)
+    assert row["seconds"] == pytest.approx(row["load_seconds"] + row["norms_seconds"] + 2 * row["batch_seconds"])
+    assert row["difference"] < 0.01
