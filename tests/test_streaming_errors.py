@@ -176,6 +176,7 @@ class _Model(nn.Module):
     "order, between, reason",
     [
         ((0, 1, 2), lambda x: x + 1, "it changes the hidden state between blocks 0 and 1"),
+        ((0, 1, 2), lambda x: x.add_(1), "it changes the hidden state between blocks 0 and 1"),
         ((0, 0, 1, 2), lambda x: x, "its blocks are not called once each in order: 0 instead of 1"),
         ((0, 2), lambda x: x, "its blocks are not called once each in order: 2 instead of 1"),
         ((0, 1), lambda x: x, "block 2 of 3 is never called"),
@@ -193,6 +194,16 @@ def test_models_that_do_not_fit(order: tuple[int, ...], between: Callable[[Tenso
     with pytest.raises(InputError, match=f"_Model cannot be streamed: {reason}"):
         stubs.record(lambda: model(torch.ones(1, 4)), skeleton, stubs.Result(), to_the_end=True)
     assert list(model.blocks) == real
+
+
+def test_what_works_in_place_after_the_blocks_changes_nothing() -> None:
+    from plop_ext.layers import discover
+    from plop_ext.streaming.skeleton import Skeleton
+
+    model = _Model((0, 1, 2), lambda x: x)
+    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2)
+    first, calls = stubs.record(lambda: model(torch.ones(1, 4)).add_(1), skeleton, stubs.Result(), to_the_end=True)
+    assert torch.equal(first, torch.ones(1, 4)) and len(calls.arguments) == 3
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
