@@ -189,7 +189,7 @@ def test_models_that_do_not_fit(order: tuple[int, ...], between: Callable[[Tenso
     from plop_ext.streaming.skeleton import Skeleton
 
     model = _Model(order, between)
-    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2)
+    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2, ())
     real = list(model.blocks)
     with pytest.raises(InputError, match=f"_Model cannot be streamed: {reason}"):
         stubs.record(lambda: model(torch.ones(1, 4)), skeleton, stubs.Result(), to_the_end=True)
@@ -201,7 +201,7 @@ def test_what_works_in_place_after_the_blocks_changes_nothing() -> None:
     from plop_ext.streaming.skeleton import Skeleton
 
     model = _Model((0, 1, 2), lambda x: x)
-    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2)
+    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2, ())
     first, calls = stubs.record(lambda: model(torch.ones(1, 4)).add_(1), skeleton, stubs.Result(), to_the_end=True)
     assert torch.equal(first, torch.ones(1, 4)) and len(calls.arguments) == 3
 

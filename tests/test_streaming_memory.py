@@ -96,9 +96,10 @@ def test_device_memory_stays_below_the_least_that_is_named(tmp_path: Path) -> No
     assert streaming["peak_device"] >= 2 * block
 
 
-def streaming_plan(folder: Path, device: str, batches: list[dict[str, torch.Tensor]]) -> plan.Plan:
+def streaming_plan(folder: Path, device: str, batches: list[dict[str, torch.Tensor]], **settings: Any) -> plan.Plan:
     checkpoint = Checkpoint(folder)
-    model = skeleton.build(folder, dtype="auto", stored=checkpoint.float_dtype(), device=torch.device(device))
+    stored = checkpoint.float_dtype()
+    model = skeleton.build(folder, dtype="auto", stored=stored, device=torch.device(device), **settings)
     extents = [plan.Extent(*batch["input_ids"].shape) for batch in batches]
     return plan.make(model, Weights(model, checkpoint), extents, torch.device(device))
 
@@ -165,6 +166,16 @@ def test_a_plan_from_the_configuration_alone_is_that_of_the_checkpoint(name: str
     blocks = case.build().get_submodule(model.prefix)
     expected = [sum(weight.numel() * 4 for weight in block.parameters()) for block in blocks]
     assert bare.block == max(expected) and full.block >= bare.block
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_layers_that_are_not_scored_take_memory_all_the_same(name: str, tmp_path: Path) -> None:
+    case = ARCHITECTURES[name]
+    folder = saved(case.build(), tmp_path)
+    whole = streaming_plan(folder, "cpu", [case.batch()])
+    part = streaming_plan(folder, "cpu", [case.batch()], include=["v_proj"])
+    assert (part.activations, part.flops, part.block) == (whole.activations, whole.flops, whole.block)
+    assert part.totals < whole.totals
 
 
 def test_flops_are_those_of_the_matrix_products(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def _widths(skeleton: Skeleton) -> tuple[int, int]:
 
 
 def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
-    """Each layer and the share of the tokens it sees: all, or, of an expert, those routed to it on average."""
+    """Each layer that runs and its share of the tokens: all, or, of an expert, those routed to it on average."""
     config = skeleton.model.config.get_text_config(decoder=True)
     chosen = getattr(config, "num_experts_per_tok", None) or 1
 
@@ -168,7 +168,7 @@ def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
         module: Any = layer.module
         return chosen / module.num_experts if isinstance(layer.adapter, ExpertsAdapter) else 1.0
 
-    return [(layer, share(layer)) for layer in skeleton.found.layers]
+    return [(layer, share(layer)) for layer in skeleton.running]
 
 
 def _head_bytes(model: Any) -> int:
