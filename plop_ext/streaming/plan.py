@@ -100,6 +100,24 @@ class Plan:
         in_ram = budget - self.ram_least(device, held)
         return (in_ram, 0) if device.type == "cpu" else (budget - self.device_least, in_ram)
 
+    def rooms_in_free(self, device: torch.device, on_device: int, in_ram: int) -> tuple[int, int]:
+        """The same where there is no budget, but so many bytes of either may be taken beyond what is held.
+
+        Raises:
+            InputError: If that is too little even with all hidden states on disk.
+        """
+        ram = self.ram_least(device, 0)
+        needs = [("RAM", ram, in_ram)]
+        if device.type != "cpu":
+            needs.append(("device memory", self.device_least, on_device))
+        for name, least, room in needs:
+            if room < least:
+                raise InputError(
+                    f"this model and batch size need {format_size(least)} of {name}, and {format_size(room)} may be "
+                    "taken (80 % of what is free); use smaller batches or free some; `memory_budget` overrides this"
+                )
+        return (in_ram - ram, 0) if device.type == "cpu" else (on_device - self.device_least, in_ram - ram)
+
 
 def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent], device: torch.device) -> Plan:
     """Work out the figures of a run.

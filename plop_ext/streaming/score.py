@@ -83,7 +83,8 @@ def score_streaming(
         device: Default CUDA if there is any, else the CPU.
         attn_implementation: Attention kernel. Default the model's own choice.
         memory_budget: Bytes, or a size such as `"6GiB"`, that neither the device's memory nor the process's RAM may
-            pass. Default: 80 % of what is free. Lower it to leave room for others: hidden states go to RAM or disk.
+            pass. Default: 80 % of what is free. A run that needs more is refused. Lower it to leave room for others:
+            hidden states go to RAM or disk.
         state: Folder for what is needed to continue a killed run. It stays when the run is complete, so that scores
             that were not saved can be had again by `resume`; remove it once they are. Default: none is kept.
         resume: Continue the run that left `state`, at its last finished block.
@@ -225,11 +226,11 @@ def model_folder(path: str) -> Path:
 
 def _rooms(figures: plan.Plan, device: torch.device, budget: int | None) -> tuple[int, int]:
     """Bytes of hidden states that may be kept on the device and in RAM."""
-    held = memory.rss()
     if budget is not None:
-        return figures.rooms(device, budget, held)
+        return figures.rooms(device, budget, memory.rss())
     ram = int(memory.available_ram() * _SHARE)
     if device.type == "cpu":
-        return ram - figures.ram_least(device, 0), 0
+        return figures.rooms_in_free(device, ram, ram)
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free * _SHARE) - figures.device_least, ram - figures.ram_least(device, 0)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
+    return figures.rooms_in_free(device, int(free * _SHARE), ram)
