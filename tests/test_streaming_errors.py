@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import plop_ext
 from plop_ext import InputError, SetupError
 from plop_ext.cli.main import main
+from plop_ext.streaming import score as streaming_score
 from plop_ext.streaming import stubs, weights
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Stream
@@ -227,6 +228,37 @@ def test_an_unknown_version_of_transformers(model: Path, monkeypatch: pytest.Mon
     monkeypatch.delattr(core_model_loading, "convert_and_load_state_dict_in_model")
     with pytest.raises(SetupError, match=r"does not know how transformers .* converts checkpoints"):
         streamed(model)
+
+
+def test_a_dry_run_downloads_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a hub that holds the weights twice."""
+    import fnmatch
+
+    whole, local, fetched = saved(llama(), tmp_path / "whole"), tmp_path / "local", set[str]()
+    local.mkdir()
+    (whole / "consolidated.00.safetensors").write_bytes(b"")
+
+    def download(repository: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        for path in whole.iterdir():
+            allowed, ignored = (
+                any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+                for patterns in (allow_patterns, ignore_patterns)
+            )
+            if allowed and not ignored:
+                fetched.add(path.name)
+                (local / path.name).write_bytes(path.read_bytes())
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert main(["score", "someone/llama", "arithmetic", "--stream", "--dry-run", "--device", "cpu"]) == 0
+    assert "least memory budget" in capsys.readouterr().out
+    assert {"config.json", "model.safetensors.index.json"} <= fetched
+    assert not any(name.endswith(".safetensors") for name in fetched)
+    assert streaming_score.model_folder("someone/llama") == local
+    shards = {path.name for path in whole.glob("model-*.safetensors")}
+    assert len(shards) > 1 and {name for name in fetched if name.endswith(".safetensors")} == shards
 
 
 @pytest.mark.parametrize("budget", ["much", "0GiB", "-1", "6 gallons", ""])

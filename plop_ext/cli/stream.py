@@ -114,8 +114,8 @@ def dry_run(args: argparse.Namespace) -> None:
     samples = _samples(args)
     if samples < 1 or args.batch_size < 1 or args.max_length < 1:
         raise InputError("`--samples`, `--batch-size` and `--max-length` must be at least 1")
-    device, folder = run_device(args.device), model_folder(args.model)
-    checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors*")) else None
+    device, folder = run_device(args.device), model_folder(args.model, weights=False)
+    checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors")) else None
     model = skeleton.build(
         folder,
         dtype=check_dtype(args.dtype),

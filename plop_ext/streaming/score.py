@@ -205,8 +205,8 @@ def run_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def model_folder(path: str) -> Path:
-    """The folder of a model, downloaded if `path` is a name on the hub."""
+def model_folder(path: str, *, weights: bool = True) -> Path:
+    """The folder of a model; of a name on the hub, what is needed of it is downloaded, with or without the weights."""
     from plop_ext.models import is_model_folder
 
     if path == embedded.MODEL_NAME:
@@ -216,9 +216,11 @@ def model_folder(path: str) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.model", "*.jinja", "*.safetensors"] if weights else ["*.json"]
     with cached_when_offline() as online:
         try:
-            return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"]))
+            # Some repositories hold the same weights twice, the second time as they were trained.
+            return Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns=["*consolidated*.safetensors"]))
         except Exception as error:
             where = "on the hub" if online else "in the local cache, and the hub cannot be reached"
             raise SetupError(f"`path` {path!r} is no local folder, and not {where}; give a model's folder") from error
