@@ -15,7 +15,7 @@ from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.streaming.memory import MIB, format_size
 from plop_ext.streaming.reader import CHUNK, READERS
 from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
-from plop_ext.streaming.weights import Weights, parameter_bytes
+from plop_ext.streaming.weights import Weights, loaded_bytes, parameter_bytes
 from plop_ext.totals import TOTALS_FIELDS
 
 # Allocators keep some of what was given back, and libraries load more of their code while they run.
@@ -195,4 +195,4 @@ def _head_bytes(model: Any) -> int:
     if head is None:
         return 0
     kept = set() if embedding is None else {id(weight) for weight in embedding.parameters()}
-    return sum(weight.numel() * weight.element_size() for weight in head.parameters() if id(weight) not in kept)
+    return sum(loaded_bytes(weight) for weight in head.parameters() if id(weight) not in kept)
