@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -164,7 +165,8 @@ def streaming(result: Result) -> str:
         return "; ".join(facts) + ".\n\n" + table(["case", "ended", "s, with start-up", "peak RAM, GiB"], rows)
     facts.append(f"largest block {settings['block_bytes'] / 2**30:.2f} GiB")
     facts.append(
-        f"{settings['bytes_read'] / 1e9:.1f} GB read, the page cache of the files dropped before each reading"
+        f"{settings['bytes_read'] / 1e9:.1f} GB read, the page cache of the files dropped before the disk's floor and "
+        "before the streamed run"
     )
     if settings["peak_device"] is not None:
         over = settings["peak_over_two_blocks"] / 2**30
@@ -173,8 +175,13 @@ def streaming(result: Result) -> str:
     for row in result["rows"]:
         note = ""
         if "batches_run" in row:
+            ran = f"{row['batches_run']} run, {row['batch_seconds']:.2f} s each"
+            if row["batches_run"] < row.get("batches", math.inf):
+                ran += ", the rest worked out from them"
+            peak = f" with {row['peak_device'] / 2**30:.1f} GiB of GPU memory" if row.get("peak_device") else ""
             parts = [
-                f"{row['batches_run']} batches run, {row['batch_seconds']:.2f} s each, the rest worked out from them",
+                f"batches of {row.get('batch', settings['batch'])}{peak}",
+                ran,
                 f"loading {row['load_seconds']:.1f} s, weight norms {row['norms_seconds']:.1f} s",
                 f"scores differ by {row['difference']:.1e} at most",
             ]

@@ -5,9 +5,11 @@ python -m benchmarks.streaming --limit 4GiB --shape llama-3.2-3b --samples 2 --t
         --output benchmarks/results/streaming_limit.json
 
 The checkpoint has the shape of a published model and random weights. It fits the machine's page cache, so the cache of
-its files is dropped before every reading. The floor is the slowest of three, each measured alone in the same run:
-reading the same tensors, copying their bytes from pinned memory, and scoring the same batches with resident blocks of
-the same shape. Offloading runs a few of the batches; its row says how many, and how the rest is worked out.
+its files is dropped before the disk's floor and before the streamed run, not before the offloaded ones. The floor is
+the slowest of three, each measured alone in the same run: reading the same tensors, copying their bytes from pinned
+memory, and scoring the same batches with resident blocks of the same shape. Offloading reads every weight once per
+batch: it gets the samples in large batches, whose size and memory its row tells, and how many of them ran where the
+rest is worked out.
 
 With --limit the model is scored on the CPU by a process that the kernel kills above that memory, and again in memory
 without a limit: both must give the same bits.
@@ -16,34 +18,26 @@ without a limit: both must give the same bits.
 from __future__ import annotations
 
 import argparse
-import gc
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import limited, results
+from benchmarks import results, timing
 from benchmarks.make_checkpoint import make
-from benchmarks.shapes import SHAPES, build
-from plop_ext.scores import Scores
-from plop_ext.scoring.score import score
+from benchmarks.shapes import SHAPES
+from benchmarks.streaming_floors import compute_seconds, read_seconds
+from benchmarks.streaming_limit import inside, limit_rows
+from benchmarks.streaming_rival import offloaded
 from plop_ext.streaming import plan, rates, skeleton
 from plop_ext.streaming.checkpoint import Checkpoint
-from plop_ext.streaming.memory import parse_size
-from plop_ext.streaming.reader import Reader
 from plop_ext.streaming.score import score_streaming
 from plop_ext.streaming.weights import Weights
 
-ROOT = Path(__file__).resolve().parent.parent
-STREAMED = "streamed"
 PLANNED = ("llama-3.1-70b", "llama-3.1-405b")
 
 
@@ -79,17 +73,18 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
     floor = max(rows, key=lambda row: row["seconds"])
 
     rates.forget_cached(checkpoint.files)
-    _synchronize(args.device)
+    timing.synchronize(args.device)
     began = time.perf_counter()
     scores = score_streaming(str(folder), data, max_samples=None, device=args.device, progress=not args.quick)
     seconds = time.perf_counter() - began
     took = scores.provenance["streaming"]
-    rows.append({"case": STREAMED, "seconds": seconds, "peak_device": took["peak_device"]})
+    rows.append({"case": "streamed", "seconds": seconds, "peak_device": took["peak_device"]})
     for row in rows:
         print(f"{row['case']}: {row['seconds']:.2f} s, {row['seconds'] / floor['seconds']:.2f} x floor", flush=True)
+    # The files are in the page cache by now, and stay there: in favour of offloading.
+    large = batches(args.shape, args.samples, args.tokens, args.offload_batch)
     for place in ("cpu", "disk"):
-        rates.forget_cached(checkpoint.files)
-        row = offloaded(args, folder, data, place, scores)
+        row = offloaded(args, folder, large, place, scores)
         rows.append(row)
         print(f"{row['case']}: {row['seconds']:.1f} s, largest difference {row['difference']:.1e}", flush=True)
     for row in rows:
@@ -125,164 +120,14 @@ def plan_of(
     }
 
 
-def read_seconds(weights: Weights, checkpoint: Checkpoint) -> float:
-    """Seconds to read what a streamed run reads into one buffer in RAM, nothing of it cached before."""
-    parts = [weights.outside, *weights.blocks]
-    buffer = torch.zeros(max(part.plain_bytes for part in parts), dtype=torch.uint8)
-    reader = Reader(torch.device("cpu"))
-    rates.forget_cached(checkpoint.files)
-    try:
-        for part in parts:
-            reader.read(part.plain, buffer)
-        return reader.seconds
-    finally:
-        reader.close()
-
-
-def compute_seconds(args: argparse.Namespace, data: Sequence[dict[str, Tensor]]) -> float:
-    """Seconds to score the batches with every block resident, from two blocks of the same shape."""
-    blocks = 2
-    dtype = torch.bfloat16
-    model = build(args.shape, {"num_hidden_layers": blocks}, device=args.device, dtype=dtype)
-    score(model, data[:1], max_samples=None, progress=False)
-    _synchronize(args.device)
-    began = time.perf_counter()
-    score(model, data, max_samples=None, progress=False)
-    _synchronize(args.device)
-    seconds = (time.perf_counter() - began) / blocks * SHAPES[args.shape]["num_hidden_layers"]
-    del model
-    _free(args.device)
-    return seconds
-
-
-def offloaded(
-    args: argparse.Namespace, folder: Path, data: Sequence[dict[str, Tensor]], place: str, streamed: Scores
-) -> results.Row:
-    """Load the model with accelerate's offload to `place` and score the first batches."""
-    import transformers
-
-    count = min(args.offload_batches, len(data))
-    layers = SHAPES[args.shape]["num_hidden_layers"]
-    home = str(args.device) if args.device.index is not None or args.device.type == "cpu" else "cuda:0"
-    device_map = {"model.embed_tokens": home, "model.norm": home, "model.rotary_emb": home, "lm_head": home}
-    device_map |= {f"model.layers.{index}": place for index in range(layers)}
-    if args.device.type == "cpu" and place == "cpu":
-        device_map = {"": "cpu"}
-    with tempfile.TemporaryDirectory(dir=folder.parent) as offload:
-        began = time.perf_counter()
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, device_map=device_map, offload_folder=offload
-        ).eval()
-        loaded = time.perf_counter() - began
-        asked = [time.perf_counter()]
-
-        def timed() -> Iterator[dict[str, Tensor]]:
-            for batch in data[:count]:
-                asked.append(time.perf_counter())
-                yield batch
-
-        scores = score(model, timed(), max_samples=None, progress=False)
-        _synchronize(args.device)
-        each = (time.perf_counter() - asked[1]) / count
-        norms = asked[1] - asked[0]  # reads every weight once, before the first batch
-        del model
-        _free(args.device)
-    same = streamed.totals[:, : scores.totals.shape[1], 0].sum(axis=1)
-    difference = float(np.abs(scores.totals[:, :, 0].sum(axis=1) / same - 1).max())
-    return {
-        "case": f"accelerate, offloaded to {place}",
-        "seconds": loaded + norms + each * len(data),
-        "load_seconds": loaded,
-        "batches_run": count,
-        "norms_seconds": norms,
-        "batch_seconds": each,
-        "difference": difference,
-    }
-
-
-def limit_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row], dict[str, Any]]:
-    """Streamed under the limit, in memory under the limit, in memory without one."""
-    total = make(args.shape, folder, shard_bytes=args.shard_bytes)
-    limit = parse_size(args.limit, "limit")
-    budget = limit - (256 << 20)  # the page cache and the interpreter's children share the limit
-    rows, outcomes, kind = [], {}, ""
-    # The limit is real: whoever takes more than it is killed, or denied the memory.
-    code = f"import numpy; numpy.ones({limit + (64 << 20)}, dtype='uint8')"
-    began = time.perf_counter()
-    status, kind = limited.run([sys.executable, "-c", code], limit, cwd=ROOT, env=os.environ)
-    if status == 0:
-        raise SystemExit(f"the limit is not enforced ({kind})")
-    row: results.Row = {"case": "an array larger than the limit", "seconds": time.perf_counter() - began}
-    rows.append({**row, "exit_status": status})
-    for case, how, limited_to in (
-        (STREAMED, f"{budget}", limit),
-        ("in memory", "memory", limit),
-        ("in memory, no limit", "memory", None),
-    ):
-        output = folder.parent / f"{how}-{limited_to}.json"
-        words = ["--inside", str(folder), "--how", how, "--scores", str(output), "--shape", args.shape]
-        sizes = [f"--{name}={getattr(args, name)}" for name in ("samples", "tokens", "batch")]
-        # Pages that are cached already would count for whoever read them first.
-        rates.forget_cached(Checkpoint(folder).files)
-        command = [sys.executable, "-m", "benchmarks.streaming", "--device", "cpu", *words, *sizes]
-        began = time.perf_counter()
-        if limited_to is None:
-            status = subprocess.run(command, cwd=ROOT).returncode
-        else:
-            status, kind = limited.run(command, limited_to, cwd=ROOT, env=os.environ)
-        row = {"case": case, "seconds": time.perf_counter() - began, "exit_status": status}
-        if status == 0:
-            outcomes[case] = Scores.load(output)
-            row["peak_rss"] = outcomes[case].provenance["peak_rss"]
-        rows.append(row)
-        print(f"{case}: exit status {status}, {row['seconds']:.0f} s", flush=True)
-    streamed, whole = outcomes.get(STREAMED), outcomes.get("in memory, no limit")
-    if streamed is None or whole is None:
-        raise SystemExit("a run that should complete did not")
-    return rows, {
-        "checkpoint_bytes": total,
-        "limit": limit,
-        "memory_budget": budget,
-        "enforced_by": kind,
-        "same_bits": bool(np.array_equal(streamed.totals, whole.totals)),
-    }
-
-
-def inside(args: argparse.Namespace) -> None:
-    """What the limited process does."""
-    from plop_ext.streaming import memory
-
-    data = batches(args.shape, args.samples, args.tokens, args.batch)
-    if args.how == "memory":
-        import transformers
-
-        model = transformers.AutoModelForCausalLM.from_pretrained(args.inside, dtype="auto").eval()
-        scores = score(model, data, max_samples=None, progress=False)
-    else:
-        budget = int(args.how)
-        scores = score_streaming(args.inside, data, max_samples=None, device="cpu", memory_budget=budget)
-    scores.provenance["peak_rss"] = memory.peak_rss()  # type: ignore[index]
-    scores.save(args.scores)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-13b")
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=1024, help="per sample, padding included")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--offload-batches", type=int, default=2, help="how many of them run offloaded")
+    parser.add_argument("--offload-batch", type=int, default=16, help="samples per batch where it is offloaded")
+    parser.add_argument("--offload-seconds", type=float, default=15, help="start no further batch offloaded after it")
     parser.add_argument("--shard-bytes", type=int, default=4 << 30)
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written for the time of the run")
     parser.add_argument("--limit", help="score on the CPU under this hard memory limit instead")
@@ -290,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = results.parse(parser, argv)
     if args.inside:
-        inside(args)
+        inside(args, batches(args.shape, args.samples, args.tokens, args.batch))
         return
     if args.quick:
         args.shape, args.samples, args.tokens, args.batch, args.shard_bytes = "tiny", 4, 32, 2, 100_000

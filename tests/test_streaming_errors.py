@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import plop_ext
 from plop_ext import InputError, SetupError
 from plop_ext.cli.main import main
+from plop_ext.streaming import score as streaming_score
 from plop_ext.streaming import stubs, weights
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Stream
@@ -176,6 +177,7 @@ class _Model(nn.Module):
     "order, between, reason",
     [
         ((0, 1, 2), lambda x: x + 1, "it changes the hidden state between blocks 0 and 1"),
+        ((0, 1, 2), lambda x: x.add_(1), "it changes the hidden state between blocks 0 and 1"),
         ((0, 0, 1, 2), lambda x: x, "its blocks are not called once each in order: 0 instead of 1"),
         ((0, 2), lambda x: x, "its blocks are not called once each in order: 2 instead of 1"),
         ((0, 1), lambda x: x, "block 2 of 3 is never called"),
@@ -188,11 +190,21 @@ def test_models_that_do_not_fit(order: tuple[int, ...], between: Callable[[Tenso
     from plop_ext.streaming.skeleton import Skeleton
 
     model = _Model(order, between)
-    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2)
+    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2, ())
     real = list(model.blocks)
     with pytest.raises(InputError, match=f"_Model cannot be streamed: {reason}"):
         stubs.record(lambda: model(torch.ones(1, 4)), skeleton, stubs.Result(), to_the_end=True)
     assert list(model.blocks) == real
+
+
+def test_what_works_in_place_after_the_blocks_changes_nothing() -> None:
+    from plop_ext.layers import discover
+    from plop_ext.streaming.skeleton import Skeleton
+
+    model = _Model((0, 1, 2), lambda x: x)
+    skeleton = Skeleton(model, torch.float32, None, "blocks", model.blocks, discover(model), 2, ())
+    first, calls = stubs.record(lambda: model(torch.ones(1, 4)).add_(1), skeleton, stubs.Result(), to_the_end=True)
+    assert torch.equal(first, torch.ones(1, 4)) and len(calls.arguments) == 3
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +228,37 @@ def test_an_unknown_version_of_transformers(model: Path, monkeypatch: pytest.Mon
     monkeypatch.delattr(core_model_loading, "convert_and_load_state_dict_in_model")
     with pytest.raises(SetupError, match=r"does not know how transformers .* converts checkpoints"):
         streamed(model)
+
+
+def test_a_dry_run_downloads_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a hub that holds the weights twice."""
+    import fnmatch
+
+    whole, local, fetched = saved(llama(), tmp_path / "whole"), tmp_path / "local", set[str]()
+    local.mkdir()
+    (whole / "consolidated.00.safetensors").write_bytes(b"")
+
+    def download(repository: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        for path in whole.iterdir():
+            allowed, ignored = (
+                any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+                for patterns in (allow_patterns, ignore_patterns)
+            )
+            if allowed and not ignored:
+                fetched.add(path.name)
+                (local / path.name).write_bytes(path.read_bytes())
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert main(["score", "someone/llama", "arithmetic", "--stream", "--dry-run", "--device", "cpu"]) == 0
+    assert "least memory budget" in capsys.readouterr().out
+    assert {"config.json", "model.safetensors.index.json"} <= fetched
+    assert not any(name.endswith(".safetensors") for name in fetched)
+    assert streaming_score.model_folder("someone/llama") == local
+    shards = {path.name for path in whole.glob("model-*.safetensors")}
+    assert len(shards) > 1 and {name for name in fetched if name.endswith(".safetensors")} == shards
 
 
 @pytest.mark.parametrize("budget", ["much", "0GiB", "-1", "6 gallons", ""])

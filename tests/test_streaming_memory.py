@@ -59,6 +59,33 @@ def test_a_budget_too_small_is_refused_with_one_that_is_enough(tmp_path: Path) -
     assert streaming["peak_rss"] <= memory.parse_size(named[1], "") == streaming["memory_budget"]
 
 
+def test_without_a_budget_too_little_free_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(llama(), tmp_path)
+    monkeypatch.setattr(memory, "available_ram", lambda: 100 << 20)
+    with pytest.raises(InputError, match=r"need \d+.* of RAM, and 80.0 MiB may be taken \(80 % of what is free"):
+        quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cpu")
+
+
+def test_rooms_without_a_budget_on_a_device(tmp_path: Path) -> None:
+    figures, cuda = streaming_plan(saved(llama(), tmp_path), "cpu", BATCHES), torch.device("cuda")
+    ram = figures.ram_least(cuda, 0)
+    assert figures.rooms_in_free(cuda, figures.device_least + 5, ram + 7) == (5, 7)
+    with pytest.raises(InputError, match="of device memory, and"):
+        figures.rooms_in_free(cuda, figures.device_least - 1, ram)
+
+
+def test_pages_of_files_count_as_free_under_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (
+        ("max", "1000\n"),
+        ("current", "900\n"),
+        ("stat", "anon 300\nactive_file 400\ninactive_file 200\n"),
+    ):
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
+    monkeypatch.setattr(memory, "_USAGES", (str(tmp_path / "memory.current"), str(tmp_path / "none")))
+    assert memory.available_ram() == 700
+
+
 def test_hidden_states_on_disk_give_the_same_scores(
     tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,9 +123,10 @@ def test_device_memory_stays_below_the_least_that_is_named(tmp_path: Path) -> No
     assert streaming["peak_device"] >= 2 * block
 
 
-def streaming_plan(folder: Path, device: str, batches: list[dict[str, torch.Tensor]]) -> plan.Plan:
+def streaming_plan(folder: Path, device: str, batches: list[dict[str, torch.Tensor]], **settings: Any) -> plan.Plan:
     checkpoint = Checkpoint(folder)
-    model = skeleton.build(folder, dtype="auto", stored=checkpoint.float_dtype(), device=torch.device(device))
+    stored = checkpoint.float_dtype()
+    model = skeleton.build(folder, dtype="auto", stored=stored, device=torch.device(device), **settings)
     extents = [plan.Extent(*batch["input_ids"].shape) for batch in batches]
     return plan.make(model, Weights(model, checkpoint), extents, torch.device(device))
 
@@ -165,6 +193,16 @@ def test_a_plan_from_the_configuration_alone_is_that_of_the_checkpoint(name: str
     blocks = case.build().get_submodule(model.prefix)
     expected = [sum(weight.numel() * 4 for weight in block.parameters()) for block in blocks]
     assert bare.block == max(expected) and full.block >= bare.block
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_layers_that_are_not_scored_take_memory_all_the_same(name: str, tmp_path: Path) -> None:
+    case = ARCHITECTURES[name]
+    folder = saved(case.build(), tmp_path)
+    whole = streaming_plan(folder, "cpu", [case.batch()])
+    part = streaming_plan(folder, "cpu", [case.batch()], include=["v_proj"])
+    assert (part.activations, part.flops, part.block) == (whole.activations, whole.flops, whole.block)
+    assert part.totals < whole.totals
 
 
 def test_flops_are_those_of_the_matrix_products(tmp_path: Path) -> None:

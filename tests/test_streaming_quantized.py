@@ -42,6 +42,17 @@ def test_bitsandbytes(settings: dict[str, Any], kind: str, tmp_path: Path, devic
     streamed = quiet(plop_ext.score_streaming, str(folder), BATCHES, device=device)
     assert streamed.modules == whole.modules and {module.kind for module in whole.modules} == {kind}
     np.testing.assert_array_equal(streamed.totals, whole.totals)
+    assert streamed.provenance["streaming"]["block"] == pytest.approx(held(quantized.model.layers[0]), rel=0.1)
+
+
+def held(block: torch.nn.Module) -> int:
+    """Bytes of the tensors that a block holds: parameters, and what bitsandbytes keeps beside them."""
+    tensors = []
+    for parameter in block.parameters():
+        state = getattr(parameter, "quant_state", None)
+        tensors += [parameter, getattr(parameter, "SCB", None)]
+        tensors += [] if state is None else list(state.as_dict(packed=True).values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def test_a_kind_that_cannot_be_streamed_is_named(tmp_path: Path) -> None:

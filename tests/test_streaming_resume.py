@@ -15,7 +15,7 @@ import plop_ext
 from plop_ext import InputError
 from plop_ext.cli.main import main
 from plop_ext.scores import Scores
-from plop_ext.streaming import run
+from plop_ext.streaming import run, state
 from plop_ext.streaming import score as streaming_score
 from tests.conftest import ROOT
 from tests.test_streaming import quiet, saved
@@ -28,7 +28,7 @@ class Killed(Exception):
     """What a test stops a run with."""
 
 
-def killed(*_: Any) -> None:
+def killed(*_: Any, **__: Any) -> None:
     raise Killed
 
 
@@ -62,7 +62,6 @@ def test_a_run_killed_by_the_system_continues(model: Path, tmp_path: Path) -> No
     assert subprocess.run([*command, "-1"], cwd=ROOT, timeout=120).returncode == 0
     scores = Scores.load(output)
     assert scores.provenance["streaming"]["resumed_at"] == 2
-    assert not kept.exists()
     whole = streamed(model)
     assert scores.modules == whole.modules and scores.unscored == whole.unscored
     np.testing.assert_array_equal(scores.totals, whole.totals)
@@ -149,13 +148,49 @@ def test_a_new_run_clears_an_old_state_but_no_other_folder(model: Path, tmp_path
         stopped_after(1, patch)
         with pytest.raises(Killed):
             streamed(model, state=kept)
-    streamed(model, state=kept)
+    assert streamed(model, state=kept).provenance["streaming"]["resumed_at"] == 0
+    state.remove(kept)
     assert not kept.exists()
     kept.mkdir()
     (kept / "mine.txt").write_text("precious")
     with pytest.raises(InputError, match=r"`.*state` is not empty and no state of a streamed run; name another"):
         streamed(model, state=kept)
+    state.remove(kept)
     assert (kept / "mine.txt").read_text() == "precious"
+
+
+def test_a_finished_run_whose_scores_were_not_written_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scores.json"
+    arguments = ["score", "plop-tiny", "arithmetic", "--stream", "--quiet", "--device", "cpu", "-o", str(output)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Scores, "save", killed)
+        with pytest.raises(Killed):
+            main(arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Stream, "_run_block", killed)  # nothing is left to run
+        assert main([*arguments, "--resume"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_a_streamed_run_leaves_the_journal_of_one_in_memory(tmp_path: Path) -> None:
+    output, journal = tmp_path / "scores.json", tmp_path / "scores.json.partial"
+    journal.write_text("hours of work")
+    arguments = ["score", "plop-tiny", "arithmetic", "--samples", "2", "--quiet", "--device", "cpu", "-o", str(output)]
+    assert main([*arguments, "--stream"]) == 0
+    assert output.is_file() and journal.read_text() == "hours of work"
+
+
+def test_the_scores_are_written_before_anything_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "scores.json"
+    monkeypatch.setattr("plop_ext.report.tables.scores_table", killed)
+    monkeypatch.setattr("plop_ext.cli.stream.peaks_line", killed)
+    for more in ([], ["--stream"]):
+        with pytest.raises(Killed):
+            main(["score", "plop-tiny", "arithmetic", "--samples=2", "--quiet", "--device=cpu", f"-o{output}", *more])
+        Scores.load(output)
+        output.unlink()
 
 
 def test_the_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from plop_ext.report import plots, tables
+    from plop_ext.streaming.state import remove
 
     stream.check(args)
     options.check_output(args.output)
@@ -61,6 +62,14 @@ def run(args: argparse.Namespace) -> None:
         return
     journal = None if args.output is None else Path(f"{args.output}.partial")
     scores = stream.score(args) if args.stream else _score(args, journal)
+    if args.output:  # before anything else: what follows may fail, and the scores took long
+        scores.save(args.output)
+        if args.stream:  # of this run; a run in memory may have left its own journal
+            remove(stream.state_folder(args.output))
+        elif journal is not None:
+            journal.unlink(missing_ok=True)
+    if args.stream:
+        console.print(stream.peaks_line(scores.provenance["streaming"]), highlight=False)
     chosen = scores.types[:3] if scores.paper_script or scores.signal.found else ()
     console.print(tables.scores_table(scores, chosen=chosen))
     for line in tables.confidence_lines(scores):
@@ -68,9 +77,6 @@ def run(args: argparse.Namespace) -> None:
     for line in tables.unscored_lines(scores):
         console.print(line, style="dim", highlight=False)
     if args.output:
-        scores.save(args.output)
-        if journal is not None:
-            journal.unlink(missing_ok=True)
         console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
     if args.heatmap:
         plots.heatmap(scores, args.heatmap, chosen=chosen)

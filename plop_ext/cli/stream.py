@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -54,7 +55,7 @@ def score(args: argparse.Namespace) -> Scores:
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     encoded = options.load_data(args, tokenizer, _samples(args), mask=args.mask)
-    scores = score_streaming(
+    return score_streaming(
         args.model,
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
         max_samples=None,
@@ -69,13 +70,16 @@ def score(args: argparse.Namespace) -> Scores:
         dtype=args.dtype,
         device=args.device,
         memory_budget=args.memory_budget,
-        state=None if args.output is None else f"{args.output}.stream",
+        state=None if args.output is None else state_folder(args.output),
         resume=args.resume,
         data_name=args.data,
         progress=not args.quiet,
     )
-    console.print(peaks_line(scores.provenance["streaming"]), highlight=False)
-    return scores
+
+
+def state_folder(output: str) -> Path:
+    """Where a run that is to write `output` keeps what is needed to continue it."""
+    return Path(f"{output}.stream")
 
 
 def _samples(args: argparse.Namespace) -> int:
@@ -110,8 +114,8 @@ def dry_run(args: argparse.Namespace) -> None:
     samples = _samples(args)
     if samples < 1 or args.batch_size < 1 or args.max_length < 1:
         raise InputError("`--samples`, `--batch-size` and `--max-length` must be at least 1")
-    device, folder = run_device(args.device), model_folder(args.model)
-    checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors*")) else None
+    device, folder = run_device(args.device), model_folder(args.model, weights=False)
+    checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors")) else None
     model = skeleton.build(
         folder,
         dtype=check_dtype(args.dtype),

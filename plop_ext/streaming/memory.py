@@ -13,6 +13,8 @@ GIB = 1 << 30
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 # The memory limit of the process's control group, version 2 and 1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# Of what it uses, the pages of files that the system drops when memory is wanted.
+_CACHED = (("active_file", "inactive_file"), ("total_active_file", "total_inactive_file"))
 _USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
@@ -63,14 +65,23 @@ def available_ram() -> int:
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         room.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    for limit, usage in zip(_LIMITS, _USAGES, strict=True):
+    for limit, usage, fields in zip(_LIMITS, _USAGES, _CACHED, strict=True):
         try:
             most, used = Path(limit).read_text().strip(), int(Path(usage).read_text())
         except (OSError, ValueError):
             continue
         if most.isdigit():
-            room.append(max(int(most) - used, 0))
+            used -= _cached(Path(usage).with_name("memory.stat"), fields)
+            room.append(max(int(most) - max(used, 0), 0))
     return min(room)
+
+
+def _cached(stat: Path, fields: tuple[str, ...]) -> int:
+    try:
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        return sum(int(counts.get(name, 0)) for name in fields)
+    except (OSError, ValueError):
+        return 0
 
 
 def _status(field: str) -> int:

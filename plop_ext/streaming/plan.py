@@ -15,7 +15,7 @@ from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.streaming.memory import MIB, format_size
 from plop_ext.streaming.reader import CHUNK, READERS
 from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
-from plop_ext.streaming.weights import Weights, parameter_bytes
+from plop_ext.streaming.weights import Weights, loaded_bytes, parameter_bytes
 from plop_ext.totals import TOTALS_FIELDS
 
 # Allocators keep some of what was given back, and libraries load more of their code while they run.
@@ -100,6 +100,24 @@ class Plan:
         in_ram = budget - self.ram_least(device, held)
         return (in_ram, 0) if device.type == "cpu" else (budget - self.device_least, in_ram)
 
+    def rooms_in_free(self, device: torch.device, on_device: int, in_ram: int) -> tuple[int, int]:
+        """The same where there is no budget, but so many bytes of either may be taken beyond what is held.
+
+        Raises:
+            InputError: If that is too little even with all hidden states on disk.
+        """
+        ram = self.ram_least(device, 0)
+        needs = [("RAM", ram, in_ram)]
+        if device.type != "cpu":
+            needs.append(("device memory", self.device_least, on_device))
+        for name, least, room in needs:
+            if room < least:
+                raise InputError(
+                    f"this model and batch size need {format_size(least)} of {name}, and {format_size(room)} may be "
+                    "taken (80 % of what is free); use smaller batches or free some; `memory_budget` overrides this"
+                )
+        return (in_ram - ram, 0) if device.type == "cpu" else (on_device - self.device_least, in_ram - ram)
+
 
 def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent], device: torch.device) -> Plan:
     """Work out the figures of a run.
@@ -160,7 +178,7 @@ def _widths(skeleton: Skeleton) -> tuple[int, int]:
 
 
 def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
-    """Each layer and the share of the tokens it sees: all, or, of an expert, those routed to it on average."""
+    """Each layer that runs and its share of the tokens: all, or, of an expert, those routed to it on average."""
     config = skeleton.model.config.get_text_config(decoder=True)
     chosen = getattr(config, "num_experts_per_tok", None) or 1
 
@@ -168,7 +186,7 @@ def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
         module: Any = layer.module
         return chosen / module.num_experts if isinstance(layer.adapter, ExpertsAdapter) else 1.0
 
-    return [(layer, share(layer)) for layer in skeleton.found.layers]
+    return [(layer, share(layer)) for layer in skeleton.running]
 
 
 def _head_bytes(model: Any) -> int:
@@ -177,4 +195,4 @@ def _head_bytes(model: Any) -> int:
     if head is None:
         return 0
     kept = set() if embedding is None else {id(weight) for weight in embedding.parameters()}
-    return sum(weight.numel() * weight.element_size() for weight in head.parameters() if id(weight) not in kept)
+    return sum(loaded_bytes(weight) for weight in head.parameters() if id(weight) not in kept)

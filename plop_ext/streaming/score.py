@@ -83,9 +83,10 @@ def score_streaming(
         device: Default CUDA if there is any, else the CPU.
         attn_implementation: Attention kernel. Default the model's own choice.
         memory_budget: Bytes, or a size such as `"6GiB"`, that neither the device's memory nor the process's RAM may
-            pass. Default: 80 % of what is free. Lower it to leave room for others: hidden states go to RAM or disk.
-        state: Folder for what is needed to continue a killed run; removed when the run is complete. Default: none is
-            kept.
+            pass. Default: 80 % of what is free. A run that needs more is refused. Lower it to leave room for others:
+            hidden states go to RAM or disk.
+        state: Folder for what is needed to continue a killed run. It stays when the run is complete, so that scores
+            that were not saved can be had again by `resume`; remove it once they are. Default: none is kept.
         resume: Continue the run that left `state`, at its last finished block.
         data_name: Name of the data for the provenance.
         progress: Show a progress bar.
@@ -192,8 +193,6 @@ def score_streaming(
             memory.format_size(peaks["peak_rss"] or 0),
             memory.format_size(peaks["peak_device"] or 0),
         )
-    if kept is not None:
-        kept.remove()
     logger.info("scored %d modules on %d samples, block by block", len(scores.modules), len(data.ids))
     return scores
 
@@ -206,8 +205,8 @@ def run_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def model_folder(path: str) -> Path:
-    """The folder of a model, downloaded if `path` is a name on the hub."""
+def model_folder(path: str, *, weights: bool = True) -> Path:
+    """The folder of a model; of a name on the hub, what is needed of it is downloaded, with or without the weights."""
     from plop_ext.models import is_model_folder
 
     if path == embedded.MODEL_NAME:
@@ -217,9 +216,11 @@ def model_folder(path: str) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.model", "*.jinja", "*.safetensors"] if weights else ["*.json"]
     with cached_when_offline() as online:
         try:
-            return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"]))
+            # Some repositories hold the same weights twice, the second time as they were trained.
+            return Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns=["*consolidated*.safetensors"]))
         except Exception as error:
             where = "on the hub" if online else "in the local cache, and the hub cannot be reached"
             raise SetupError(f"`path` {path!r} is no local folder, and not {where}; give a model's folder") from error
@@ -227,11 +228,11 @@ def model_folder(path: str) -> Path:
 
 def _rooms(figures: plan.Plan, device: torch.device, budget: int | None) -> tuple[int, int]:
     """Bytes of hidden states that may be kept on the device and in RAM."""
-    held = memory.rss()
     if budget is not None:
-        return figures.rooms(device, budget, held)
+        return figures.rooms(device, budget, memory.rss())
     ram = int(memory.available_ram() * _SHARE)
     if device.type == "cpu":
-        return ram - figures.ram_least(device, 0), 0
+        return figures.rooms_in_free(device, ram, ram)
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free * _SHARE) - figures.device_least, ram - figures.ram_least(device, 0)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
+    return figures.rooms_in_free(device, int(free * _SHARE), ram)

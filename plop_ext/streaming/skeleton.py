@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from plop_ext.errors import InputError
-from plop_ext.layers import Discovery, discover
+from plop_ext.layers import Discovery, LinearLayer, discover
 from plop_ext.models import explained, model_class, quiet
 
 ALTERNATIVE = 'load it with `device_map="auto"` and give it to `plop_ext.score` instead'
@@ -33,6 +33,7 @@ class Skeleton:
         blocks: The list itself.
         found: The layers to score, all of them in blocks.
         last: Index of the last block that holds one.
+        running: All linear layers of the blocks up to that one, scored or not: what runs, and takes memory.
     """
 
     model: Any
@@ -42,12 +43,11 @@ class Skeleton:
     blocks: nn.ModuleList
     found: Discovery
     last: int
+    running: tuple[LinearLayer, ...]
 
     def block_of(self, name: str) -> int | None:
         """Index of the block that a module or parameter is in."""
-        if not name.startswith(self.prefix + "."):
-            return None
-        return int(name[len(self.prefix) + 1 :].partition(".")[0])
+        return _index_in(self.prefix, name)
 
 
 def build(
@@ -79,6 +79,7 @@ def build(
     model, resolved, quantizer = _meta_model(folder, dtype, stored, device, attn_implementation)
     with _weights_elsewhere(model):
         found = discover(model, include=include, exclude=exclude, scope=scope)
+        everything = discover(model, scope="all").layers
     lists = {layer.name: _block_list(model, layer.name) for layer in found.layers}
     for name, prefix in lists.items():
         if prefix is None:
@@ -91,8 +92,17 @@ def build(
         )
     prefix = prefixes[0]
     blocks = model.get_submodule(prefix)
-    indices = [int(name[len(prefix) + 1 :].partition(".")[0]) for name in lists]
-    return Skeleton(model, resolved, quantizer, prefix, blocks, found, max(indices))
+    last = max(index for index in (_index_in(prefix, name) for name in lists) if index is not None)
+    places = [(layer, _index_in(prefix, layer.name)) for layer in everything]
+    running = tuple(layer for layer, index in places if index is not None and index <= last)
+    return Skeleton(model, resolved, quantizer, prefix, blocks, found, last, running)
+
+
+def _index_in(prefix: str, name: str) -> int | None:
+    """Which item of the list `prefix` the module or parameter `name` is in."""
+    if not name.startswith(prefix + "."):
+        return None
+    return int(name[len(prefix) + 1 :].partition(".")[0])
 
 
 def _meta_model(

@@ -56,8 +56,7 @@ class State:
         Raises:
             InputError: If the folder holds something else, or cannot be made.
         """
-        if (self.folder / _FILE).is_file():
-            shutil.rmtree(self.folder)
+        remove(self.folder)
         try:
             self.folder.mkdir(exist_ok=True)
             if any(self.folder.iterdir()):
@@ -100,6 +99,8 @@ class State:
         """What `finish` was given."""
         return dict(torch.load(self.folder / f"result-{block}.pt", weights_only=True))
 
-    def remove(self) -> None:
-        """Remove the folder of a run that is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def remove(folder: Path) -> None:
+    """Remove the state in `folder`, once its scores are saved; a folder that holds none is left alone."""
+    if (folder / _FILE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -181,6 +181,7 @@ class _Recorder:
         self.calls = Calls()
         self.first: Tensor | None = None
         self._last: Tensor | None = None
+        self._version: int | None = None
         self._places: dict[int, int] = {}
 
     def called(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -194,7 +195,8 @@ class _Recorder:
         hidden = args[0] if args else kwargs.get(_HIDDEN)
         if not isinstance(hidden, Tensor):
             raise _unfit(self.skeleton, "its blocks are not called on a hidden state")
-        if self._last is not None and hidden is not self._last:
+        version = None if hidden.is_inference() else hidden._version  # one more for each change in place
+        if self._last is not None and (hidden is not self._last or version != self._version):
             raise _unfit(self.skeleton, f"it changes the hidden state between blocks {index - 1} and {index}")
         self.first = hidden if self.first is None else self.first
         kept = tuple(self._stripped(value) for value in args[1:])
@@ -208,7 +210,9 @@ class _Recorder:
         self.done = index == self.skeleton.last
         if self.done and not self.to_the_end:
             raise _Stop
-        self._last = hidden
+        if self.done:  # what comes after the blocks may work in place, and `first` is this tensor
+            return self.result.wrap(hidden.clone())
+        self._last, self._version = hidden, version
         return self.result.wrap(hidden)
 
     def _stripped(self, value: Any) -> Any:

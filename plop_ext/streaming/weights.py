@@ -8,6 +8,7 @@ knows how to convert them; its loader takes any subset of the tensors. Those fun
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -234,8 +235,21 @@ def one_thread() -> Iterator[None]:
 
 
 def parameter_bytes(module: nn.Module) -> int:
-    """Memory of the parameters of a module."""
-    return tensor_bytes(module.parameters())
+    """Memory that the parameters of a module of the skeleton take once they are loaded."""
+    return sum(loaded_bytes(parameter) for parameter in module.parameters())
+
+
+def loaded_bytes(parameter: nn.Parameter) -> int:
+    """Memory that a parameter takes once it is loaded: those of bitsandbytes are packed only then, and get scales."""
+    kind, values = type(parameter), parameter.numel()
+    if not kind.__module__.startswith("bitsandbytes"):
+        return values * parameter.element_size()
+    if kind.__name__ == "Params4bit":
+        scales = math.ceil(values / getattr(parameter, "blocksize", 64))  # float32, as are the 16 values of the code
+        if getattr(parameter, "compress_statistics", False):  # scales of one byte, 256 by 256, and the code of these
+            scales = math.ceil(scales / 4) + math.ceil(scales / 256) + 256
+        return math.ceil(values / 2) + 4 * (scales + 16)
+    return values + 4 * parameter.shape[0]
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
