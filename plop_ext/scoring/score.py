@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -182,11 +183,17 @@ def find_plop_targets(
     Args:
         model: As for `score`.
         dataloader: As for `score`.
-        types: How many module types (default 3), or `"auto"`, as for `Scores.place`.
+        types: How many module types (default 3), or `"auto"`, as for `Scores.place`. Of a number, the stop rule
+            watches as many.
         **score_kwargs: Anything else `score` takes.
 
     Example:
         >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
+    stop = score_kwargs.get("stop", "auto")
+    by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
+    settles = isinstance(stop, str) and (stop == "settled" or (stop == "auto" and by_default))
+    if settles and isinstance(types, Integral) and types >= 1:
+        score_kwargs["stop"] = StopRule(types=int(types))
     return score(model, dataloader, **score_kwargs).place(types=types).targets()
