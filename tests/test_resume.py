@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -118,6 +119,14 @@ def test_the_stop_rule_sees_the_batches_of_the_journal(tmp_path: Path) -> None:
     assert same(scored(path, stop="settled", max_samples=60, resume=True), whole)
     again = scored(path, stop="settled", max_samples=60, resume=True)
     assert same(again, whole) and again.provenance["stop"] == whole.provenance["stop"]
+
+
+def test_a_weight_that_is_not_finite_does_not_end_the_run_for_good(tmp_path: Path) -> None:
+    path, broken = tmp_path / "run.partial", model()
+    broken.layers[-1].down.weight.data.fill_(math.nan)
+    whole = scored(path, model=broken)
+    assert "layers.1.down" not in whole.module_names
+    assert same(scored(path, model=broken, resume=True), whole)
 
 
 def test_a_left_over_file_is_not_overwritten(journal: Path) -> None:

@@ -156,7 +156,7 @@ class Journal:
                     f"`{self._path}` is of another run: its {key} is {_short(found.get(key))}, "
                     f"now it is {_short(wanted.get(key))}; resume with the same, or delete it"
                 )
-        if not np.allclose(header["baseline"], self._baseline, rtol=_BASELINE_TOLERANCE, atol=0):
+        if not np.allclose(header["baseline"], self._baseline, rtol=_BASELINE_TOLERANCE, atol=0, equal_nan=True):
             raise InputError(f"`{self._path}` is of another checkpoint: its weights differ; delete it and start anew")
 
 
