@@ -22,6 +22,7 @@ from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
 from tests.conftest import ROOT
 from tests.interrupted import BATCHES, data, model
+from tests.tiny_models import Plain
 
 
 def scored(journal: Path | None = None, **changes: Any) -> Scores:
@@ -127,6 +128,36 @@ def test_a_weight_that_is_not_finite_does_not_end_the_run_for_good(tmp_path: Pat
     whole = scored(path, model=broken)
     assert "layers.1.down" not in whole.module_names
     assert same(scored(path, model=broken, resume=True), whole)
+
+
+class Pooling(Plain):
+    """Feeds `down` of the last block rows that belong to no sample, in the first call only."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor, **ignored: Any) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 1:
+            self.layers[-1].down(torch.ones(7, 24))
+        return super().forward(x)
+
+
+def test_why_a_module_has_no_score_outlives_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "pooling.partial"
+
+    def pooling(calls: int) -> Pooling:
+        torch.manual_seed(0)
+        made = Pooling()
+        made.calls = calls
+        return made
+
+    whole = scored(path, model=pooling(0))
+    reasons = {item.name: item.reason for item in whole.unscored}
+    assert "7 input rows cannot be assigned to 3 samples" in reasons["layers.1.down"]
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:6], b""]))
+    again = scored(path, model=pooling(5), resume=True)
+    assert again.unscored == whole.unscored and same(again, whole)
 
 
 def test_a_left_over_file_is_not_overwritten(journal: Path) -> None:

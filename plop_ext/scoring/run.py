@@ -79,14 +79,14 @@ def run_batches(
     device = input_device(model)
     late = 1 if device.type == "cuda" else 0
     phases = random.Random(seed)
-    pending: deque[tuple[int, tuple[int, ...], str]] = deque()
+    pending: deque[tuple[int, tuple[int, ...], str, dict[str, str]]] = deque()
     announced = closed = 0
 
     def receive(keep: int) -> bool:
         nonlocal closed
         while len(pending) > keep:
-            number, ids, fingerprint = pending.popleft()
-            record = Record(ids, fingerprint, collector.batch_totals(closed).numpy())
+            number, ids, fingerprint, unassigned = pending.popleft()
+            record = Record(ids, fingerprint, collector.batch_totals(closed).numpy(), unassigned)
             closed += 1
             if journal is not None:
                 journal.append(record)
@@ -104,16 +104,19 @@ def run_batches(
         known = journal.find(ids, fingerprint) if journal is not None else None
         announced += size
         if known is not None:
+            collector.unassigned.update(known.unassigned)
             settled = receive(0)
             done.add(number, known)
             settled = settled or (watch is not None and watch.look(done.tables, len(done.ids)))
         else:
             counted = token_mask(batch, mask)
             batch = batch_to_device(batch, device)
+            noted = set(collector.unassigned)
             collector.begin(size, counted, step=token_step, phase=phase)
             forward(model, batch)
             collector.end()
-            pending.append((number, ids, fingerprint))
+            unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
+            pending.append((number, ids, fingerprint, unassigned))
             settled = receive(0 if watch is not None and watch.first_is_due(announced) else late)
         advance(size)
         if settled or (max_samples is not None and announced >= max_samples):
