@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from plop_ext.cli.main import main
 from plop_ext.errors import InputError
 from plop_ext.scores import Scores
+from plop_ext.scoring import run as run_module
 from plop_ext.scoring.score import score
 from tests.conftest import ROOT
 from tests.interrupted import BATCHES, data, model
@@ -158,6 +160,27 @@ def test_why_a_module_has_no_score_outlives_the_process(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([*lines[:6], b""]))
     again = scored(path, model=pooling(5), resume=True)
     assert again.unscored == whole.unscored and same(again, whole)
+
+
+def test_on_a_device_a_resumed_run_stops_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch that was under way when the set settled counts, whether it is in the file or not."""
+    monkeypatch.setattr(run_module, "input_device", lambda model: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
+
+    def stopped(path: Path, resume: bool) -> Scores:
+        looks = iter([0.5, 0.5, 1.0])
+        monkeypatch.setattr("plop_ext.scoring.stopping.set_stability", lambda table, rule: next(looks))
+        return scored(path, stop="settled", max_samples=60, resume=resume)
+
+    path = tmp_path / "run.partial"
+    whole = stopped(path, resume=False)
+    lines = path.read_bytes().split(b"\n")
+    assert whole.provenance["stop"]["settled_at"] == 12 and len(whole.sample_ids) == 15 and len(lines) == 1 + 5 + 1
+    for records in range(6):
+        path.write_bytes(b"\n".join([*lines[: 1 + records], b""]))
+        again = stopped(path, resume=True)
+        assert same(again, whole) and again.provenance["stop"] == whole.provenance["stop"]
+        assert path.read_bytes().split(b"\n") == lines
 
 
 def test_a_left_over_file_is_not_overwritten(journal: Path) -> None:
