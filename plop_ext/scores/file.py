@@ -114,7 +114,7 @@ def _check_provenance(provenance: Any) -> None:
     """Raise if it lacks what placements and reports read."""
     model, data = provenance["model"], provenance["data"]
     _require(isinstance(model["class"], str))
-    _require(model.get("parameters") is None or type(model["parameters"]) is int)
+    _require(all(model.get(name) is None or type(model[name]) is int for name in ("parameters", "weight_bytes")))
     _require(all(part["name"] is None or isinstance(part["name"], str) for part in (data, *data.get("parts", ()))))
     _require(type(data["samples"]) is int)
     _require(provenance["settings"]["compat"] in (None, "paper-script"))
