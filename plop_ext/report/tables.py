@@ -69,7 +69,7 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
 
 
 def confidence_lines(scores: Scores) -> list[str]:
-    """What the statistics say in words: how much data was needed, signal, ties, automatic k."""
+    """What the statistics say in words: how much data was needed, signal, ties, Kendall's tau, automatic k."""
     lines = []
     stop = scores.provenance.get("stop")
     if stop:
@@ -89,6 +89,10 @@ def confidence_lines(scores: Scores) -> list[str]:
             f"tied{where}: {tie.lower} and {tie.upper}; their order holds in {tie.over_samples:.0%} of draws of "
             f"samples and {tie.over_layers:.0%} of draws of layers"
         )
+    if len(statistics.types) > 1:
+        taus = [(statistics.tau_samples, "samples"), (statistics.tau_layers, "layers")]
+        said = [f"{tau:.2f} of {draws}" for tau, draws in taus if tau is not None]
+        lines.append(f"Kendall's tau between the type orders of two draws, mean: {', '.join(said)}")
     lines.append(f"automatic k is {statistics.auto.reason}")
     return lines
 
