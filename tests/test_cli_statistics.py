@@ -62,6 +62,13 @@ def test_score_marks_as_many_types_as_it_watched(tmp_path: Path, capsys: pytest.
     assert len(table) == 7 and sum("yes" in line for line in table) == 5
 
 
+def test_a_streamed_run_leaves_the_journal_of_another_alone(tmp_path: Path) -> None:
+    left = tmp_path / "s.json.partial"
+    left.write_text("of a killed run")
+    assert main([*SCORE, "--stream", "--samples", "2", "-o", str(tmp_path / "s.json")]) == 0
+    assert left.read_text() == "of a killed run" and (tmp_path / "s.json").is_file()
+
+
 def test_place_automatic_k_says_why(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "p.json"
     assert main(["place", saved, "--types", "auto", "-o", str(output)]) == 0

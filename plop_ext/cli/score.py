@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         stream.dry_run(args)
         return
-    journal = None if args.output is None else Path(f"{args.output}.partial")
+    # A streamed run has a state of its own, and leaves the journal of another run alone.
+    journal = None if args.output is None or args.stream else Path(f"{args.output}.partial")
     scores = stream.score(args) if args.stream else _score(args, journal, rule)
     chosen = scores.types[: args.settle_types or 3] if scores.paper_script or scores.signal.found else ()
     console.print(tables.scores_table(scores, chosen=chosen))
