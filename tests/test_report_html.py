@@ -133,6 +133,19 @@ def test_kendalls_tau_is_said_in_the_terminal_and_on_the_page(
     assert f"mean: {one.statistics().tau_layers:.2f} of layers" in "\n".join(tables.confidence_lines(one))
 
 
+def test_placements_are_shown_where_their_cost_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first weight of a model in 8 bits says nothing of the width of its activations."""
+    scores(table(LEVELS, own_layer_sd=0.03), dtype="float8_e4m3fn").save(tmp_path / "s.json")
+    assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "r.html")]) == 0
+    printed = capsys.readouterr().out
+    [row] = [line for line in printed.splitlines() if "lowest-3" in line and "unknown" in line]
+    placement = Scores.load(tmp_path / "s.json").place()
+    assert f"{placement.num_parameters():,}" in row and row.count("unknown") == 5
+    page = Page((tmp_path / "r.html").read_text()).text
+    assert "Placements and what they cost" in page and page.count("unknown") % 4 == 0 and "unknown" in page
+    assert "Green: chosen for LoRA." in page
+
+
 def test_no_signal_is_said_and_nothing_is_placed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores(table([1.0, 1.0, 1.0])).save(tmp_path / "s.json")
     assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "r.html")]) == 0
@@ -206,7 +219,7 @@ def test_paper_script_scores_have_a_page_without_statistics(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "no/such/r.html"], "its folder does not exist"),
+        (["-o", "no/such/r.html"], "name a writable folder that exists"),
         (["--rank", "0"], "`--rank` must be at least 1"),
         (["--types", "many"], "`--types` must be a number or auto"),
         (["--against", "missing.json"], "cannot read"),
