@@ -138,8 +138,16 @@ def assemble(
 def warn(scores: Scores, observed: Observed) -> None:
     """One warning per thing the user should know about the result."""
     per_sample = scores.totals[:, :, 2].max(axis=0)
+    step = scores.provenance["settings"]["token_step"]
+    unread = int((per_sample == 0).sum()) if step > 1 else 0
+    if unread:
+        warnings.warn(
+            f"`token_step`={step} read no token of {unread} of {len(per_sample)} samples, which have few that count; "
+            "lower it",
+            stacklevel=3,
+        )
     # What a sample holds, not what was read of it.
-    few = int((per_sample * scores.provenance["settings"]["token_step"] < FEW_TOKENS).sum())
+    few = int((per_sample * step < FEW_TOKENS).sum()) - unread
     if few:
         warnings.warn(
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "

@@ -81,8 +81,10 @@ def score(
         exclude: Leave out the modules whose name ends with one of these.
         scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
             adapters off a vision tower.
-        token_step: Read every `token_step`-th token, from a random first one per batch. 8 costs no accuracy on
-            ordinary text and saves most of the overhead.
+        token_step: Read every `token_step`-th position of the padded batch, from a random first one per batch. 8 costs
+            no accuracy on ordinary text and saves most of the overhead. Means stay unbiased, but a sample with fewer
+            counted tokens in a row than this, such as a short completion, may give none: then it has no part in
+            them, and no score of its own.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
             weights, heads are scored, only the last call of a module counts, types match as substrings, probe
