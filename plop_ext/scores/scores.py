@@ -63,6 +63,21 @@ class ScoredModule:
 
 
 @dataclass(frozen=True, eq=False)
+class ThinModules:
+    """Expert projections that too few tokens were routed to for a score, kept for `Scores.merge`.
+
+    Attributes:
+        modules: What they are.
+        totals: [N, S, 5] float64: their sums, as in `Scores.totals`.
+        positions: Place of each among the scored modules and these, in the model's order.
+    """
+
+    modules: tuple[ScoredModule, ...]
+    totals: NDArray[np.float64]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
     """NFN of every scored module of a model on a data sample.
 
@@ -73,6 +88,7 @@ class Scores:
         sample_batches: [S] int64: the batch each sample was in.
         unscored: Linear-like modules without a score, and why.
         provenance: Model, data, settings, backend and library versions of the run; read-only, and a copy.
+        thin: Experts with too few tokens for a score; None without any.
     """
 
     modules: tuple[ScoredModule, ...]
@@ -81,6 +97,7 @@ class Scores:
     sample_batches: NDArray[np.int64]
     unscored: tuple[UnscoredModule, ...]
     provenance: Mapping[str, Any]
+    thin: ThinModules | None = None
 
     def __post_init__(self) -> None:
         for array in (self.totals, self.sample_ids, self.sample_batches):
@@ -191,7 +208,8 @@ class Scores:
     def merge(parts: Sequence[Scores]) -> Scores:
         """Add runs over different samples of the same model.
 
-        A sample is told by its id and the `data_name` of its run: id 3 of two data sets is two samples.
+        A sample is told by its id and the `data_name` of its run: id 3 of two data sets is two samples. Experts that
+        saw too few tokens in each run have a score if all runs together have enough.
 
         Args:
             parts: Scores of the same modules at the same settings, such as those of the shards of a data set.
