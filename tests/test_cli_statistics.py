@@ -62,6 +62,19 @@ def test_score_marks_as_many_types_as_it_watched(tmp_path: Path, capsys: pytest.
     assert len(table) == 7 and sum("yes" in line for line in table) == 5
 
 
+def test_samples_are_told_by_row_and_split(tmp_path: Path) -> None:
+    found = {}
+    for split in ("train", "test"):
+        output = tmp_path / f"{split}.json"
+        assert main([*SCORE, "--samples", "8", "--split", split, "-o", str(output)]) == 0
+        found[split] = Scores.load(output)
+        assert found[split].sample_ids.max() > 8
+    assert (
+        found["train"].sample_data == ("arithmetic",) * 8 and found["test"].sample_data == ("arithmetic (test)",) * 8
+    )
+    assert Scores.merge([found["train"], found["test"]]).provenance["data"]["samples"] == 16
+
+
 def test_a_streamed_run_leaves_the_journal_of_another_alone(tmp_path: Path) -> None:
     left = tmp_path / "s.json.partial"
     left.write_text("of a killed run")

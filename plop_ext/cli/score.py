@@ -101,7 +101,7 @@ def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None
         token_step=args.token_step,
         seed=args.seed,
         compat=args.compat,
-        data_name=args.data,
+        data_name=options.data_name(args),
         data_info={name: getattr(args, name) for name in ("column", "split", "max_length", "batch_size")},
         journal=journal,
         resume=args.resume,

@@ -84,7 +84,7 @@ class Scores:
     Attributes:
         modules: What was scored, in the model's order.
         totals: [M, S, 5] float64, read-only: the sums of `TOTALS_FIELDS` per module and sample.
-        sample_ids: [S] int64: each sample's id (its position in the data, where the data says so).
+        sample_ids: [S] int64: each sample's id, of `plop_ext.data.batches` the number of its row in the data set.
         sample_batches: [S] int64: the batch each sample was in.
         unscored: Linear-like modules without a score, and why.
         provenance: Model, data, settings, backend and library versions of the run; read-only, and a copy.
