@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
+from plop_ext.scores.thin import ThinModules
 from plop_ext.unscored import MIN_EXPERT_TOKENS, few_routed_detail
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _BASELINE_TOLERANCE = 1e-4
 
 def merge(parts: Sequence[Scores]) -> Scores:
     """Add runs; see `Scores.merge`."""
-    from plop_ext.scores.scores import Scores, ThinModules
+    from plop_ext.scores.scores import Scores
 
     if not parts:
         raise InputError("`merge` got no scores; give at least one")

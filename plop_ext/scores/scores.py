@@ -15,6 +15,7 @@ from plop_ext.errors import InputError
 from plop_ext.scores import paper_script
 from plop_ext.scores.frozen import freeze
 from plop_ext.scores.samples import SampleScores, token_moments
+from plop_ext.scores.thin import ThinModules
 from plop_ext.scores.types import TypeScore, by_type
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
 from plop_ext.unscored import UnscoredModule
@@ -60,21 +61,6 @@ class ScoredModule:
     target_size: int = 0
     target_shape: tuple[int, ...] = ()
     refused: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class ThinModules:
-    """Expert projections that too few tokens were routed to for a score, kept for `Scores.merge`.
-
-    Attributes:
-        modules: What they are.
-        totals: [N, S, 5] float64: their sums, as in `Scores.totals`.
-        positions: Place of each among the scored modules and these, in the model's order.
-    """
-
-    modules: tuple[ScoredModule, ...]
-    totals: NDArray[np.float64]
-    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
