@@ -84,9 +84,9 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
     # The files are in the page cache by now, and stay there: in favour of offloading.
     large = batches(args.shape, args.samples, args.tokens, args.offload_batch)
     for place in ("cpu", "disk"):
-        row = offloaded(args, folder, large, place, scores)
-        rows.append(row)
-        print(f"{row['case']}: {row['seconds']:.1f} s, largest difference {row['difference']:.1e}", flush=True)
+        for row in offloaded(args, folder, large, data, place, scores):
+            rows.append(row)
+            print(f"{row['case']}: {row['seconds']:.1f} s, largest difference {row['difference']:.1e}", flush=True)
     for row in rows:
         row["of_floor"] = row["seconds"] / floor["seconds"]
         row["times_streamed"] = row["seconds"] / seconds

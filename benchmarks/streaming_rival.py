@@ -14,17 +14,25 @@ from torch import Tensor
 
 from benchmarks import results, timing
 from benchmarks.shapes import SHAPES
+from plop_ext.layers import discover
 from plop_ext.scores import Scores
+from plop_ext.scoring.batch import batch_to_device
+from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.score import score
 
 
 def offloaded(
-    args: argparse.Namespace, folder: Path, data: Sequence[dict[str, Tensor]], place: str, streamed: Scores
-) -> results.Row:
-    """Load the model with accelerate's offload to `place` and score `data`, or the first batches of it.
+    args: argparse.Namespace,
+    folder: Path,
+    large: Sequence[dict[str, Tensor]],
+    small: Sequence[dict[str, Tensor]],
+    place: str,
+    streamed: Scores,
+) -> list[results.Row]:
+    """Load the model with accelerate's offload to `place` and score the samples, or the first batches of them.
 
-    Every weight is read once per batch, so that large batches are what offloading is good at. A batch is started while
-    less than `args.offload_seconds` have passed; the first always.
+    Every weight is read once per batch: `large` batches are what offloading is good at, `small` ones are those of the
+    streamed run. A batch is started while less than `args.offload_seconds` have passed; the first always.
     """
     import transformers
 
@@ -45,7 +53,7 @@ def offloaded(
         asked = [time.perf_counter()]
 
         def timed() -> Iterator[dict[str, Tensor]]:
-            for batch in data:
+            for batch in large:
                 now = time.perf_counter()
                 if len(asked) > 1 and now - began > args.offload_seconds:
                     return
@@ -57,20 +65,47 @@ def offloaded(
         count = len(asked) - 1
         each = (time.perf_counter() - asked[1]) / count
         norms = asked[1] - asked[0]  # reads every weight once, before the first batch
-        peak = torch.cuda.max_memory_allocated(args.device) if args.device.type == "cuda" else None
+        peak = _peak(args.device)
+        small_count, small_each, small_peak = _batch_seconds(model, small[:2], args.device)
         del model
         timing.free(args.device)
     same = streamed.totals[:, : scores.totals.shape[1], 0].sum(axis=1)
     difference = float(np.abs(scores.totals[:, :, 0].sum(axis=1) / same - 1).max())
-    return {
-        "case": f"accelerate, offloaded to {place}",
-        "seconds": loaded + norms + each * len(data),
-        "batch": len(data[0]["input_ids"]),
-        "peak_device": peak,
-        "load_seconds": loaded,
-        "batches": len(data),
-        "batches_run": count,
-        "norms_seconds": norms,
-        "batch_seconds": each,
-        "difference": difference,
-    }
+
+    def row(data: Sequence[dict[str, Tensor]], count: int, each: float, peak: int | None) -> results.Row:
+        size = len(data[0]["input_ids"])
+        return {
+            "case": f"accelerate, offloaded to {place}, batches of {size}",
+            "seconds": loaded + norms + each * len(data),
+            "batch": size,
+            "peak_device": peak,
+            "load_seconds": loaded,
+            "batches": len(data),
+            "batches_run": count,
+            "norms_seconds": norms,
+            "batch_seconds": each,
+            "difference": difference,
+        }
+
+    return [row(small, small_count, small_each, small_peak), row(large, count, each, peak)]
+
+
+def _batch_seconds(
+    model: torch.nn.Module, data: Sequence[dict[str, Tensor]], device: torch.device
+) -> tuple[int, float, int | None]:
+    """Number of batches run, seconds of each, and the peak GPU memory; weight norms are not part of it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with Collector(model, discover(model).layers) as collector, torch.no_grad():
+        timing.synchronize(device)
+        began = time.perf_counter()
+        for batch in data:
+            collector.begin(len(batch["input_ids"]), batch["attention_mask"])
+            model(**batch_to_device(batch, device), use_cache=False, logits_to_keep=1)
+            collector.end()
+        timing.synchronize(device)
+        return len(data), (time.perf_counter() - began) / len(data), _peak(device)
+
+
+def _peak(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

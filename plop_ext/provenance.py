@@ -14,14 +14,21 @@ from plop_ext._version import __version__
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Class, name, architecture, size and type of a model."""
+    """Class, name, architecture, size and type of a model.
+
+    `parameters` counts weights that a quantizer packs one by one where the model knows how (transformers);
+    `weight_bytes` is what it holds in memory, buffers included: some quantizers keep their weights there.
+    """
     config = getattr(model, "config", None)
     parameter = next(model.parameters(), None)
+    count = getattr(model, "num_parameters", None)
+    tensors = [*model.parameters(), *model.buffers()]
     return {
         "class": type(model).__name__,
         "name": getattr(config, "_name_or_path", None) or None,
         "type": getattr(config, "model_type", None),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count() if callable(count) else sum(parameter.numel() for parameter in model.parameters()),
+        "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
     }
 

@@ -66,7 +66,7 @@ def scores(source: GainTable, *, data: str | None = "toy", first_id: int = 0, **
     totals[:, :, 0], totals[:, :, 2] = source.sum_gain, source.tokens
     totals[:, :, 1] = np.divide(source.sum_gain**2, source.tokens, where=source.tokens > 0, out=totals[:, :, 1])
     provenance = {
-        "model": {"class": "Toy", "parameters": 1_000_000, "dtype": "float32", **model},
+        "model": {"class": "Toy", "parameters": 1_000_000, "weight_bytes": 4_000_000, "dtype": "float32", **model},
         "data": {"name": data, "samples": source.samples},
         "settings": {"compat": None, "mask": "attention", "baseline": "frobenius"},
         "seconds": 1.0,

@@ -8,7 +8,7 @@ from plop_ext.data import batches, encode, load_rows
 from plop_ext.models import load_model
 from plop_ext.scoring.score import score
 from plop_ext.statistics import AutoK, auto_k
-from plop_ext.statistics.boundaries import MIN_GAP
+from plop_ext.statistics.boundaries import MIN_GAP, Boundary
 from tests.gain_tables import scores, table
 
 
@@ -24,12 +24,15 @@ def test_a_clear_gap_is_found(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_without_a_gap_it_says_so_shows_the_tie_and_falls_back_to_3(seed: int) -> None:
+def test_without_a_gap_it_says_so_and_why_and_falls_back_to_3(seed: int) -> None:
     source = table([1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06], own_layer_sd=0.1, seed=seed)
     found = auto_k(source)
     assert (found.k, found.found, ks(found)) == (3, False, [])
-    assert "no cut survives" in found.reason
-    assert found.reason.endswith(f"{source.types[2]} and {source.types[3]} across it are tied")
+    assert found.reason.startswith("3: no cut passes every test, so this is the paper's number; ")
+    assert (
+        f"the cut between {source.types[2]} and {source.types[3]} fails: the 3 lowest are the same in" in found.reason
+    )
+    assert "of the draws of layers only" in found.reason
     assert auto_k(source, fallback=5).k == 5
 
 
@@ -62,6 +65,18 @@ def test_a_sure_but_tiny_step_is_no_boundary() -> None:
     found = auto_k(table([1.0, 1.0 + MIN_GAP / 2, 1.3], sample_sd=0.0001))
     assert found.boundaries[0].over_samples == 1.0 and found.boundaries[0].over_layers == 1.0
     assert ks(found) == [2]
+
+
+def test_the_reason_names_the_test_that_failed_and_no_other() -> None:
+    """Sure but for the size of the steps: no tie."""
+    found = auto_k(table([1.0, 1.004, 1.008, 1.012], sample_sd=0.0001))
+    assert found.reason.endswith("the cut between c and d fails: NFN rises by 0.4 % only")
+    assert auto_k(table([1.0, 1.0, 1.0, 1.0])).boundaries[2].failures[0].startswith("the 3 lowest are the same in")
+    assert Boundary(2, 0.5, 0.98974, 1.0, True).failures == (
+        "the 2 lowest are the same in 98.9 % of the draws of samples only",
+    )
+    assert Boundary(2, 0.5, 1.0, 1.0, False).failures == ("the 2 lowest are others without one of the layers",)
+    assert Boundary(2, 0.5, 1.0, 1.0, True).failures == ()
 
 
 def test_the_data_can_move_a_boundary_that_layers_do_not() -> None:

@@ -50,7 +50,9 @@ def test_the_compute_floor_counts_blocks_and_nothing_else(monkeypatch: pytest.Mo
 def test_offloading_gets_large_batches_and_says_how_many_ran(seconds: float, ran: int, folder: Path) -> None:
     streamed = score_streaming(str(folder), streaming.batches("tiny", 8, 16, 2), device="cpu", progress=False)
     args = argparse.Namespace(shape="tiny", device=torch.device("cpu"), offload_seconds=seconds)
-    row = streaming_rival.offloaded(args, folder, streaming.batches("tiny", 8, 16, 4), "cpu", streamed)
-    assert (row["batch"], row["batches"], row["batches_run"]) == (4, 2, ran)
-    assert row["seconds"] == pytest.approx(row["load_seconds"] + row["norms_seconds"] + 2 * row["batch_seconds"])
-    assert row["difference"] < 0.01
+    large, small = (streaming.batches("tiny", 8, 16, size) for size in (4, 2))
+    rows = streaming_rival.offloaded(args, folder, large, small, "cpu", streamed)
+    assert [(row["batch"], row["batches"], row["batches_run"]) for row in rows] == [(2, 4, 2), (4, 2, ran)]
+    for row in rows:
+        parts = row["load_seconds"] + row["norms_seconds"] + row["batches"] * row["batch_seconds"]
+        assert row["seconds"] == pytest.approx(parts) and row["difference"] < 0.01

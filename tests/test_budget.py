@@ -165,6 +165,8 @@ def test_a_fraction_is_of_the_model() -> None:
     memory = found.place(max_memory=0.25, batch=1, seq=8)
     assert memory == found.place(max_memory=1_000_000, batch=1, seq=8)
     assert memory.cost("float32", 1, 8).total_bytes <= 1_000_000
+    packed = scores(table(LEVELS), weight_bytes=2_000_000)
+    assert packed.place(max_memory=0.5, batch=1, seq=8) == memory
 
 
 def test_memory_budget_counts_activations() -> None:
@@ -191,7 +193,7 @@ def test_automatic_k_falls_back_to_the_budget() -> None:
     one = tied.place(types=1).num_parameters(16)
     placement = tied.place(types="auto", max_params=4 * one)
     assert len(placement.types) == 4
-    assert "no cut survives resampling, so this is what the budget allows" in placement.reason
+    assert "no cut passes every test, so this is what the budget allows" in placement.reason
     clear = scores(table([0.5, 0.5, 2.0, 2.0, 2.0], own_layer_sd=0.05))
     assert len(clear.place(types="auto", max_params=4 * one).types) == 2
 
@@ -225,6 +227,8 @@ def test_bad_budgets(arguments: dict[str, Any], message: str) -> None:
 def test_unknown_sizes_and_types_are_named() -> None:
     with pytest.raises(InputError, match="do not say how large the model is"):
         scores(table(LEVELS), parameters=None).place(max_params=0.1)
+    with pytest.raises(InputError, match="do not say how large the model is"):
+        scores(table(LEVELS), weight_bytes=None).place(max_memory=0.1)
     with pytest.raises(InputError, match="the model's weights are int8, whose cost is unknown"):
         scores(table(LEVELS), dtype="int8").place(max_memory=10**9)
     placement = scores(table(LEVELS, own_layer_sd=0.2)).place(ranks="inverse-nfn")

@@ -56,6 +56,32 @@ def test_score_options(
     assert (None if found is None else (found["types"], found["modules"])) == watched
 
 
+def test_score_marks_as_many_types_as_it_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SCORE, "--settle-types", "5"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert len(table) == 7 and sum("yes" in line for line in table) == 5
+
+
+def test_samples_are_told_by_row_and_split(tmp_path: Path) -> None:
+    found = {}
+    for split in ("train", "test"):
+        output = tmp_path / f"{split}.json"
+        assert main([*SCORE, "--samples", "8", "--split", split, "-o", str(output)]) == 0
+        found[split] = Scores.load(output)
+        assert found[split].sample_ids.max() > 8
+    assert (
+        found["train"].sample_data == ("arithmetic",) * 8 and found["test"].sample_data == ("arithmetic (test)",) * 8
+    )
+    assert Scores.merge([found["train"], found["test"]]).provenance["data"]["samples"] == 16
+
+
+def test_a_streamed_run_leaves_the_journal_of_another_alone(tmp_path: Path) -> None:
+    left = tmp_path / "s.json.partial"
+    left.write_text("of a killed run")
+    assert main([*SCORE, "--stream", "--samples", "2", "-o", str(tmp_path / "s.json")]) == 0
+    assert left.read_text() == "of a killed run" and (tmp_path / "s.json").is_file()
+
+
 def test_place_automatic_k_says_why(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "p.json"
     assert main(["place", saved, "--types", "auto", "-o", str(output)]) == 0
@@ -97,6 +123,13 @@ def test_finetune_takes_the_ranks_of_the_placement(tmp_path: Path) -> None:
     [
         ([*SCORE, "--stop", "soon"], "`--stop` must be settled or none"),
         ([*SCORE, "--settle-types", "0"], "`--settle-types` of the stop rule"),
+        ([*SCORE, "--settle-types", "2", "--settle-modules", "5"], "exclude each other; give one"),
+        ([*SCORE, "--settle-types", "2", "--stream"], "watches, and this run has none; leave it out"),
+        ([*SCORE, "--settle-modules", "9", "--stream", "--dry-run"], "`--settle-modules` says what an early stop"),
+        (
+            [*SCORE, "--settle-modules", "9", "--samples", "8"],
+            "this run has none; add --stop settled, or leave it out",
+        ),
         ([*SCORE, "--stop", "settled", "--compat", "paper-script"], "`--stop` has no meaning with `--compat`"),
         (["place", "{saved}", "--max-params", "much"], "`--max-params` must be a count"),
         (["place", "{saved}", "--max-memory", "xGiB"], "`--max-memory` must be a count"),

@@ -54,9 +54,8 @@ def write(path: Path, text: str) -> str:
 
 def marks(sample: Encoded, tokenizer: Any) -> str:
     """The text of a sample with `_` for each token that does not count."""
-    return "".join(
-        "_" if label == -100 else tokenizer.decode([token]) for token, label in zip(*sample.values(), strict=True)
-    )
+    pairs = zip(sample["input_ids"], sample["labels"], strict=True)
+    return "".join("_" if label == -100 else tokenizer.decode([token]) for token, label in pairs)
 
 
 class TestLoadRows:
@@ -342,3 +341,25 @@ def test_rows_of_a_file_reach_a_batch(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     [batch] = batches(encode(load_rows(path), tokenizer), pad_token_id=tokenizer.pad_token_id)
     assert batch["input_ids"].tolist() == [[BOS, *ids(tokenizer, "abc")], [BOS, *ids(tokenizer, "d"), PAD, PAD]]
+
+
+def test_sample_ids_are_the_numbers_of_the_rows_in_the_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "d.txt"
+    path.write_text("\n".join("abcdefghij"))
+    tokenizer = byte_tokenizer()
+    rows = load_rows(str(path), max_samples=4, seed=1)
+    assert rows.numbers != list(range(4)) and [row["text"] for row in rows] == ["abcdefghij"[i] for i in rows.numbers]
+    samples = encode(rows, tokenizer)
+    [batch] = batches(samples, pad_token_id=0, sort=False)
+    assert batch["sample_ids"].tolist() == rows.numbers
+    # The first was left out; its number is nobody else's.
+    rows[0]["text"] = ""
+    [batch] = batches(encode(rows, tokenizer), pad_token_id=0, sort=False)
+    assert batch["sample_ids"].tolist() == rows.numbers[1:]
+    shuffled = batches(samples, pad_token_id=0).in_random_order(3)
+    assert sorted(next(iter(shuffled))["sample_ids"].tolist()) == rows.numbers
+    # Two data sets in one list, whose rows have the same numbers.
+    [batch] = batches(samples + samples, pad_token_id=0, sort=False)
+    assert batch["sample_ids"].tolist() == list(range(8))
+    [batch] = batches(encode(list(rows[1:]), tokenizer), pad_token_id=0, sort=False)
+    assert batch["sample_ids"].tolist() == [0, 1, 2]

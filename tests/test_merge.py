@@ -15,6 +15,8 @@ from plop_ext import reference
 from plop_ext.errors import InputError
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
+from tests.architecture_parts import text_batch
+from tests.architectures import ARCHITECTURES
 from tests.gain_tables import scores, table
 from tests.tiny_models import llama, token_batch
 
@@ -42,6 +44,46 @@ def test_shards_merged_are_the_whole(tmp_path: Path) -> None:
     merged.save(tmp_path / "m.json")
     again = Scores.load(tmp_path / "m.json")
     assert again.sample_data == ("toy",) * 5 and (again.nfn == whole.nfn).all()
+
+
+def test_experts_that_are_thin_in_a_shard_count_in_the_whole(tmp_path: Path) -> None:
+    """By shard other experts have too few tokens; the merged runs are the run over all, scored and unscored."""
+    model, batch = ARCHITECTURES["qwen3_moe"].build(), text_batch()
+    with torch.no_grad():  # little goes to expert 2 of layer 0, nothing to expert 3
+        weight = model.model.layers[0].mlp.gate.weight
+        weight[3] = 0
+        weight[:2] *= 20
+    single = [
+        {"sample_ids": torch.tensor([i]), **{key: value[i : i + 1] for key, value in batch.items()}} for i in range(3)
+    ]
+    settings = {"max_samples": None, "data_name": "toy", "progress": False}
+    whole = score(model, single, **settings)
+    parts = [score(model, single[i : i + 1], **settings) for i in range(3)]
+    assert any(part.module_names != whole.module_names for part in parts)
+    for number, part in enumerate(parts):
+        part.save(tmp_path / f"{number}.json")
+    for runs in (parts, [Scores.load(tmp_path / f"{number}.json") for number in range(3)]):
+        merged = Scores.merge([Scores.merge(runs[:2]), runs[2]])
+        assert merged.module_names == whole.module_names and merged.unscored == whole.unscored
+        assert merged.totals.tobytes() == whole.totals.tobytes()
+        assert (merged.thin is None) == (whole.thin is None)
+        if merged.thin is not None and whole.thin is not None:
+            assert merged.thin.modules == whole.thin.modules and merged.thin.positions == whole.thin.positions
+            assert merged.thin.totals.tobytes() == whole.thin.totals.tobytes()
+    assert all(name not in whole.module_names for name in (item.name for item in whole.unscored))
+
+
+def test_damaged_thin_modules_are_refused(tmp_path: Path) -> None:
+    model, batch = ARCHITECTURES["qwen3_moe"].build(), text_batch()
+    found = score(model, [{key: value[:1] for key, value in batch.items()}], progress=False)
+    assert found.thin is not None
+    found.save(tmp_path / "s.json")
+    content = json.loads((tmp_path / "s.json").read_text())
+    for positions in ([0] * len(found.thin.modules), [], [10**6] * len(found.thin.modules)):
+        content["thin"]["positions"] = positions
+        (tmp_path / "s.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match="is a damaged scores file"):
+            Scores.load(tmp_path / "s.json")
 
 
 def test_ids_of_two_data_sets_are_different_samples() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from plop_ext import InputError, Scores, score
 from plop_ext.layers import adapter_for
 from plop_ext.layers.quantized import CHUNK_ELEMENTS, FP8LinearAdapter
+from plop_ext.provenance import describe_model
 from tests.architecture_parts import from_config, text_batch
 from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import oracle
@@ -143,6 +144,17 @@ def test_bitsandbytes_4bit(quant_type: str, nested: bool) -> None:
     model = replace_linears(wide_llama(), lambda linear: nf4(linear, quant_type, nested))
     scores = check(model, "bitsandbytes 4-bit", "dequantized", 1e-5)
     check_peft(scores, model)
+
+
+@needs("bitsandbytes")
+def test_provenance_counts_the_weights_in_4_bits_and_their_real_bytes() -> None:
+    full, model = describe_model(wide_llama()), replace_linears(wide_llama(), nf4)
+    model.is_loaded_in_4bit = True  # as the quantizer of transformers marks it
+    packed = describe_model(model)
+    assert packed["parameters"] == full["parameters"]
+    assert full["parameters"] * 4 <= full["weight_bytes"] < full["parameters"] * 4 + 1000
+    linears = sum(m.in_features * m.out_features for m in model.modules() if type(m).__name__ == "Linear4bit")
+    assert linears and full["weight_bytes"] - packed["weight_bytes"] == pytest.approx(linears * 3.5)
 
 
 @needs("bitsandbytes")

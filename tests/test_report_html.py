@@ -12,7 +12,7 @@ import pytest
 
 from plop_ext.cli.main import main
 from plop_ext.errors import InputError
-from plop_ext.report import figures, html
+from plop_ext.report import figures, html, tables
 from plop_ext.report.against import compare_scores
 from plop_ext.scores import Scores
 from plop_ext.statistics.curve import stability_curve
@@ -118,6 +118,32 @@ def test_terminal_says_it_all_without_files(saved: Path, capsys: pytest.CaptureF
     for wanted in ("over data", "over layers", "P layers", "automatic k is", "What training adds", "lowest-3"):
         assert wanted in printed
     assert sorted(path.name for path in saved.parent.iterdir()) == ["s.json"]
+
+
+def test_kendalls_tau_is_said_in_the_terminal_and_on_the_page(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(saved), "-o", str(tmp_path / "r.html")]) == 0
+    found = Scores.load(saved).statistics()
+    assert found.tau_samples is not None
+    said = f"two draws, mean: {found.tau_samples:.2f} of samples, {found.tau_layers:.2f} of layers"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (tmp_path / "r.html").read_text()
+    one = scores(table(LEVELS, samples=1))
+    assert f"mean: {one.statistics().tau_layers:.2f} of layers" in "\n".join(tables.confidence_lines(one))
+
+
+def test_placements_are_shown_where_their_cost_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first weight of a model in 8 bits says nothing of the width of its activations."""
+    scores(table(LEVELS, own_layer_sd=0.03), dtype="float8_e4m3fn").save(tmp_path / "s.json")
+    assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "r.html")]) == 0
+    printed = capsys.readouterr().out
+    [row] = [line for line in printed.splitlines() if "lowest-3" in line and "unknown" in line]
+    placement = Scores.load(tmp_path / "s.json").place()
+    assert f"{placement.num_parameters():,}" in row and row.count("unknown") == 5
+    page = Page((tmp_path / "r.html").read_text()).text
+    assert "Placements and what they cost" in page and page.count("unknown") % 4 == 0 and "unknown" in page
+    assert "Green: chosen for LoRA." in page
 
 
 def test_no_signal_is_said_and_nothing_is_placed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

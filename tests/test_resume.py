@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +20,11 @@ import torch
 from plop_ext.cli.main import main
 from plop_ext.errors import InputError
 from plop_ext.scores import Scores
+from plop_ext.scoring import run as run_module
 from plop_ext.scoring.score import score
 from tests.conftest import ROOT
 from tests.interrupted import BATCHES, data, model
+from tests.tiny_models import Plain
 
 
 def scored(journal: Path | None = None, **changes: Any) -> Scores:
@@ -118,6 +122,65 @@ def test_the_stop_rule_sees_the_batches_of_the_journal(tmp_path: Path) -> None:
     assert same(scored(path, stop="settled", max_samples=60, resume=True), whole)
     again = scored(path, stop="settled", max_samples=60, resume=True)
     assert same(again, whole) and again.provenance["stop"] == whole.provenance["stop"]
+
+
+def test_a_weight_that_is_not_finite_does_not_end_the_run_for_good(tmp_path: Path) -> None:
+    path, broken = tmp_path / "run.partial", model()
+    broken.layers[-1].down.weight.data.fill_(math.nan)
+    whole = scored(path, model=broken)
+    assert "layers.1.down" not in whole.module_names
+    assert same(scored(path, model=broken, resume=True), whole)
+
+
+class Pooling(Plain):
+    """Feeds `down` of the last block rows that belong to no sample, in the first call only."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor, **ignored: Any) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 1:
+            self.layers[-1].down(torch.ones(7, 24))
+        return super().forward(x)
+
+
+def test_why_a_module_has_no_score_outlives_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "pooling.partial"
+
+    def pooling(calls: int) -> Pooling:
+        torch.manual_seed(0)
+        made = Pooling()
+        made.calls = calls
+        return made
+
+    whole = scored(path, model=pooling(0))
+    reasons = {item.name: item.reason for item in whole.unscored}
+    assert "7 input rows cannot be assigned to 3 samples" in reasons["layers.1.down"]
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:6], b""]))
+    again = scored(path, model=pooling(5), resume=True)
+    assert again.unscored == whole.unscored and same(again, whole)
+
+
+def test_on_a_device_a_resumed_run_stops_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch that was under way when the set settled counts, whether it is in the file or not."""
+    monkeypatch.setattr(run_module, "input_device", lambda model: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
+
+    def stopped(path: Path, resume: bool) -> Scores:
+        looks = iter([0.5, 0.5, 1.0])
+        monkeypatch.setattr("plop_ext.scoring.stopping.set_stability", lambda table, rule: next(looks))
+        return scored(path, stop="settled", max_samples=60, resume=resume)
+
+    path = tmp_path / "run.partial"
+    whole = stopped(path, resume=False)
+    lines = path.read_bytes().split(b"\n")
+    assert whole.provenance["stop"]["settled_at"] == 12 and len(whole.sample_ids) == 15 and len(lines) == 1 + 5 + 1
+    for records in range(6):
+        path.write_bytes(b"\n".join([*lines[: 1 + records], b""]))
+        again = stopped(path, resume=True)
+        assert same(again, whole) and again.provenance["stop"] == whole.provenance["stop"]
+        assert path.read_bytes().split(b"\n") == lines
 
 
 def test_a_left_over_file_is_not_overwritten(journal: Path) -> None:

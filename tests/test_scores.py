@@ -255,7 +255,7 @@ def test_a_damaged_file(edit: Callable[[Any], None], tmp_path: Path) -> None:
         ('{"format": "plop_ext.placement", "version": 1}', "is not a plop_ext.scores file but plop_ext.placement"),
         (
             '{"format": "plop_ext.scores", "version": 99}',
-            "has version 99 of plop_ext.scores, this plop_ext reads version 1; write it again with `plop score`",
+            "has version 99 of plop_ext.scores, this plop_ext reads version 2; write it again with `plop score`",
         ),
         ('{"format": "plop_ext.scores"}', "has version None of plop_ext.scores"),
     ],

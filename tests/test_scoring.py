@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,24 @@ def test_token_step_reads_every_nth_token_from_a_seeded_first_one() -> None:
         sums.add(min(range(8), key=lambda phase: abs(float(expected[phase::8].sum()) - total)))
         assert min(abs(float(expected[phase::8].sum()) - total) for phase in range(8)) < 1e-5
     assert len(sums) > 3
+
+
+def test_a_sample_of_which_no_token_was_read_is_said_so() -> None:
+    batch = tiny_models.token_batch([40, 40])
+    batch["labels"][0, :-3] = -100
+    read = []
+    for seed in range(40):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scores = score(tiny_models.llama(), [batch], mask="completion", token_step=8, seed=seed)
+        short, long = scores.totals[:, :, 2].max(axis=0).tolist()
+        said = [str(item.message) for item in caught if "`token_step`=8 read no token of 1 of 2" in str(item.message)]
+        assert len(said) == (short == 0) and long == 5
+        few = [str(item.message) for item in caught if "fewer than 16 counted tokens" in str(item.message)]
+        assert len(few) == (short > 0)
+        read.append(short)
+    # Three of the eight phases hit one of the three tokens.
+    assert set(read) == {0, 1} and 0.1 < sum(read) / len(read) < 0.65
 
 
 def test_token_step_keeps_the_mask() -> None:

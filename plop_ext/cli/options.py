@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -88,6 +89,12 @@ def load_data(
         rows = load_rows(source or args.data, split=split or args.split, max_samples=samples, seed=args.seed)
         column = args.column if source is None or source == args.data else None
         return encode(rows, tokenizer, column=column, mask=mask, max_length=args.max_length)
+
+
+def data_name(args: argparse.Namespace) -> str:
+    """Name of the data for the provenance: with the split, unless it is the default one or a file has none."""
+    name = str(args.data)
+    return name if args.split == "train" or Path(name).is_file() else f"{name} ({args.split})"
 
 
 def train_and_held_out(

@@ -64,14 +64,17 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"report: {args.output}", highlight=False)
 
 
-def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placement, Cost]]:
-    """The chosen placement, automatic k and all linear layers, each with its cost; none without a signal."""
+def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placement, Cost | None]]:
+    """The chosen placement, automatic k and all linear layers; none without a signal.
+
+    Each with its cost, where the width of the model's values is known.
+    """
     from plop_ext.placement.cost import WIDTHS
 
     if args.rank < 1:
         raise InputError(f"`--rank` must be at least 1, got {args.rank}")
     dtype = scores.provenance["model"].get("dtype")
-    if dtype not in WIDTHS or not (scores.paper_script or scores.signal.found):
+    if not (scores.paper_script or scores.signal.found):
         return []
     wanted: list[int | str | None] = [_count(args.types)]
     if not scores.paper_script:
@@ -79,7 +82,10 @@ def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placemen
     found = [scores.place(types=types, r=args.rank) for types in wanted]
     found.append(scores.place(strategy="all", r=args.rank))
     distinct = {placement.modules: placement for placement in reversed(found)}
-    return [(item, item.cost(dtype, args.batch_size, args.seq)) for item in reversed(distinct.values())]
+    costed = dtype in WIDTHS
+    return [
+        (item, item.cost(dtype, args.batch_size, args.seq) if costed else None) for item in reversed(distinct.values())
+    ]
 
 
 def _count(text: str | None) -> int | str | None:

@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         default=None,
         help="settled (default without --samples): end once the set is sure; none",
     )
-    parser.add_argument("--settle-types", type=int, default=3, metavar="K", help="watch the K lowest (default: 3)")
+    parser.add_argument("--settle-types", type=int, default=None, metavar="K", help="watch the K lowest (default: 3)")
     parser.add_argument(
         "--settle-modules", type=int, default=None, metavar="N", help="watch the N lowest single modules instead"
     )
@@ -57,20 +57,22 @@ def run(args: argparse.Namespace) -> None:
     options.check_picture(args.heatmap)
     if args.resume and not args.output:
         raise InputError("`--resume` continues the run that was to write `--output`; name it")
+    rule = _stop_rule(args)
     if args.dry_run:
         stream.dry_run(args)
         return
-    journal = None if args.output is None else Path(f"{args.output}.partial")
-    scores = stream.score(args) if args.stream else _score(args, journal)
+    # A streamed run has a state of its own, and leaves the journal of another run alone.
+    journal = None if args.output is None or args.stream else Path(f"{args.output}.partial")
+    scores = stream.score(args) if args.stream else _score(args, journal, rule)
     if args.output:  # before anything else: what follows may fail, and the scores took long
         scores.save(args.output)
-        if args.stream:  # of this run; a run in memory may have left its own journal
+        if args.stream:
             remove(stream.state_folder(args.output))
         elif journal is not None:
             journal.unlink(missing_ok=True)
     if args.stream:
         console.print(stream.peaks_line(scores.provenance["streaming"]), highlight=False)
-    chosen = scores.types[:3] if scores.paper_script or scores.signal.found else ()
+    chosen = scores.types[: args.settle_types or 3] if scores.paper_script or scores.signal.found else ()
     console.print(tables.scores_table(scores, chosen=chosen))
     for line in tables.confidence_lines(scores):
         console.print(line, highlight=False)
@@ -83,13 +85,12 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"heatmap: {args.heatmap}", highlight=False)
 
 
-def _score(args: argparse.Namespace, journal: Path | None) -> Scores:
+def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None) -> Scores:
     """Load the model and score it."""
     from plop_ext.data import batches
     from plop_ext.scoring.arguments import DEFAULT_SAMPLES
     from plop_ext.scoring.score import score
 
-    rule = _stop_rule(args)
     model, tokenizer = options.load_model(args)
     encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)
     return score(
@@ -106,7 +107,7 @@ def _score(args: argparse.Namespace, journal: Path | None) -> Scores:
         token_step=args.token_step,
         seed=args.seed,
         compat=args.compat,
-        data_name=args.data,
+        data_name=options.data_name(args),
         data_info={name: getattr(args, name) for name in ("column", "split", "max_length", "batch_size")},
         journal=journal,
         resume=args.resume,
@@ -120,5 +121,14 @@ def _stop_rule(args: argparse.Namespace) -> StopRule | None:
 
     if args.stop not in (None, "settled", "none"):
         raise InputError(f"`--stop` must be settled or none, got {args.stop!r}")
-    settles = args.stop == "settled" or (args.stop is None and args.samples is None and args.compat is None)
-    return StopRule(types=args.settle_types, modules=args.settle_modules) if settles else None
+    watched = [name for name in ("settle_types", "settle_modules") if getattr(args, name) is not None]
+    if len(watched) > 1:
+        raise InputError("`--settle-types` and `--settle-modules` exclude each other; give one")
+    by_default = args.stop is None and args.samples is None and args.compat is None
+    if not args.stream and (args.stop == "settled" or by_default):
+        return StopRule(types=3 if args.settle_types is None else args.settle_types, modules=args.settle_modules)
+    if watched:
+        option = f"--{watched[0].replace('_', '-')}"
+        fix = "leave it out" if args.stream or args.compat else "add --stop settled, or leave it out"
+        raise InputError(f"`{option}` says what an early stop watches, and this run has none; {fix}")
+    return None

@@ -20,6 +20,9 @@ class Batches:
         self._encoded = encoded
         self._batch_size = batch_size
         self._pad_token_id = pad_token_id
+        rows = [sample.get("row", index) for index, sample in enumerate(encoded)]
+        # Samples of several data sets in one list are told apart by their positions alone.
+        self._ids = rows if len(set(rows)) == len(rows) else list(range(len(encoded)))
         order = range(len(encoded))
         self._order = sorted(order, key=lambda index: -len(encoded[index]["input_ids"])) if sort else list(order)
 
@@ -43,7 +46,7 @@ class Batches:
         for start in range(0, len(self._order), self._batch_size):
             chosen = self._order[start : start + self._batch_size]
             batch = pad([self._encoded[index] for index in chosen], self._pad_token_id)
-            batch["sample_ids"] = torch.tensor(chosen)
+            batch["sample_ids"] = torch.tensor([self._ids[index] for index in chosen])
             yield batch
 
 
@@ -61,8 +64,9 @@ def batches(
 
     Returns:
         An iterable with a length. Its batches are dicts of int64 tensors on the CPU: `input_ids`, `attention_mask` and
-        `labels` [B, T], padded on the right with `pad_token_id`, 0 and -100, and `sample_ids` [B], the positions of
-        the samples in `encoded`.
+        `labels` [B, T], padded on the right with `pad_token_id`, 0 and -100, and `sample_ids` [B], the numbers of
+        the samples' rows in the data set; their positions in `encoded` where they have no such numbers, or several
+        have the same.
 
     Raises:
         InputError: If there is nothing to batch, or an argument is out of range.

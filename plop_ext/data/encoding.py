@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from plop_ext.checks import check_whole
 from plop_ext.data import chat
+from plop_ext.data.sources import Rows
 from plop_ext.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,11 +20,15 @@ IGNORED = -100
 """Label of a token that no loss and no completion mask counts."""
 
 
-class Encoded(TypedDict):
-    """One sample: `labels` repeats `input_ids`, with -100 where a token is not counted."""
-
+class _Tokens(TypedDict):
     input_ids: list[int]
     labels: list[int]
+
+
+class Encoded(_Tokens, total=False):
+    """One sample: `labels` repeats `input_ids`, with -100 where a token is not counted; `row` is its row's number."""
+
+    row: int
 
 
 def encode(
@@ -61,7 +66,8 @@ def encode(
         max_length: Largest length of a sample in tokens. Lower it when memory is short.
 
     Returns:
-        One dict for each row kept, in the order of the rows.
+        One dict for each row kept, in the order of the rows, with `row`: its number in the data set, as `load_rows`
+        says, else its position in `rows`.
 
     Raises:
         InputError: If a column is missing or holds another type, the tokenizer lacks a chat template, `mask` does not
@@ -85,9 +91,10 @@ def encode(
     encoded: list[Encoded] = []
     special = _special_ids(tokenizer)
     truncated = 0
-    for input_ids, labels in encoder(rows, tokenizer, columns):
+    numbers = rows.numbers if isinstance(rows, Rows) and len(rows.numbers) == len(rows) else range(len(rows))
+    for number, (input_ids, labels) in zip(numbers, encoder(rows, tokenizer, columns), strict=True):
         truncated += len(input_ids) > max_length
-        sample = Encoded(input_ids=input_ids[:max_length], labels=labels[:max_length])
+        sample = Encoded(input_ids=input_ids[:max_length], labels=labels[:max_length], row=number)
         if counted_tokens(sample) if mask == "completion" else not special.issuperset(sample["input_ids"]):
             encoded.append(sample)
     if truncated:

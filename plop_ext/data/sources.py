@@ -24,7 +24,19 @@ _ARITHMETIC_ROWS = {"test": 500, "train": 5000}
 _PROSE_TEST_EVERY = 10
 
 
-def load_rows(source: str, *, split: str = "train", max_samples: int | None = None, seed: int = 0) -> list[Row]:
+class Rows(list[Row]):
+    """Rows of a data set, and what tells them apart there.
+
+    Attributes:
+        numbers: Number of each in the data set, from 0. A slice is a plain list, numbered anew.
+    """
+
+    def __init__(self, rows: Iterable[Row], numbers: Iterable[int] | None = None) -> None:
+        super().__init__(rows)
+        self.numbers = list(range(len(self)) if numbers is None else numbers)
+
+
+def load_rows(source: str, *, split: str = "train", max_samples: int | None = None, seed: int = 0) -> Rows:
     """Load the rows of a data set.
 
     Files are read here and not through `datasets`, so that an error can name the line and nothing is written to a
@@ -44,7 +56,7 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         seed: Chooses that subset.
 
     Returns:
-        The rows as dicts, at least one.
+        The rows as dicts, at least one, with their numbers in the whole data set.
 
     Raises:
         InputError: If the source cannot be found or read, or holds no row.
@@ -76,8 +88,8 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         raise InputError(f"`source` {source} holds no rows; give a data set with at least one")
     if max_samples is not None and max_samples < len(rows):
         chosen = sorted(random.Random(seed).sample(range(len(rows)), max_samples))
-        rows = [rows[index] for index in chosen]
-    return rows
+        return Rows((rows[index] for index in chosen), chosen)
+    return Rows(rows)
 
 
 def _read_file(reader: Callable[[Path], list[Row]], path: Path) -> list[Row]:

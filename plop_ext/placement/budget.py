@@ -58,11 +58,9 @@ def make_budget(
     dtype = str(model.get("dtype") or "float32")
     if max_memory is not None and dtype not in WIDTHS:
         raise InputError(f"`max_memory`: the model's weights are {dtype}, whose cost is unknown; give `max_params`")
-    width = WIDTHS.get(dtype)
-    parameters = model.get("parameters")
     return Budget(
-        _absolute("max_params", max_params, parameters),
-        _absolute("max_memory", max_memory, None if parameters is None or width is None else parameters * width),
+        _absolute("max_params", max_params, model.get("parameters")),
+        _absolute("max_memory", max_memory, model.get("weight_bytes")),
         dtype,
         batch,
         seq,

@@ -16,6 +16,7 @@ from plop_ext.placement.budget import Budget, fit, make_budget, most_types
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn
 from plop_ext.placement.targets import notes_of, targets_of
+from plop_ext.placement.watched import warn_of_samples
 from plop_ext.scores import Scores
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
@@ -74,6 +75,8 @@ def select(
     if len(candidates) > 1 and len(placement.types) < len(candidates):
         fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
         reason = f"{reason}; {fewer}" if reason else fewer
+    if placement.strategy in ("lowest", "inverse") or max_nfn is not None:
+        warn_of_samples(scores, placement, modules, single=modules is not None or max_nfn is not None)
     return replace(placement, reason=reason)
 
 

@@ -66,7 +66,7 @@ def write_report(
     path: str | os.PathLike[str],
     scores: Scores,
     found: Mapping[str, Figure],
-    placements: Sequence[tuple[Placement, Cost]],
+    placements: Sequence[tuple[Placement, Cost | None]],
     step: tuple[int, int],
     comparison: Against | None = None,
 ) -> None:
@@ -76,7 +76,7 @@ def write_report(
         path: File to write, whole or not at all.
         scores: What it is about.
         found: What `make_figures` made.
-        placements: Placements with their cost; the first is the one that figures and tables mark.
+        placements: Placements with their cost where it is known; the first is the one that figures and tables mark.
         step: Samples and tokens per sample that the cost is for.
         comparison: A second score file beside the first.
     """

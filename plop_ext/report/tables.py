@@ -69,7 +69,7 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
 
 
 def confidence_lines(scores: Scores) -> list[str]:
-    """What the statistics say in words: how much data was needed, signal, ties, automatic k."""
+    """What the statistics say in words: how much data was needed, signal, ties, Kendall's tau, automatic k."""
     lines = []
     stop = scores.provenance.get("stop")
     if stop:
@@ -89,6 +89,10 @@ def confidence_lines(scores: Scores) -> list[str]:
             f"tied{where}: {tie.lower} and {tie.upper}; their order holds in {tie.over_samples:.0%} of draws of "
             f"samples and {tie.over_layers:.0%} of draws of layers"
         )
+    if len(statistics.types) > 1:
+        taus = [(statistics.tau_samples, "samples"), (statistics.tau_layers, "layers")]
+        said = [f"{tau:.2f} of {draws}" for tau, draws in taus if tau is not None]
+        lines.append(f"Kendall's tau between the type orders of two draws, mean: {', '.join(said)}")
     lines.append(f"automatic k is {statistics.auto.reason}")
     return lines
 
@@ -131,11 +135,11 @@ def cost_line(cost: Cost) -> str:
     return f"training adds {cost.total_bytes / 2**20:,.1f} MiB: {listed}"
 
 
-def cost_table(placements: Sequence[tuple[Placement, Cost]], step: tuple[int, int]) -> Table:
+def cost_table(placements: Sequence[tuple[Placement, Cost | None]], step: tuple[int, int]) -> Table:
     """What training each placement adds to the memory of the model itself.
 
     Args:
-        placements: Placements with their cost.
+        placements: Placements with their cost, or None where it is unknown.
         step: Samples and tokens per sample that the cost is for.
     """
     table = Table(title=f"What training adds, MiB, at {step[0]} x {step[1]} tokens")
@@ -143,10 +147,12 @@ def cost_table(placements: Sequence[tuple[Placement, Cost]], step: tuple[int, in
     for column in columns:
         table.add_column(column, justify="left" if column in ("placement", "types") else "right")
     for placement, cost in placements:
-        parts = (cost.parameter_bytes, cost.gradient_bytes, cost.optimizer_bytes, cost.activation_bytes)
-        cells = [f"{value / 2**20:,.1f}" for value in (*parts, cost.total_bytes)]
+        cells = ["unknown"] * 5
+        if cost is not None:
+            parts = (cost.parameter_bytes, cost.gradient_bytes, cost.optimizer_bytes, cost.activation_bytes)
+            cells = [f"{value / 2**20:,.1f}" for value in (*parts, cost.total_bytes)]
         rank = "own" if placement.ranks else str(placement.r)
-        parameters = f"{cost.trainable_parameters:,}"
+        parameters = f"{placement.num_parameters():,}"
         table.add_row(placement.label, ", ".join(placement.types), rank, parameters, *cells)
     return table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
 from plop_ext.scores.scores import ScoredModule, Scores
+from plop_ext.scores.thin import ThinModules
 from plop_ext.totals import TOTALS_FIELDS
 from plop_ext.unscored import UnscoredModule
 
 FORMAT = "plop_ext.scores"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What reports read of how a run ended.
 _STOP = {"available", "stability", "settled", "settled_at", "samples", "types", "modules"}
 
@@ -25,13 +27,7 @@ _STOP = {"available", "stability", "settled", "settled_at", "samples", "types", 
 def write(scores: Scores, path: str | os.PathLike[str]) -> None:
     """Write JSON to `path`, whole or not at all."""
     statistics = None if scores.paper_script else scores.statistics()
-    modules = [
-        {
-            **vars(module),
-            "totals": {field: row.tolist() for field, row in zip(TOTALS_FIELDS, table.T, strict=True)},
-        }
-        for module, table in zip(scores.modules, scores.totals, strict=True)
-    ]
+    modules = _with_totals(scores.modules, scores.totals)
     if statistics is not None and statistics.samples > 1:
         for entry, pair in zip(modules, statistics.module_intervals.tolist(), strict=True):
             entry["nfn_interval"] = pair
@@ -44,8 +40,24 @@ def write(scores: Scores, path: str | os.PathLike[str]) -> None:
         "samples": {"ids": scores.sample_ids.tolist(), "batches": scores.sample_batches.tolist()},
         "modules": modules,
         "unscored": [vars(item) for item in scores.unscored],
+        "thin": None
+        if scores.thin is None
+        else {
+            "modules": _with_totals(scores.thin.modules, scores.thin.totals),
+            "positions": scores.thin.positions,
+        },
     }
     write_text_atomic(path, json.dumps(content, indent=1) + "\n")
+
+
+def _with_totals(modules: Sequence[ScoredModule], totals: NDArray[np.float64]) -> list[dict[str, Any]]:
+    return [
+        {
+            **vars(module),
+            "totals": {field: row.tolist() for field, row in zip(TOTALS_FIELDS, table.T, strict=True)},
+        }
+        for module, table in zip(modules, totals, strict=True)
+    ]
 
 
 def read(path: str | os.PathLike[str]) -> Scores:
@@ -60,22 +72,26 @@ def read(path: str | os.PathLike[str]) -> Scores:
 
 
 def _parse(content: dict[str, Any]) -> Scores:
-    tables = [module.pop("totals") for module in content["modules"]]
-    for module in content["modules"]:
-        module.pop("nfn_interval", None)
-    lists = content["samples"]
+    modules, totals = _parse_modules(content["modules"])
+    thin, lists = content["thin"], content["samples"]
     return Scores(
-        modules=tuple(
-            ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])}) for module in content["modules"]
-        ),
-        totals=_numbers([[table[field] for field in TOTALS_FIELDS] for table in tables], "if", np.float64)
-        .transpose(0, 2, 1)
-        .copy(),
+        modules=modules,
+        totals=totals,
         sample_ids=_numbers(lists["ids"], "i", np.int64),
         sample_batches=_numbers(lists["batches"], "i", np.int64),
         unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
         provenance=content["provenance"],
+        thin=None if thin is None else ThinModules(*_parse_modules(thin["modules"]), tuple(thin["positions"])),
     )
+
+
+def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, ...], NDArray[np.float64]]:
+    tables = [module.pop("totals") for module in entries]
+    for module in entries:
+        module.pop("nfn_interval", None)
+    modules = (ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])}) for module in entries)
+    totals = _numbers([[table[field] for field in TOTALS_FIELDS] for table in tables], "if", np.float64)
+    return tuple(modules), totals.transpose(0, 2, 1).copy()
 
 
 def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
@@ -87,7 +103,8 @@ def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
 
 def _check(scores: Scores) -> None:
     """Raise for what no scoring run gives: it would be placed by all the same."""
-    for module in scores.modules:
+    thin = scores.thin
+    for module in (*scores.modules, *(() if thin is None else thin.modules)):
         sizes = (module.in_features, module.out_features)
         _require(all(type(size) is int and size > 0 for size in sizes))
         _require(all(type(size) is int and size > 0 for size in module.target_shape))
@@ -105,6 +122,12 @@ def _check(scores: Scores) -> None:
     _require(scores.sample_ids.shape == scores.sample_batches.shape == (samples,))
     _require(bool(np.isfinite(scores.totals).all() and (scores.totals >= 0).all()))
     _require(bool((scores.totals[:, :, 2].sum(axis=1) > 0).all()))
+    if thin is not None:
+        _require(thin.totals.shape == (len(thin.modules), samples, len(TOTALS_FIELDS)))
+        _require(bool(np.isfinite(thin.totals).all() and (thin.totals >= 0).all()))
+        count = len(scores.modules) + len(thin.modules)
+        _require(all(type(place) is int and 0 <= place < count for place in thin.positions))
+        _require(len(set(thin.positions)) == len(thin.modules) == len(thin.positions))
     _check_provenance(scores.provenance)
     _require(len(scores.sample_data) == samples)
     _require(bool(np.isfinite(scores.nfn).all()))
@@ -114,7 +137,7 @@ def _check_provenance(provenance: Any) -> None:
     """Raise if it lacks what placements and reports read."""
     model, data = provenance["model"], provenance["data"]
     _require(isinstance(model["class"], str))
-    _require(model.get("parameters") is None or type(model["parameters"]) is int)
+    _require(all(model.get(name) is None or type(model[name]) is int for name in ("parameters", "weight_bytes")))
     _require(all(part["name"] is None or isinstance(part["name"], str) for part in (data, *data.get("parts", ()))))
     _require(type(data["samples"]) is int)
     _require(provenance["settings"]["compat"] in (None, "paper-script"))

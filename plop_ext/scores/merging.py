@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
+from plop_ext.scores.thin import ThinModules
+from plop_ext.unscored import MIN_EXPERT_TOKENS, few_routed_detail
 
 if TYPE_CHECKING:
-    from plop_ext.scores.scores import Scores
+    from plop_ext.scores.scores import ScoredModule, Scores
 
 # What two runs must share to be one statistic. The cap, the stop rule and the seed of the token phase need not agree.
 SETTINGS = ("mask", "baseline", "probes", "include", "exclude", "compat")
@@ -25,8 +29,9 @@ def merge(parts: Sequence[Scores]) -> Scores:
     if not parts:
         raise InputError("`merge` got no scores; give at least one")
     first = parts[0]
+    tables = [_everything(part) for part in parts]
     for number, other in enumerate(parts[1:], start=2):
-        _check(first, other, number)
+        _check(first, other, number, tables[0][0], tables[number - 1][0])
     seen: dict[tuple[str | None, int], int] = {}
     for number, part in enumerate(parts, start=1):
         for data, sample in zip(part.sample_data, part.sample_ids.tolist(), strict=True):
@@ -41,19 +46,43 @@ def merge(parts: Sequence[Scores]) -> Scores:
     for part in parts:
         batches.append(part.sample_batches + offset)
         offset += int(part.sample_batches.max()) + 1
+    modules, totals = tables[0][0], np.concatenate([table for _, table in tables], axis=1)
+    experts = {module.name for part in parts if part.thin is not None for module in part.thin.modules}
+    tokens = totals[:, :, 2].sum(axis=1)
+    thin = [i for i, module in enumerate(modules) if module.name in experts and tokens[i] < MIN_EXPERT_TOKENS]
+    kept = [i for i in range(len(modules)) if i not in set(thin)]
+    few = {modules[i].name: few_routed_detail(tokens[i]) for i in thin}
+    unscored = [item for item in first.unscored if item.name not in experts or item.name in few]
     return Scores(
-        first.modules,
-        np.concatenate([part.totals for part in parts], axis=1),
+        tuple(modules[i] for i in kept),
+        totals[kept],
         np.concatenate([part.sample_ids for part in parts]),
         np.concatenate(batches),
-        first.unscored,
+        tuple(replace(item, detail=few.get(item.name, item.detail)) for item in unscored),
         _provenance(parts),
+        ThinModules(tuple(modules[i] for i in thin), totals[thin], tuple(thin)) if thin else None,
     )
 
 
-def _check(first: Scores, other: Scores, number: int) -> None:
-    if first.module_names != other.module_names:
-        difference = sorted(set(first.module_names) ^ set(other.module_names))
+def _everything(part: Scores) -> tuple[list[ScoredModule], NDArray[np.float64]]:
+    """The scored and the thin modules of a run in the model's order, with their totals."""
+    if part.thin is None:
+        return list(part.modules), part.totals
+    size = len(part.modules) + len(part.thin.modules)
+    placed = list(part.thin.positions)
+    order = np.empty(size, dtype=np.int64)
+    order[[i for i in range(size) if i not in set(placed)]] = np.arange(len(part.modules))
+    order[placed] = np.arange(len(part.modules), size)
+    modules = [*part.modules, *part.thin.modules]
+    return [modules[i] for i in order], np.concatenate([part.totals, part.thin.totals])[order]
+
+
+def _check(
+    first: Scores, other: Scores, number: int, modules: Sequence[ScoredModule], others: Sequence[ScoredModule]
+) -> None:
+    names = [module.name for module in modules], [module.name for module in others]
+    if names[0] != names[1]:
+        difference = sorted(set(names[0]) ^ set(names[1]))
         example = f" (`{difference[0]}`)" if difference else ""
         raise InputError(f"scores {number} hold other modules than the first{example}; merge runs of one model")
     for key in ("class", "parameters"):
@@ -64,9 +93,10 @@ def _check(first: Scores, other: Scores, number: int) -> None:
         values = first.provenance["settings"].get(key), other.provenance["settings"].get(key)
         if values[0] != values[1]:
             raise InputError(f"scores {number} have {key}={values[1]}, the first {key}={values[0]}; score alike")
-    far = np.abs(other.baseline / first.baseline - 1) > _BASELINE_TOLERANCE
+    baselines = np.array([[module.baseline for module in run] for run in (modules, others)])
+    far = np.abs(baselines[1] / baselines[0] - 1) > _BASELINE_TOLERANCE
     if far.any():
-        name = first.modules[int(far.argmax())].name
+        name = modules[int(far.argmax())].name
         raise InputError(f"scores {number} have another weight in `{name}` than the first; merge runs of one model")
 
 

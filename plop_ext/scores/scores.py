@@ -15,6 +15,7 @@ from plop_ext.errors import InputError
 from plop_ext.scores import paper_script
 from plop_ext.scores.frozen import freeze
 from plop_ext.scores.samples import SampleScores, token_moments
+from plop_ext.scores.thin import ThinModules
 from plop_ext.scores.types import TypeScore, by_type
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
 from plop_ext.unscored import UnscoredModule
@@ -69,10 +70,11 @@ class Scores:
     Attributes:
         modules: What was scored, in the model's order.
         totals: [M, S, 5] float64, read-only: the sums of `TOTALS_FIELDS` per module and sample.
-        sample_ids: [S] int64: each sample's id (its position in the data, where the data says so).
+        sample_ids: [S] int64: each sample's id, of `plop_ext.data.batches` the number of its row in the data set.
         sample_batches: [S] int64: the batch each sample was in.
         unscored: Linear-like modules without a score, and why.
         provenance: Model, data, settings, backend and library versions of the run; read-only, and a copy.
+        thin: Experts with too few tokens for a score; None without any.
     """
 
     modules: tuple[ScoredModule, ...]
@@ -81,6 +83,7 @@ class Scores:
     sample_batches: NDArray[np.int64]
     unscored: tuple[UnscoredModule, ...]
     provenance: Mapping[str, Any]
+    thin: ThinModules | None = None
 
     def __post_init__(self) -> None:
         for array in (self.totals, self.sample_ids, self.sample_batches):
@@ -191,7 +194,8 @@ class Scores:
     def merge(parts: Sequence[Scores]) -> Scores:
         """Add runs over different samples of the same model.
 
-        A sample is told by its id and the `data_name` of its run: id 3 of two data sets is two samples.
+        A sample is told by its id and the `data_name` of its run: id 3 of two data sets is two samples. Experts that
+        saw too few tokens in each run have a score if all runs together have enough.
 
         Args:
             parts: Scores of the same modules at the same settings, such as those of the shards of a data set.

@@ -15,19 +15,16 @@ import torch
 
 from plop_ext import ops
 from plop_ext.errors import InputError
-from plop_ext.layers import Discovery
+from plop_ext.layers import Discovery, LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.provenance import versions
-from plop_ext.scores import ScoredModule, Scores
+from plop_ext.scores import ScoredModule, Scores, ThinModules
 from plop_ext.scoring import baseline as baselines
-from plop_ext.unscored import UnscoredModule
+from plop_ext.unscored import FEW_ROUTED, MIN_EXPERT_TOKENS, UnscoredModule, few_routed_detail
 
 logger = logging.getLogger(__name__)
 
 FEW_TOKENS = 16
-# An expert that saw fewer is left out: its mean would be mostly noise.
-MIN_EXPERT_TOKENS = 16
-FEW_ROUTED = "too few tokens were routed to it"
 
 
 class Observed(Protocol):
@@ -74,7 +71,8 @@ def assemble(
     provenance: dict[str, Any],
 ) -> Scores:
     """Split the layers into scored and unscored by what their totals hold."""
-    modules, kept = [], []
+    modules, thin_modules = list[ScoredModule](), list[ScoredModule]()
+    kept, thin, positions = list[int](), list[int](), list[int]()
     unscored = list(found.unscored)
     probed = provenance["settings"]["baseline"] == "probe"
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
@@ -83,7 +81,7 @@ def assemble(
         if not reason and not probed:
             reason = norms.failures.get(layer.name, "")
         if not reason and isinstance(layer.adapter, ExpertsAdapter) and seen[2] < MIN_EXPERT_TOKENS:
-            reason, detail = FEW_ROUTED, f"{seen[2]:.0f} of at least {MIN_EXPERT_TOKENS}"
+            reason, detail = FEW_ROUTED, few_routed_detail(seen[2])
         if not reason and seen[2:].sum() == 0:
             reason = "never called in the forward, or only with masked tokens"
         elif not reason and seen[2] == 0:
@@ -92,26 +90,13 @@ def assemble(
             reason = norms.failures.get(layer.name, f"its weight is all zero or not finite (baseline {value:g})")
         if reason:
             unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason, detail))
-            continue
-        kept.append(index)
-        modules.append(
-            ScoredModule(
-                layer.name,
-                layer.type,
-                layer.layer,
-                layer.in_features,
-                layer.out_features,
-                value,
-                norm if math.isfinite(norm) else None,
-                kind=layer.adapter.kind,
-                baseline_from="probe" if probed else layer.adapter.weights,
-                target=layer.target.name,
-                target_parameter=layer.target.parameter,
-                target_size=layer.target.size,
-                target_shape=layer.target.shape,
-                refused=layer.target.refused,
-            )
-        )
+            if reason != FEW_ROUTED or not (value > 0 and np.isfinite(value)):
+                continue
+        few = reason == FEW_ROUTED
+        if few:
+            positions.append(len(kept) + len(thin))
+        (thin if few else kept).append(index)
+        (thin_modules if few else modules).append(_scored(layer, norm, value, probed))
     if not kept:
         if (totals[:, :, 2:].sum() == 0) and not observed.unassigned:
             step = provenance["settings"]["token_step"]
@@ -132,14 +117,42 @@ def assemble(
         np.array(batches, dtype=np.int64),
         tuple(unscored),
         provenance,
+        ThinModules(tuple(thin_modules), np.ascontiguousarray(totals[thin]), tuple(positions)) if thin else None,
+    )
+
+
+def _scored(layer: LinearLayer, norm: float, value: float, probed: bool) -> ScoredModule:
+    return ScoredModule(
+        layer.name,
+        layer.type,
+        layer.layer,
+        layer.in_features,
+        layer.out_features,
+        value,
+        norm if math.isfinite(norm) else None,
+        kind=layer.adapter.kind,
+        baseline_from="probe" if probed else layer.adapter.weights,
+        target=layer.target.name,
+        target_parameter=layer.target.parameter,
+        target_size=layer.target.size,
+        target_shape=layer.target.shape,
+        refused=layer.target.refused,
     )
 
 
 def warn(scores: Scores, observed: Observed) -> None:
     """One warning per thing the user should know about the result."""
     per_sample = scores.totals[:, :, 2].max(axis=0)
+    step = scores.provenance["settings"]["token_step"]
+    unread = int((per_sample == 0).sum()) if step > 1 else 0
+    if unread:
+        warnings.warn(
+            f"`token_step`={step} read no token of {unread} of {len(per_sample)} samples, which have few that count; "
+            "lower it",
+            stacklevel=3,
+        )
     # What a sample holds, not what was read of it.
-    few = int((per_sample * scores.provenance["settings"]["token_step"] < FEW_TOKENS).sum())
+    few = int((per_sample * step < FEW_TOKENS).sum()) - unread
     if few:
         warnings.warn(
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "

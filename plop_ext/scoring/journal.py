@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -18,18 +18,23 @@ from numpy.typing import NDArray
 from plop_ext.errors import InputError
 
 FORMAT = "plop_ext.journal"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Devices and kernels differ by rounding; another checkpoint differs by far more.
 _BASELINE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One batch: its samples' ids, a digest of its contents, its totals [M, B, 5]."""
+    """One batch: its samples' ids, a digest of its contents, its totals [M, B, 5].
+
+    `unassigned` are the layers whose rows first belonged to no sample in this batch, with the reason: their totals are
+    partial from here on.
+    """
 
     ids: tuple[int, ...]
     digest: str
     totals: NDArray[np.float64]
+    unassigned: Mapping[str, str] = field(default_factory=dict)
 
 
 class Journal:
@@ -115,6 +120,7 @@ class Journal:
                 "shape": record.totals.shape,
                 "crc": zlib.crc32(data),
                 "totals": base64.b64encode(data).decode("ascii"),
+                "unassigned": dict(record.unassigned),
             }
         )
 
@@ -156,7 +162,7 @@ class Journal:
                     f"`{self._path}` is of another run: its {key} is {_short(found.get(key))}, "
                     f"now it is {_short(wanted.get(key))}; resume with the same, or delete it"
                 )
-        if not np.allclose(header["baseline"], self._baseline, rtol=_BASELINE_TOLERANCE, atol=0):
+        if not np.allclose(header["baseline"], self._baseline, rtol=_BASELINE_TOLERANCE, atol=0, equal_nan=True):
             raise InputError(f"`{self._path}` is of another checkpoint: its weights differ; delete it and start anew")
 
 
@@ -165,7 +171,7 @@ def _decode(line: Mapping[str, Any]) -> Record:
     if zlib.crc32(data) != line["crc"]:
         raise ValueError
     totals = np.frombuffer(data, dtype=np.float64).reshape(line["shape"])
-    return Record(tuple(line["ids"]), line["digest"], totals)
+    return Record(tuple(line["ids"]), line["digest"], totals, dict(line["unassigned"]))
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def run_batches(
     Totals are read one batch late on a CUDA device: while the host waits for those of a batch, the device has the
     next one queued. Only the first look waits for the batch just queued: most runs end there, and the few milliseconds
     that the device is idle, once, are less than one more batch. What is read before a look depends on nothing but the
-    data, so that a run repeats.
+    data, so that a run repeats; batches of the journal wait for their look just as long, so that it resumes.
 
     Args:
         model: Prepared for scoring.
@@ -79,21 +80,22 @@ def run_batches(
     device = input_device(model)
     late = 1 if device.type == "cuda" else 0
     phases = random.Random(seed)
-    pending: deque[tuple[int, tuple[int, ...], str]] = deque()
+    pending: deque[tuple[int, Record | Callable[[], Record]]] = deque()
     announced = closed = 0
 
     def receive(keep: int) -> bool:
-        nonlocal closed
         while len(pending) > keep:
-            number, ids, fingerprint = pending.popleft()
-            record = Record(ids, fingerprint, collector.batch_totals(closed).numpy())
-            closed += 1
-            if journal is not None:
-                journal.append(record)
-            done.add(number, record)
+            number, record = pending.popleft()
+            done.add(number, record if isinstance(record, Record) else record())
             if watch is not None and watch.look(done.tables, len(done.ids)):
                 return True
         return False
+
+    def close(batch: int, ids: tuple[int, ...], fingerprint: str, unassigned: dict[str, str]) -> Record:
+        record = Record(ids, fingerprint, collector.batch_totals(batch).numpy(), unassigned)
+        if journal is not None:
+            journal.append(record)
+        return record
 
     for number, batch in enumerate(dataloader):
         phase = phases.randrange(token_step)
@@ -104,17 +106,19 @@ def run_batches(
         known = journal.find(ids, fingerprint) if journal is not None else None
         announced += size
         if known is not None:
-            settled = receive(0)
-            done.add(number, known)
-            settled = settled or (watch is not None and watch.look(done.tables, len(done.ids)))
+            collector.unassigned.update(known.unassigned)
+            pending.append((number, known))
         else:
             counted = token_mask(batch, mask)
             batch = batch_to_device(batch, device)
+            noted = set(collector.unassigned)
             collector.begin(size, counted, step=token_step, phase=phase)
             forward(model, batch)
             collector.end()
-            pending.append((number, ids, fingerprint))
-            settled = receive(0 if watch is not None and watch.first_is_due(announced) else late)
+            unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
+            pending.append((number, partial(close, closed, ids, fingerprint, unassigned)))
+            closed += 1
+        settled = receive(0 if watch is not None and watch.first_is_due(announced) else late)
         advance(size)
         if settled or (max_samples is not None and announced >= max_samples):
             break

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,10 @@ def score(
         exclude: Leave out the modules whose name ends with one of these.
         scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
             adapters off a vision tower.
-        token_step: Read every `token_step`-th token, from a random first one per batch. 8 costs no accuracy on
-            ordinary text and saves most of the overhead.
+        token_step: Read every `token_step`-th position of the padded batch, from a random first one per batch. 8 costs
+            no accuracy on ordinary text and saves most of the overhead. Means stay unbiased, but a sample with fewer
+            counted tokens in a row than this, such as a short completion, may give none: then it has no part in
+            them, and no score of its own.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
             weights, heads are scored, only the last call of a module counts, types match as substrings, probe
@@ -177,11 +180,17 @@ def find_plop_targets(
     Args:
         model: As for `score`.
         dataloader: As for `score`.
-        types: How many module types (default 3), or `"auto"`, as for `Scores.place`.
+        types: How many module types (default 3), or `"auto"`, as for `Scores.place`. Of a number, the stop rule
+            watches as many.
         **score_kwargs: Anything else `score` takes.
 
     Example:
         >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
+    stop = score_kwargs.get("stop", "auto")
+    by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
+    settles = isinstance(stop, str) and (stop == "settled" or (stop == "auto" and by_default))
+    if settles and isinstance(types, Integral) and types >= 1:
+        score_kwargs["stop"] = StopRule(types=int(types))
     return score(model, dataloader, **score_kwargs).place(types=types).targets()

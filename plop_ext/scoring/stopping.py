@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from plop_ext.layers import LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
-from plop_ext.scoring.assemble import MIN_EXPERT_TOKENS
 from plop_ext.statistics import GainTable, StopRule, set_stability
+from plop_ext.unscored import MIN_EXPERT_TOKENS
 
 
 class StopWatch:

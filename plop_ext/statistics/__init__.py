@@ -8,13 +8,14 @@ could rank close types the other way. The first alone makes every difference loo
 from __future__ import annotations
 
 from plop_ext.statistics.boundaries import DEFAULT_TYPES, AutoK, Boundary, auto_k
-from plop_ext.statistics.settled import StopRule, set_stability
+from plop_ext.statistics.settled import MIN_SAMPLES_MODULES, StopRule, set_stability
 from plop_ext.statistics.signal import Signal, find_signal
 from plop_ext.statistics.summary import Statistics, Tie, TypeStatistics, summarize
 from plop_ext.statistics.table import GainTable
 
 __all__ = [
     "DEFAULT_TYPES",
+    "MIN_SAMPLES_MODULES",
     "AutoK",
     "Boundary",
     "GainTable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +41,26 @@ class Boundary:
 
     @property
     def survives(self) -> bool:
-        """Whether it is a boundary and not a tie."""
-        return (
-            self.over_samples >= OVER_SAMPLES
-            and self.over_layers >= OVER_LAYERS
-            and self.without_a_layer
-            and self.gap >= MIN_GAP
-        )
+        """Whether it passes every test."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The tests it fails, in words."""
+        found = []
+        for share, least, draws in (
+            (self.over_samples, OVER_SAMPLES, "samples"),
+            (self.over_layers, OVER_LAYERS, "layers"),
+        ):
+            if share < least:
+                # Cut, not rounded: 98.97 % must not read as the 99 % that it misses.
+                percent = math.floor(1000 * share) / 10
+                found.append(f"the {self.k} lowest are the same in {percent:g} % of the draws of {draws} only")
+        if not self.without_a_layer:
+            found.append(f"the {self.k} lowest are others without one of the layers")
+        if self.gap < MIN_GAP:
+            found.append(f"NFN rises by {100 * self.gap:.2g} % only")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -106,8 +120,11 @@ def auto_k(table: GainTable, fallback: int | None = None, seed: int = 0) -> Auto
     if n_types < 2:
         return AutoK(k, False, f"{k}: there is one type", boundaries)
     source = "the paper's number" if fallback is None else "what the budget allows"
-    across = f"; {table.types[k - 1]} and {table.types[k]} across it are tied" if k < n_types else ""
-    return AutoK(k, False, f"{k}: no cut survives resampling, so this is {source}{across}", boundaries)
+    across = ""
+    if k < n_types:
+        why = ", ".join(boundaries[k - 1].failures)
+        across = f"; the cut between {table.types[k - 1]} and {table.types[k]} fails: {why}"
+    return AutoK(k, False, f"{k}: no cut passes every test, so this is {source}{across}", boundaries)
 
 
 def _listed(values: list[int]) -> str:
