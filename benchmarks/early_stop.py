@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         same, used, settled = 0, [], 0
         for seed in range(args.seeds):
             chosen = random.Random(seed).sample(range(len(encoded)), args.samples)
-            full = chosen_set(drawn(pool, chosen), rule)
+            full = chosen_set(drawn(pool, [encoded[i]["row"] for i in chosen]), rule)
             early = trial(model, [encoded[i] for i in chosen], pad, rule, batch, seed)
             same += chosen_set(early.table, rule) == full
             settled += early.provenance["stop"]["settled"]
