@@ -72,7 +72,7 @@ def score(args: argparse.Namespace) -> Scores:
         memory_budget=args.memory_budget,
         state=None if args.output is None else state_folder(args.output),
         resume=args.resume,
-        data_name=args.data,
+        data_name=options.data_name(args),
         progress=not args.quiet,
     )
 
