@@ -35,6 +35,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find csrc -name '*.[ch]*' | xargs $(BIN)/clang-format --dry-run --Werror
+	for page in README.md benchmarks/README.md docs/statistics.md; do \
+	  $(BIN)/python -m benchmarks.to_markdown benchmarks/results/*.json --check $$page || exit 1; \
+	done
 
 # The sdist builds, and its wheel installs and scores in an empty environment.
 wheel-test: setup
