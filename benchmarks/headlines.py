@@ -73,19 +73,22 @@ def _early_stop_headlines(result: Result) -> list[tuple[str, str, str]]:
 def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
     settings, found = result["settings"], []
     size = f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.0f} GB"
+    data = f"{settings['samples']} x {settings['tokens']} tokens"
     if "limit" in settings:
         limit = f"{size}, under a hard limit of {settings['limit'] / 2**30:.0f} GiB"
         peak = next(row["peak_rss"] for row in result["rows"] if row["case"] == "streamed")
         return [(f"peak RAM of streaming {limit}", f"{peak / 2**30:.2f} GiB", _where(result))]
     if settings["peak_device"] is not None:
-        what = f"peak GPU memory of streaming {size}"
-        found.append((what, f"{settings['peak_device'] / 2**30:.2f} GiB", _where(result)))
+        what = f"peak GPU memory of streaming {size}, {data}"
+        over = settings["peak_over_two_blocks"] / 2**30
+        text = f"{settings['peak_device'] / 2**30:.2f} GiB, two blocks and {over:.2f}"
+        found.append((what, text, _where(result)))
     for row in result["rows"]:
         if row["case"] == "streamed":
             what = f"streaming {size} / the slowest of disk, copy and compute alone"
             found.append((what, f"{row['of_floor']:.2f}", _where(result)))
         elif "batches_run" in row:
-            what = f"{row['case']} / streaming {size}"
+            what = f"{row['case']}, batches of {row.get('batch', settings['batch'])} / streaming {size}"
             found.append((what, f"{row['times_streamed']:.1f}", _where(result)))
     return found
 

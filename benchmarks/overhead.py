@@ -160,16 +160,17 @@ def weight_norm_seconds(case: Case) -> float:
 
 def host_waits(case: Case) -> dict[str, int]:
     """How often a plain and a scored forward make the host wait for the CUDA device, as torch's own check sees it."""
-    found = {PLAIN: _count_waits(case.forward)}
+    found = {PLAIN: count_waits(case.forward)}
     with Collector(case.model, case.layers) as collector:
         for step in (1, 8):
             name = OURS if step == 1 else f"{OURS}, token_step={step}"
             case.scored(collector, step)  # the arena is allocated once per run
-            found[name] = _count_waits(partial(case.scored, collector, step))
+            found[name] = count_waits(partial(case.scored, collector, step))
     return found
 
 
-def _count_waits(run: Callable[[], object]) -> int:
+def count_waits(run: Callable[[], object]) -> int:
+    """How often `run` makes the host wait."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:

@@ -86,7 +86,8 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
     for place in ("cpu", "disk"):
         for row in offloaded(args, folder, large, data, place, scores):
             rows.append(row)
-            print(f"{row['case']}: {row['seconds']:.1f} s, largest difference {row['difference']:.1e}", flush=True)
+            named = f"{row['case']}, batches of {row['batch']}"
+            print(f"{named}: {row['seconds']:.1f} s, largest difference {row['difference']:.1e}", flush=True)
     for row in rows:
         row["of_floor"] = row["seconds"] / floor["seconds"]
         row["times_streamed"] = row["seconds"] / seconds

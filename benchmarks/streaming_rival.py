@@ -75,7 +75,7 @@ def offloaded(
     def row(data: Sequence[dict[str, Tensor]], count: int, each: float, peak: int | None) -> results.Row:
         size = len(data[0]["input_ids"])
         return {
-            "case": f"accelerate, offloaded to {place}, batches of {size}",
+            "case": f"accelerate, offloaded to {place}",
             "seconds": loaded + norms + each * len(data),
             "batch": size,
             "peak_device": peak,

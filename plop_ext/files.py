@@ -55,12 +55,6 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` by rename."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
 def read_json(path: str | os.PathLike[str], file_format: str, version: int, writer: str) -> dict[str, Any]:
     """Read a JSON file of ours and check what it is.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import plop_ext
+from benchmarks.overhead import count_waits
 from plop_ext import InputError, Scores, score
 from plop_ext.layers import discover
 from plop_ext.scoring.collector import Collector
@@ -328,23 +328,12 @@ def test_observing_experts_makes_the_host_wait_no_more_than_the_model_does() -> 
     batch = {key: value.cuda() for key, value in text_batch().items()}
     mask = text_batch()["attention_mask"]
 
-    def waits(run: Callable[[], object]) -> int:
-        run()  # allocates
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                run()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing" in str(warning.message) for warning in caught)
-
     def forward() -> None:
         model(input_ids=batch["input_ids"], use_cache=False)
 
     with torch.no_grad():
-        plain = waits(forward)
+        forward()  # allocates
+        plain = count_waits(forward)
         with Collector(model, discover(model).layers) as collector:
 
             def scored() -> None:
@@ -352,5 +341,6 @@ def test_observing_experts_makes_the_host_wait_no_more_than_the_model_does() -> 
                 forward()
                 collector.end()
 
-            assert waits(scored) <= plain
+            scored()
+            assert count_waits(scored) <= plain
         assert collector.totals().isfinite().all()

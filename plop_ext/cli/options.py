@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -89,6 +89,12 @@ def load_data(
         rows = load_rows(source or args.data, split=split or args.split, max_samples=samples, seed=args.seed)
         column = args.column if source is None or source == args.data else None
         return encode(rows, tokenizer, column=column, mask=mask, max_length=args.max_length)
+
+
+def scoring(args: argparse.Namespace) -> dict[str, Any]:
+    """What `plop score` passes on to scoring in memory and to streaming alike."""
+    names = ("mask", "baseline", "probes", "include", "exclude", "scope", "token_step", "seed", "resume")
+    return {name: getattr(args, name) for name in names} | {"data_name": data_name(args), "progress": not args.quiet}
 
 
 def data_name(args: argparse.Namespace) -> str:

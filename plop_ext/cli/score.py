@@ -98,20 +98,10 @@ def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
         max_samples=None,
         stop=rule,
-        mask=args.mask,
-        baseline=args.baseline,
-        probes=args.probes,
-        include=args.include,
-        exclude=args.exclude,
-        scope=args.scope,
-        token_step=args.token_step,
-        seed=args.seed,
         compat=args.compat,
-        data_name=options.data_name(args),
         data_info={name: getattr(args, name) for name in ("column", "split", "max_length", "batch_size")},
         journal=journal,
-        resume=args.resume,
-        progress=not args.quiet,
+        **options.scoring(args),
     )
 
 

@@ -59,21 +59,11 @@ def score(args: argparse.Namespace) -> Scores:
         args.model,
         batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
         max_samples=None,
-        mask=args.mask,
-        baseline=args.baseline,
-        probes=args.probes,
-        include=args.include,
-        exclude=args.exclude,
-        scope=args.scope,
-        token_step=args.token_step,
-        seed=args.seed,
         dtype=args.dtype,
         device=args.device,
         memory_budget=args.memory_budget,
         state=None if args.output is None else state_folder(args.output),
-        resume=args.resume,
-        data_name=options.data_name(args),
-        progress=not args.quiet,
+        **options.scoring(args),
     )
 
 

@@ -45,10 +45,12 @@ class LayerAdapter:
     Attributes:
         kind: What it is, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
         weights: Where ||W||_F comes from: "weight", "dequantized" or "identity" (see `OpaqueAdapter`).
+        routed: Whether each part sees the tokens that are routed to it instead of all.
     """
 
     kind = "linear"
     weights = "weight"
+    routed = False
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is of this kind."""

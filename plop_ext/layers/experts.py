@@ -53,6 +53,7 @@ class ExpertsAdapter(LayerAdapter):
     """
 
     kind = "fused experts"
+    routed = True
 
     def matches(self, module: nn.Module) -> bool:
         return holds_fused_experts(module) and all(hasattr(module, flag) for flag in _FLAGS)

@@ -80,7 +80,7 @@ def assemble(
         reason, detail = observed.unassigned.get(layer.name, ""), ""
         if not reason and not probed:
             reason = norms.failures.get(layer.name, "")
-        if not reason and isinstance(layer.adapter, ExpertsAdapter) and seen[2] < MIN_EXPERT_TOKENS:
+        if not reason and layer.adapter.routed and seen[2] < MIN_EXPERT_TOKENS:
             reason, detail = FEW_ROUTED, few_routed_detail(seen[2])
         if not reason and seen[2:].sum() == 0:
             reason = "never called in the forward, or only with masked tokens"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
-from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
@@ -73,7 +72,7 @@ class Collector:
                     vars(module)[name] = eager
             experts = {}
             for module, parts in modules.items():
-                if isinstance(parts[0][1].adapter, ExpertsAdapter):
+                if parts[0][1].adapter.routed:
                     experts[module] = _ExpertsObserver(self, module, parts)
                 else:
                     hook = _Hook(self, module, parts)

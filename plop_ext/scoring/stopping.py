@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.layers import LinearLayer
-from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.statistics import GainTable, StopRule, set_stability
 from plop_ext.unscored import MIN_EXPERT_TOKENS
 
@@ -61,7 +60,7 @@ class StopWatch:
         }
 
     def _table(self, totals: NDArray[np.float64]) -> GainTable | None:
-        experts = np.array([isinstance(layer.adapter, ExpertsAdapter) for layer in self._layers])
+        experts = np.array([layer.adapter.routed for layer in self._layers])
         seen = totals[:, :, 2].sum(axis=1) >= np.where(experts, MIN_EXPERT_TOKENS, 1)
         kept = np.flatnonzero(seen & np.isfinite(self._baseline) & (self._baseline > 0))
         if not len(kept):

@@ -11,7 +11,6 @@ import torch
 
 from plop_ext.errors import InputError
 from plop_ext.layers import LinearLayer
-from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.streaming.memory import MIB, format_size
 from plop_ext.streaming.reader import CHUNK, READERS
 from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
@@ -184,7 +183,7 @@ def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
 
     def share(layer: LinearLayer) -> float:
         module: Any = layer.module
-        return chosen / module.num_experts if isinstance(layer.adapter, ExpertsAdapter) else 1.0
+        return chosen / module.num_experts if layer.adapter.routed else 1.0
 
     return [(layer, share(layer)) for layer in skeleton.running]
 
