@@ -24,7 +24,7 @@ struct AddRmsNormArgs {
   float* normed_sumsq;       // likewise
   DType dtype;               // of all tensors but the sums; not float64
   int64_t n_rows;            // R
-  int64_t in_features;       // K, a multiple of 8, at most 32768
+  int64_t in_features;       // K, a multiple of 8, at most 16384
   float inner_eps;
   float eps;
   bool unit_offset;  // the weights are stored as their distance from 1

@@ -31,7 +31,7 @@ struct RotaryArgs {
   DType dtype;         // of all tensors but the sums; not float64
   int64_t n_rows;      // B * T
   int64_t cos_rows;    // token t reads cos row t % cos_rows: T for one table for all samples, else B * T
-  int64_t head_dim;    // D, at most 512; with a norm 16 times a power of two
+  int64_t head_dim;    // D, at most 256; with a norm 16 times a power of two
   int64_t rotary_dim;  // R <= D, a multiple of 16; so is D - R
   float eps;
   bool unit_offset;  // the weights are stored as their distance from 1

@@ -30,4 +30,23 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
   return value;
 }
 
+// Sums of kValues values over a block of any whole number of warps, valid on every thread. Each call of a kernel needs
+// a `scratch` of its own: one barrier is all there is.
+template <int kValues>
+__device__ __forceinline__ void block_sums(float (&values)[kValues], float (&scratch)[kValues][kWarpSize]) {
+  const int warps = blockDim.x / kWarpSize;
+#pragma unroll
+  for (int v = 0; v < kValues; ++v) values[v] = group_sum<kWarpSize>(values[v]);
+  if (threadIdx.x % kWarpSize == 0) {
+#pragma unroll
+    for (int v = 0; v < kValues; ++v) scratch[v][threadIdx.x / kWarpSize] = values[v];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int v = 0; v < kValues; ++v) {
+    values[v] = scratch[v][0];
+    for (int warp = 1; warp < warps; ++warp) values[v] += scratch[v][warp];
+  }
+}
+
 }  // namespace plop_ext

@@ -2,18 +2,16 @@
 // of 16 bytes; chunk c belongs to thread c % group and there to accumulator (c / group) % kUnroll, whether it is read
 // by one 16-byte load or element by element, so both paths give the same bits. Reads each activation once and writes 4
 // bytes a row: bound by memory bandwidth.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "../row_sumsq.h"
+#include "elements.cuh"
 #include "reduce.cuh"
 
 namespace plop_ext {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kVectorBytes = 16;
 // Independent 16-byte loads in flight per thread.
 constexpr int kUnroll = 4;
 // Rows of more chunks take a whole block, or one warp would work on while the others are done.
@@ -28,11 +26,6 @@ template <>
 struct SumOf<double> {
   using type = double;
 };
-
-__device__ __forceinline__ float load_value(float v) { return v; }
-__device__ __forceinline__ double load_value(double v) { return v; }
-__device__ __forceinline__ float load_value(__half v) { return __half2float(v); }
-__device__ __forceinline__ float load_value(__nv_bfloat16 v) { return __bfloat162float(v); }
 
 template <typename T>
 constexpr int kChunk = kVectorBytes / sizeof(T);

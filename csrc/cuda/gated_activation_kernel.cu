@@ -1,0 +1,137 @@
+// One block per row: gate and up are read once, out written once, and the sums of squares of all three come out of the
+// same pass. Bound by memory bandwidth; the exponential keeps a multiprocessor half busy.
+#include <cuda_runtime.h>
+
+#include "../gated_activation.h"
+#include "elements.cuh"
+#include "reduce.cuh"
+
+namespace plop_ext {
+namespace {
+
+constexpr int64_t kMaxGrid = int64_t{1} << 30;
+constexpr int kMaxThreads = 256;
+// Packs of gate and of up in flight per thread.
+constexpr int kUnroll = 2;
+
+// The expressions of PyTorch's own kernels, so that both round alike.
+template <Activation kActivation>
+__device__ __forceinline__ float activated(float x) {
+  if constexpr (kActivation == Activation::kSilu) {
+    return x / (1.0f + expf(-x));
+  } else {
+    constexpr float kBeta = 0.7978845608028654f;  // sqrt(2 / pi)
+    constexpr float kKappa = 0.044715f;
+    const float cube = x * x * x;
+    const float inner = kBeta * (x + kKappa * cube);
+    return 0.5f * x * (1.0f + tanhf(inner));
+  }
+}
+
+// Adds the squares of pack - bias.
+template <typename T>
+__device__ __forceinline__ float add_squares(float sum, const Pack<T>& pack, const T* __restrict__ bias) {
+  if (bias == nullptr) {
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) sum += pack[j] * pack[j];
+  } else {
+    const Pack<T> shift = load_pack(bias);
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) sum += (pack[j] - shift[j]) * (pack[j] - shift[j]);
+  }
+  return sum;
+}
+
+template <typename T, Activation kActivation>
+__global__ void __launch_bounds__(kMaxThreads)
+    gated_activation_kernel(const GatedActivationArgs args, const int64_t first_row) {
+  __shared__ float scratch[3][kWarpSize];
+  const int64_t row = first_row + blockIdx.x;
+  const int packs = static_cast<int>(args.features / kPack);
+  const T* __restrict__ gate = static_cast<const T*>(args.gate) + row * args.gate_stride;
+  const T* __restrict__ up = static_cast<const T*>(args.up) + row * args.up_stride;
+  const T* __restrict__ gate_bias = static_cast<const T*>(args.gate_bias);
+  const T* __restrict__ up_bias = static_cast<const T*>(args.up_bias);
+  T* __restrict__ out = static_cast<T*>(args.out) + row * args.features;
+
+  float sums[3] = {};  // gate, up, out
+  for (int first = threadIdx.x; first < packs; first += kUnroll * blockDim.x) {
+    Pack<T> gates[kUnroll];
+    Pack<T> ups[kUnroll];
+    // Past the end of the row the last pack again: no branch between the loads.
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int pack = first + u * static_cast<int>(blockDim.x);
+      const int place = (pack < packs ? pack : packs - 1) * kPack;
+      gates[u] = load_pack(gate + place);
+      ups[u] = load_pack(up + place);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int pack = first + u * static_cast<int>(blockDim.x);
+      if (pack >= packs) continue;
+      const int place = pack * kPack;
+      sums[0] = add_squares(sums[0], gates[u], gate_bias == nullptr ? nullptr : gate_bias + place);
+      sums[1] = add_squares(sums[1], ups[u], up_bias == nullptr ? nullptr : up_bias + place);
+      Pack<T> product;
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) {
+        const float value = rounded<T>(rounded<T>(activated<kActivation>(gates[u][j])) * ups[u][j]);
+        sums[2] += value * value;
+        product.values[j] = store_value<T>(value);
+      }
+      store_pack(out + place, product);
+    }
+  }
+  block_sums(sums, scratch);
+  if (threadIdx.x == 0) {
+    if (args.gate_sumsq != nullptr) store_row_sum(args.gate_sumsq, row, args.step, args.phase, sums[0]);
+    if (args.up_sumsq != nullptr) store_row_sum(args.up_sumsq, row, args.step, args.phase, sums[1]);
+    if (args.out_sumsq != nullptr) store_row_sum(args.out_sumsq, row, args.step, args.phase, sums[2]);
+  }
+}
+
+template <typename T, Activation kActivation>
+void enqueue(const GatedActivationArgs& args, cudaStream_t stream) {
+  // As few rounds as kMaxThreads allow, and in them as few idle threads as whole warps allow.
+  const int64_t packs = args.features / kPack;
+  const int64_t rounds = (packs + kUnroll * kMaxThreads - 1) / (kUnroll * kMaxThreads);
+  const int64_t warps = (packs + kUnroll * rounds * kWarpSize - 1) / (kUnroll * rounds * kWarpSize);
+  for (int64_t row = 0; row < args.n_rows; row += kMaxGrid) {
+    const int64_t rows = args.n_rows - row < kMaxGrid ? args.n_rows - row : kMaxGrid;
+    gated_activation_kernel<T, kActivation>
+        <<<static_cast<unsigned>(rows), static_cast<unsigned>(warps * kWarpSize), 0, stream>>>(args, row);
+  }
+}
+
+template <typename T>
+void enqueue_by_activation(const GatedActivationArgs& args, cudaStream_t stream) {
+  if (args.activation == Activation::kSilu) {
+    enqueue<T, Activation::kSilu>(args, stream);
+  } else {
+    enqueue<T, Activation::kGeluTanh>(args, stream);
+  }
+}
+
+}  // namespace
+
+const char* launch_gated_activation(const GatedActivationArgs& args, void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  switch (args.dtype) {
+    case DType::kFloat32:
+      enqueue_by_activation<float>(args, cuda_stream);
+      break;
+    case DType::kFloat16:
+      enqueue_by_activation<__half>(args, cuda_stream);
+      break;
+    case DType::kBFloat16:
+      enqueue_by_activation<__nv_bfloat16>(args, cuda_stream);
+      break;
+    case DType::kFloat64:
+      return "float64 has no kernel";
+  }
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace plop_ext
