@@ -38,6 +38,15 @@ class Call(NamedTuple):
     bias: Tensor | None
 
 
+class _Pending(NamedTuple):
+    """A place in the arena that nobody has written yet: an output that a fused kernel is about to read."""
+
+    out: Tensor
+    rows: Tensor  # of the whole module; alive until then, so that its address stays its own
+    bias: Tensor | None
+    layer: LinearLayer
+
+
 class Arena:
     """Buffer for the sums of one device and dtype, and the totals of the running batch.
 
@@ -57,13 +66,17 @@ class Arena:
         self._records: list[int] = []
         self._recorded: set[int] = set()
         self._map: TokenMap | None = None
+        self._tokens: BatchTokens | None = None
         # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
         # reference keeps no activation alive and cannot be fooled by an id that is used again.
         self._inputs: dict[int, tuple[weakref.ref[Tensor], int | None, int]] = {}
+        # By address of the first element: views of the output have it too.
+        self._pending: dict[int, _Pending] = {}
 
     def start_batch(self, batch_size: int) -> None:
         shape = (self._n_layers, batch_size, len(TOTALS_FIELDS))
         self._totals = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        self._pending.clear()
         self._reset()
 
     def finish_batch(self) -> Tensor:
@@ -71,7 +84,12 @@ class Arena:
         return self._totals
 
     def add(
-        self, layers: Sequence[tuple[int, LinearLayer]], call: Call, token_map: TokenMap, tokens: BatchTokens
+        self,
+        layers: Sequence[tuple[int, LinearLayer]],
+        call: Call,
+        token_map: TokenMap,
+        tokens: BatchTokens,
+        deferred: bool = False,
     ) -> None:
         """Sum the input of one call, and its output once per part.
 
@@ -80,6 +98,7 @@ class Arena:
             call: What to read.
             token_map: Its rows.
             tokens: The batch.
+            deferred: Leave the output to a fused kernel that asks for `output_sums`; until `settle`.
         """
         room = (1 + len(layers)) * token_map.rows
         if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
@@ -92,13 +111,49 @@ class Arena:
         in_start = self._input(call, tokens)
         for index, layer in layers:
             out_start = self._used
-            out = self._take(token_map.rows)
-            if layer.split is None:
-                ops.row_sumsq_(out, call.y_rows, call.bias, tokens.step, tokens.phase)
+            pending = _Pending(self._take(token_map.rows), call.y_rows, call.bias, layer)
+            if deferred:
+                self._tokens = tokens
+                self._pending[_columns(pending.rows, layer).data_ptr()] = pending
             else:
-                part_sumsq(out, call.y_rows, call.bias, layer.split, layer.part, tokens)
+                _output_sumsq(pending, tokens)
             self._records += (index, in_start, out_start)
             self._recorded.add(index)
+
+    def make_room(self, vectors: int, token_map: TokenMap) -> None:
+        """Reduce now rather than within the next `vectors` calls for sums, if the buffer would not hold them."""
+        if self._map is not token_map or self._used + vectors * token_map.rows > self._sums.numel():
+            self._reduce()
+            self._map = token_map
+
+    def output_sums(self, y: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Where the sums of a deferred output go, and the bias to subtract first; None if nobody waits for `y`."""
+        pending = self._pending.get(y.data_ptr())
+        if pending is None or _columns(pending.rows, pending.layer).shape.numel() != y.numel():
+            return None
+        del self._pending[y.data_ptr()]
+        bias, layer = pending.bias, pending.layer
+        if bias is not None and layer.split is not None:
+            bias = layer.split.select(bias, layer.part).flatten()
+        return pending.out, bias
+
+    def input_sums(self, token_map: TokenMap) -> Tensor | None:
+        """Where a fused kernel may leave the sums of what it writes, for `know_input`; None if the arena is full."""
+        if self._map is not token_map or self._used + token_map.rows > self._sums.numel():
+            return None
+        return self._take(token_map.rows)
+
+    def know_input(self, x: Tensor, sums: Tensor) -> None:
+        """`sums` are those of `x`, as it is now."""
+        if not x.is_inference():
+            self._inputs[id(x)] = (weakref.ref(x), x._version, sums.storage_offset())
+
+    def settle(self) -> None:
+        """Read the deferred outputs that no kernel has asked for."""
+        while self._pending:
+            _, pending = self._pending.popitem()
+            assert self._tokens is not None
+            _output_sumsq(pending, self._tokens)
 
     def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
         """Reduce a routed layer's sums at once: its rows are in an order of their own (see `ops.gain_totals_`)."""
@@ -136,6 +191,7 @@ class Arena:
         return self._sums[self._used - rows : self._used]
 
     def _reduce(self) -> None:
+        self.settle()
         if self._records and self._map is not None:
             ops.gain_totals_(self._totals, self._sums, self._map.counted, self._map.offsets, self._records)
         self._reset()
@@ -156,6 +212,19 @@ def as_rows(x: Tensor) -> Tensor:
     if x.dim() == 1:
         return x.unsqueeze(0)
     return x.reshape(-1, *x.shape[-2:])
+
+
+def _columns(y: Tensor, layer: LinearLayer) -> Tensor:
+    """The part of a module's output that belongs to `layer`."""
+    return y if layer.split is None else layer.split.select(y, layer.part)
+
+
+def _output_sumsq(pending: _Pending, tokens: BatchTokens) -> None:
+    out, rows, bias, layer = pending
+    if layer.split is None:
+        ops.row_sumsq_(out, rows, bias, tokens.step, tokens.phase)
+    else:
+        part_sumsq(out, rows, bias, layer.split, layer.part, tokens)
 
 
 def part_sumsq(out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: int, tokens: BatchTokens) -> None:

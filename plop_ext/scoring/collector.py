@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows
+from plop_ext.scoring.emitter import Emitter
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
@@ -58,6 +59,7 @@ class Collector:
         self._stack = ExitStack()
         self._arenas: dict[tuple[torch.device, torch.dtype], Arena] = {}
         self._tokens: BatchTokens | None = None
+        self._deferred: frozenset[nn.Module] = frozenset()
         self._finished: list[Tensor] = []
         self._transfers: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
@@ -134,10 +136,23 @@ class Collector:
             self._receive()
         return self._finished[batch]
 
-    def observe(self, parts: Sequence[tuple[int, LinearLayer]], call: Call) -> None:
+    def defer(self, modules: Collection[nn.Module]) -> None:
+        """Leave the outputs of `modules` to fused kernels that read them anyway (see `emitter`)."""
+        self._deferred = frozenset(modules)
+
+    def emitter(self, x: Tensor) -> Emitter | None:
+        """Where a kernel that passes over tensors with the rows of `x` [..., K] leaves their sums; None: nowhere."""
+        tokens = self.tokens
+        if tokens is None:
+            return None
+        token_map = tokens.map_for(x.shape[:-1].numel(), x.device)
+        return None if token_map is None else Emitter(self.arena_for(x.device, x.dtype), token_map, tokens)
+
+    def observe(self, module: nn.Module, parts: Sequence[tuple[int, LinearLayer]], call: Call) -> None:
         """Record one call of a module. Called by the hooks.
 
         Args:
+            module: The module.
             parts: What is scored of it, with the rows of the totals.
             call: Its input and output.
         """
@@ -155,7 +170,9 @@ class Collector:
         if self.last_call_only:
             for index, _ in parts:
                 arena.forget(index)
-        arena.add(parts, call, token_map, tokens)
+        # A kernel sees rows in the order they have in memory.
+        deferred = module in self._deferred and call.x_sumsq is None and call.y_rows.is_contiguous()
+        arena.add(parts, call, token_map, tokens, deferred)
 
     def leave_out(self, parts: Sequence[tuple[int, LinearLayer]], reason: str) -> None:
         """Note why a module's calls cannot be counted."""
@@ -228,7 +245,7 @@ class _Hook:
         x_sumsq, x_rows, y_rows = adapter.input_sumsq(module, x), as_rows(x), as_rows(y)
         if x_sumsq is None and tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
             x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
-        self.collector.observe(self.parts, Call(x, x_rows, x_sumsq, y_rows, self._bias_of(y_rows)))
+        self.collector.observe(module, self.parts, Call(x, x_rows, x_sumsq, y_rows, self._bias_of(y_rows)))
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
         """What was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""

@@ -1,0 +1,5 @@
+"""Runs the blocks of known decoder families with fused kernels, which emit the sums that scoring needs on their way."""
+
+from plop_ext.fast.path import FastPath
+
+__all__ = ["FastPath"]

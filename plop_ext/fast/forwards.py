@@ -1,0 +1,146 @@
+"""The forwards that stand in for those of a block and its pieces."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from plop_ext.fast import kernels
+from plop_ext.fast.binding import Bindings
+from plop_ext.fast.families import ROTARY, Block, Norm
+from plop_ext.scoring.collector import Collector
+
+# Sums one block asks the arena for: the inputs and outputs of its seven projections, of which q, k and v share an
+# input, and gate and up another.
+_VECTORS = 12
+
+
+class Handover:
+    """Results of norms that a kernel computed on the way, for the norm that is called next.
+
+    A norm still gets called as a module, so hooks on it see what they always saw. It is given its result only for the
+    very tensor that was normed, unmodified since.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Any, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+
+    def put(self, norm: Norm, hidden: Tensor, normed: Tensor) -> None:
+        self._waiting[norm.module] = (weakref.ref(hidden), hidden._version, normed)
+
+    def take(self, norm: Norm, hidden: Tensor) -> Tensor | None:
+        known, version, normed = self._waiting.pop(norm.module, (None, 0, None))
+        return normed if known is not None and known() is hidden and hidden._version == version else None
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+
+class FusedBlock:
+    """Binds fused forwards to a block, its attention, its MLP and its norms.
+
+    Args:
+        block: The block.
+        collector: Where the sums go.
+        handover: Shared by the blocks of a model.
+        bindings: Gets the forwards.
+    """
+
+    def __init__(self, block: Block, collector: Collector, handover: Handover, bindings: Bindings) -> None:
+        self.block = block
+        self._collector = collector
+        self._handover = handover
+        self._unit_offset = block.family.unit_offset
+        self._parameters = tuple(inspect.signature(type(block.module).forward).parameters)[2:]  # self, hidden_states
+        attention = block.module.self_attn
+        bindings.add(block.module, self.forward)
+        bindings.add(block.module.mlp, self.mlp_forward)
+        for norm in (block.before_attention, block.before_mlp, block.following):
+            if norm is not None:
+                bindings.add(norm.module, self._norm_forward(norm))
+        for norm in block.head_norms or ():  # part of the rotary kernel
+            bindings.add(norm.module, _same)
+        # The family's own code, in which one global name means something else.
+        code = block.rotary_forward
+        names = {**code.__globals__, ROTARY: self.rotary}
+        copied = types.FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)
+        copied.__kwdefaults__ = code.__kwdefaults__
+        bindings.add(attention, types.MethodType(copied, attention))
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The block's forward."""
+        block = self.block
+        if not self._fused(hidden_states, block.before_attention):
+            return type(block.module).forward(block.module, hidden_states, *args, **kwargs)
+        emitter = self._collector.emitter(hidden_states)
+        if emitter is not None:
+            emitter.make_room(_VECTORS)
+        kwargs |= zip(self._parameters, args, strict=False)
+        module = block.module
+        attended = module.self_attn(hidden_states=module.input_layernorm(hidden_states), **kwargs)[0]
+        hidden = self._add(attended, hidden_states, block.after_attention, block.before_mlp)
+        return self._add(module.mlp(block.before_mlp.module(hidden)), hidden, block.after_mlp, block.following)
+
+    def mlp_forward(self, x: Tensor) -> Tensor:
+        """The MLP's forward."""
+        mlp = self.block.module.mlp
+        if not self._fused(x, self.block.before_mlp):
+            return type(mlp).forward(mlp, x)
+        if hasattr(mlp, "gate_up_proj"):
+            gate, up = mlp.gate_up_proj(x).chunk(2, dim=-1)
+        else:
+            gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+        if gate.dtype != x.dtype or up.dtype != x.dtype or gate.storage_offset() % 8 or gate.stride(-1) != 1:
+            function = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
+            return mlp.down_proj(function(gate) * up)
+        return mlp.down_proj(kernels.gated_activation(gate, up, self.block.activation, self._collector.emitter(x)))
+
+    def rotary(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Stands in for `apply_rotary_pos_emb`: q and k [B, heads, T, D], normed per head here where a family does."""
+        norms = self.block.head_norms
+        by_token = q.transpose(1, 2), k.transpose(1, 2)
+        fits = kernels.takes_heads(*by_token, cos, sin) and (norms is None or norms[0].weight.dtype == q.dtype)
+        if args or kwargs or not fits or not kernels.runs_fused(q):
+            if norms is not None:
+                q, k = (type(norm.module).forward(norm.module, x) for norm, x in zip(norms, (q, k), strict=True))
+            original: Callable[..., tuple[Tensor, Tensor]] = self.block.rotary_forward.__globals__[ROTARY]
+            return original(q, k, cos, sin, *args, **kwargs)
+        emitter = self._collector.emitter(by_token[0].flatten(2))
+        q, k = kernels.rotary(*by_token, cos, sin, norms, self._unit_offset, emitter)
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+    def _add(self, x: Tensor, residual: Tensor, inner: Norm | None, norm: Norm | None) -> Tensor:
+        """residual + x, or residual + inner(x); its norm is handed over."""
+        weights = [each.weight for each in (inner, norm) if each is not None]
+        if norm is None or not kernels.takes(x, residual, *weights) or not kernels.takes(residual):
+            return residual + (x if inner is None else type(inner.module).forward(inner.module, x))
+        emitter = self._collector.emitter(x)
+        hidden, normed = kernels.add_norm(x, residual, norm, inner, self._unit_offset, emitter)
+        self._handover.put(norm, hidden, normed)
+        return hidden
+
+    def _norm_forward(self, norm: Norm) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            normed = self._handover.take(norm, x)
+            if normed is not None:
+                return normed
+            if not self._fused(x, norm):
+                return type(norm.module).forward(norm.module, x)  # type: ignore[no-any-return]
+            emitter = self._collector.emitter(x)
+            return kernels.add_norm(x, None, norm, None, self._unit_offset, emitter)[1]
+
+        return forward
+
+    def _fused(self, x: Tensor, norm: Norm) -> bool:
+        return kernels.runs_fused(x) and kernels.takes(x, norm.weight)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

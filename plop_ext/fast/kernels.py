@@ -1,0 +1,165 @@
+"""The fused kernels, with the sums they emit, and when they stand aside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plop_ext import ops
+from plop_ext.fast.families import DTYPES, Norm
+from plop_ext.scoring.emitter import Emitter
+
+
+def runs_fused(x: Tensor) -> bool:
+    """Whether a forward on hidden states `x` may use the kernels: they record no gradient and know no autocast.
+
+    In inference mode a tensor does not tell whether it was modified since its sums were taken.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch.is_inference_mode_enabled()
+        or torch.is_autocast_enabled(x.device.type)
+        or torch.compiler.is_compiling()
+    )
+
+
+def takes(x: Tensor, *others: Tensor) -> bool:
+    """Whether a kernel reads `x` row by row: one of its types, contiguous, aligned, and all others alike."""
+    return (
+        x.dtype in DTYPES
+        and x.is_contiguous()
+        and x.storage_offset() % 8 == 0
+        and all(other.dtype == x.dtype and other.device == x.device for other in others)
+    )
+
+
+def add_norm(
+    x: Tensor, residual: Tensor | None, norm: Norm, inner: Norm | None, unit_offset: bool, emitter: Emitter | None
+) -> tuple[Tensor, Tensor]:
+    """(residual + x, its norm), or with `inner` residual + inner(x); without a residual x itself. All [B, T, K]."""
+    normed = torch.empty_like(x)
+    hidden = None if residual is None else torch.empty_like(x)
+    x_sums = bias = normed_sums = None
+    step, phase = 1, 0
+    if emitter is not None:
+        x_sums, bias = emitter.output(x)
+        normed_sums = emitter.input()
+        step, phase = emitter.step, emitter.phase
+    ops.add_rms_norm_(
+        _rows(normed),
+        None if hidden is None else _rows(hidden),
+        _rows(x),
+        None if residual is None else _rows(residual),
+        norm.weight,
+        norm.eps,
+        None if inner is None else inner.weight,
+        0.0 if inner is None else inner.eps,
+        unit_offset,
+        bias,
+        x_sums,
+        normed_sums,
+        step,
+        phase,
+    )
+    if emitter is not None:
+        emitter.know(normed, normed_sums)
+        emitter.settle()
+    return x if hidden is None else hidden, normed
+
+
+def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter | None) -> Tensor:
+    """activation(gate) * up, [..., I]; rows may lie further apart than I."""
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    gate_sums = up_sums = gate_bias = up_bias = out_sums = None
+    step, phase = 1, 0
+    if emitter is not None:
+        gate_sums, gate_bias = emitter.output(gate)
+        up_sums, up_bias = emitter.output(up)
+        out_sums = emitter.input()
+        step, phase = emitter.step, emitter.phase
+    ops.gated_activation_(
+        _rows(out),
+        _rows(gate),
+        _rows(up),
+        activation,
+        gate_bias,
+        up_bias,
+        gate_sums,
+        up_sums,
+        out_sums,
+        step,
+        phase,
+    )
+    if emitter is not None:
+        emitter.know(out, out_sums)
+        emitter.settle()
+    return out
+
+
+def rotary(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norms: tuple[Norm, Norm] | None,
+    unit_offset: bool,
+    emitter: Emitter | None,
+) -> tuple[Tensor, Tensor]:
+    """q and k [B, T, heads, D], normed per head and rotated."""
+    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    q_sums = q_bias = k_sums = k_bias = None
+    step, phase = 1, 0
+    if emitter is not None:
+        q_sums, q_bias = emitter.output(q)
+        k_sums, k_bias = emitter.output(k)
+        step, phase = emitter.step, emitter.phase
+    q_norm, k_norm = norms or (None, None)
+    ops.rotary_(
+        q_out,
+        k_out,
+        q,
+        k,
+        cos.contiguous(),
+        sin.contiguous(),
+        None if q_norm is None else q_norm.weight,
+        None if k_norm is None else k_norm.weight,
+        0.0 if q_norm is None else q_norm.eps,
+        unit_offset,
+        q_bias,
+        k_bias,
+        q_sums,
+        k_sums,
+        step,
+        phase,
+    )
+    if emitter is not None:
+        emitter.settle()
+    return q_out, k_out
+
+
+def takes_heads(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether `rotary` reads q and k [B, T, heads, D] as they lie in memory."""
+    rotary_dim, width = cos.shape[-1], q.shape[-1]
+    return (
+        q.dtype in DTYPES
+        and all(x.dtype == q.dtype and x.device == q.device for x in (k, cos, sin))
+        and cos.dim() == 3
+        and cos.shape == sin.shape
+        and cos.shape[0] in (1, q.shape[0])
+        and cos.shape[1] == q.shape[1]
+        and rotary_dim % 16 == 0
+        and (width - rotary_dim) % 16 == 0
+        and all(_tokens_apart(x) for x in (q, k))
+    )
+
+
+def _tokens_apart(x: Tensor) -> bool:
+    """Whether the heads of a token lie one after the other, and tokens at one distance."""
+    _, tokens, _, width = x.shape
+    between, token, head, element = x.stride()
+    apart = head == width and element == 1 and token % 8 == 0 and x.storage_offset() % 8 == 0
+    return apart and (x.shape[0] == 1 or between == tokens * token)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1])
