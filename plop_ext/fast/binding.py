@@ -17,8 +17,10 @@ class Bindings:
         self._active = False
 
     def add(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Let `module(...)` run `forward(...)`."""
+        """Let `module(...)` run `forward(...)`, from now on if this is active."""
         self._forwards[module] = forward
+        if self._active:
+            vars(module)["forward"] = forward
 
     def activate(self) -> None:
         for module, forward in self._forwards.items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -100,9 +100,13 @@ class Collector:
             step: Read every `step`-th token only.
             phase: The first token read, in [0, step).
         """
-        self._tokens = BatchTokens(batch_size, mask, step, phase)
+        self.begin_with(BatchTokens(batch_size, mask, step, phase))
+
+    def begin_with(self, tokens: BatchTokens) -> None:
+        """Announce the next forward, of a batch whose tokens are known already."""
+        self._tokens = tokens
         for arena in self._arenas.values():
-            arena.start_batch(batch_size)
+            arena.start_batch(tokens.batch_size)
 
     def end(self) -> None:
         """Close the forward announced last: reduce what is pending and send the totals on their way to the host."""
@@ -147,6 +151,25 @@ class Collector:
             return None
         token_map = tokens.map_for(x.shape[:-1].numel(), x.device)
         return None if token_map is None else Emitter(self.arena_for(x.device, x.dtype), token_map, tokens)
+
+    def last_totals(self) -> Tensor:
+        """[M, B, 5] float64 on the CPU: totals of the batch closed last. Waits for the devices."""
+        self._drain(wait=True)
+        return self._finished[-1]
+
+    def drop_batch(self) -> None:
+        """Forget the batch closed last."""
+        self._drain(wait=True)
+        self._finished.pop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block nothing counts; the running batch goes on after it."""
+        tokens, self._tokens = self._tokens, None
+        try:
+            yield
+        finally:
+            self._tokens = tokens
 
     def observe(self, module: nn.Module, parts: Sequence[tuple[int, LinearLayer]], call: Call) -> None:
         """Record one call of a module. Called by the hooks.
