@@ -13,12 +13,12 @@ from plop_ext import ops
 
 ROW_SUMSQ = {
     "native": ops.row_sumsq_,
-    "fake": ops._row_sumsq_fake,
+    "fake": ops.row_sumsq_fake,
     "pytorch": ops.row_sumsq_pytorch,
 }
 GAIN_TOTALS = {
     "native": ops.gain_totals_,
-    "fake": ops._gain_totals_fake,
+    "fake": ops.gain_totals_fake,
     "pytorch": ops.gain_totals_pytorch,
 }
 F64 = torch.float64

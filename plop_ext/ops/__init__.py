@@ -1,0 +1,38 @@
+"""The ops behind every score, one file each: schema, typed wrapper, fake with all checks, and PyTorch kernel.
+
+The native kernels live in `csrc/` and register for CPU and CUDA when this package is imported; the PyTorch kernels
+serve every other device and installations without a native build. No op is differentiable: all read detached
+activations and return nothing. `row_sumsq_` and `gain_totals_` serve every model; the three others do the work of a
+block's norms, activation and rotary embedding in the pass that also takes the sums.
+"""
+
+from __future__ import annotations
+
+from plop_ext import native
+from plop_ext.ops.add_rms_norm import add_rms_norm_fake
+from plop_ext.ops.checks import FLOATS, FUSED_FLOATS, NAMESPACE, rows_read, sum_dtype
+from plop_ext.ops.gain_totals import gain_totals_, gain_totals_fake, gain_totals_pytorch
+from plop_ext.ops.gated_activation import ACTIVATIONS, gated_activation_fake
+from plop_ext.ops.rotary import rotary_fake
+from plop_ext.ops.row_sumsq import row_sumsq_, row_sumsq_fake, row_sumsq_pytorch
+
+__all__ = [
+    "ACTIVATIONS",
+    "FLOATS",
+    "FUSED_FLOATS",
+    "NAMESPACE",
+    "STATUS",
+    "add_rms_norm_fake",
+    "gain_totals_",
+    "gain_totals_fake",
+    "gain_totals_pytorch",
+    "gated_activation_fake",
+    "rotary_fake",
+    "row_sumsq_",
+    "row_sumsq_fake",
+    "row_sumsq_pytorch",
+    "rows_read",
+    "sum_dtype",
+]
+
+STATUS = native.load()

@@ -1,0 +1,121 @@
+"""What the ops share: their namespace, the types and rows they read, and their argument checks.
+
+The native kernels check the same things in the same order (`csrc/checks.h`), with the same texts:
+"op: arg must be <expected>, got <actual>".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "plop_ext"
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FUSED_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+VECTOR = 8  # elements that the fused kernels read at once
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which `row_sumsq_` sums elements of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rows_read(rows: int, step: int = 1, phase: int = 0) -> int:
+    """Number of rows among `rows` that start at `phase` and lie `step` apart."""
+    return max(0, -(-(rows - phase) // step))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype's name as libtorch prints it, so that fake and native messages are the same."""
+    names = {torch.float32: "Float", torch.float64: "Double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
+    names |= {torch.int64: "Long", torch.int32: "Int", torch.int16: "Short", torch.int8: "Char", torch.uint8: "Byte"}
+    names |= {torch.bool: "Bool", torch.complex64: "ComplexFloat", torch.complex128: "ComplexDouble"}
+    return names.get(dtype, str(dtype))
+
+
+def check(condition: bool, message: str) -> None:
+    torch._check(condition, lambda: message)
+
+
+def check_device(op: str, name: str, tensor: Tensor, other: Tensor) -> None:
+    check(tensor.device == other.device, f"{op}: {name} must be on {other.device}, got {tensor.device}")
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, expected: torch.dtype) -> None:
+    check(tensor.dtype == expected, f"{op}: {name} must be {dtype_name(expected)}, got {dtype_name(tensor.dtype)}")
+
+
+def check_dim(op: str, name: str, tensor: Tensor, dim: int) -> None:
+    check(tensor.dim() == dim, f"{op}: {name} must have {dim} dimensions, got {tensor.dim()}")
+
+
+def check_contiguous(op: str, name: str, tensor: Tensor) -> None:
+    check(tensor.is_contiguous(), f"{op}: {name} must be contiguous, got a strided view")
+
+
+def check_vector(op: str, name: str, tensor: Tensor) -> None:
+    check_dim(op, name, tensor, 1)
+    check_contiguous(op, name, tensor)
+
+
+def check_shape(op: str, name: str, tensor: Tensor, shape: list[int]) -> None:
+    check(list(tensor.shape) == shape, f"{op}: {name} must have shape {shape}, got {list(tensor.shape)}")
+
+
+def check_elements(op: str, name: str, tensor: Tensor, elements: int) -> None:
+    check(tensor.shape[0] == elements, f"{op}: {name} must have {elements} elements, got {tensor.shape[0]}")
+
+
+def check_aligned(op: str, name: str, tensor: Tensor) -> None:
+    """The kernels read whole vectors; a view that starts inside one would be read past its alignment."""
+    offset = tensor.storage_offset()
+    check(offset % VECTOR == 0, f"{op}: {name} must start at a multiple of {VECTOR} elements, got offset {offset}")
+
+
+def check_step(op: str, step: int, phase: int) -> None:
+    check(step >= 1, f"{op}: step must be at least 1, got {step}")
+    check(0 <= phase < step, f"{op}: phase must be in [0, step), got {phase}")
+
+
+def check_rows(op: str, name: str, sums: Tensor, rows: int, step: int, phase: int) -> None:
+    """`sums` has one element per row read."""
+    expected = -((phase - rows) // step)
+    if not torch.compiler.is_compiling():
+        expected = max(0, expected)
+    check_elements(op, name, sums, expected)
+
+
+def given(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """The optional arguments that are there."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def check_fused(
+    op: str,
+    first: tuple[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    sums: Mapping[str, Tensor],
+    dims: Mapping[str, int],
+) -> None:
+    """The checks of device, dtype and rank that begin every fused op.
+
+    Args:
+        op: Its name.
+        first: Name and value of the argument that sets device and dtype.
+        tensors: The other tensors of that dtype, in the order of the schema.
+        sums: The float32 sums, likewise.
+        dims: Rank of each tensor that is not a vector.
+    """
+    name, x = first
+    for other, tensor in {**tensors, **sums}.items():
+        check_device(op, other, tensor, x)
+    fits = x.dtype in FUSED_FLOATS
+    check(fits, f"{op}: {name} must be float32, float16 or bfloat16, got {dtype_name(x.dtype)}")
+    for other, tensor in tensors.items():
+        check_dtype(op, other, tensor, x.dtype)
+    for other, tensor in sums.items():
+        check_dtype(op, other, tensor, torch.float32)
+    for other, tensor in {name: x, **tensors, **sums}.items():
+        check_dim(op, other, tensor, dims.get(other, 1))
