@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
@@ -15,9 +15,6 @@ from plop_ext.fast.check import BlockCheck, disagreement
 from plop_ext.fast.families import find_blocks
 from plop_ext.fast.forwards import FusedBlock, Handover
 from plop_ext.scoring.collector import Collector
-
-logger = logging.getLogger(__name__)
-
 
 class FastPath:
     """Context manager that runs the blocks it knows by fused kernels, which emit the sums that scoring needs.
@@ -94,9 +91,12 @@ class FastPath:
         if found is not None:
             self._leave()
             self.reason = f"the fused kernels disagree with the model: {found}"
-            logger.warning("fast=True has no effect: %s", self.reason)
             self._collector.drop_batch()
             run()
+
+    def report(self) -> dict[str, Any]:
+        """For the provenance: how many blocks took the fast path, and why others did not."""
+        return {"blocks": self.blocks, "reason": self.reason}
 
     def _samples(self) -> list[FusedBlock]:
         """The first and the last block of each kind, by class and type of attention."""

@@ -142,6 +142,10 @@ def _scored(layer: LinearLayer, norm: float, value: float, probed: bool) -> Scor
 
 def warn(scores: Scores, observed: Observed) -> None:
     """One warning per thing the user should know about the result."""
+    fast = scores.provenance.get("fast")
+    if fast is not None and fast["reason"] is not None:
+        effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
+        warnings.warn(f"`fast=True` {effect}: {fast['reason']}", stacklevel=3)
     per_sample = scores.totals[:, :, 2].max(axis=0)
     step = scores.provenance["settings"]["token_step"]
     unread = int((per_sample == 0).sum()) if step > 1 else 0

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.digest import data_hash, digest, on_host
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
+
+if TYPE_CHECKING:
+    from plop_ext.fast import FastPath
 
 
 @dataclass
@@ -52,6 +55,7 @@ def run_batches(
     token_step: int,
     seed: int,
     max_samples: int | None,
+    fast: FastPath | None = None,
     journal: Journal | None = None,
     watch: StopWatch | None = None,
     advance: Callable[[int], None] = lambda samples: None,
@@ -72,6 +76,7 @@ def run_batches(
         token_step: Read every `token_step`-th token.
         seed: Of the first token read.
         max_samples: Stop after the batch that completes this many.
+        fast: Entered; checks itself on the first batch that needs a forward.
         journal: Where to write totals, and which batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
@@ -112,9 +117,16 @@ def run_batches(
             counted = token_mask(batch, mask)
             batch = batch_to_device(batch, device)
             noted = set(collector.unassigned)
-            collector.begin(size, counted, step=token_step, phase=phase)
-            forward(model, batch)
-            collector.end()
+
+            def run(batch: Any = batch, size: int = size, counted: Any = counted, phase: int = phase) -> None:
+                collector.begin(size, counted, step=token_step, phase=phase)
+                forward(model, batch)
+                collector.end()
+
+            if fast is not None and closed == 0:
+                fast.first_batch(run)
+            else:
+                run()
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
             pending.append((number, partial(close, closed, ids, fingerprint, unassigned)))
             closed += 1
