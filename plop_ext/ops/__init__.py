@@ -9,11 +9,16 @@ block's norms, activation and rotary embedding in the pass that also takes the s
 from __future__ import annotations
 
 from plop_ext import native
-from plop_ext.ops.add_rms_norm import add_rms_norm_fake
+from plop_ext.ops.add_rms_norm import add_rms_norm_, add_rms_norm_fake, add_rms_norm_pytorch
 from plop_ext.ops.checks import FLOATS, FUSED_FLOATS, NAMESPACE, rows_read, sum_dtype
 from plop_ext.ops.gain_totals import gain_totals_, gain_totals_fake, gain_totals_pytorch
-from plop_ext.ops.gated_activation import ACTIVATIONS, gated_activation_fake
-from plop_ext.ops.rotary import rotary_fake
+from plop_ext.ops.gated_activation import (
+    ACTIVATIONS,
+    gated_activation_,
+    gated_activation_fake,
+    gated_activation_pytorch,
+)
+from plop_ext.ops.rotary import rotary_, rotary_fake, rotary_pytorch
 from plop_ext.ops.row_sumsq import row_sumsq_, row_sumsq_fake, row_sumsq_pytorch
 
 __all__ = [
@@ -22,12 +27,18 @@ __all__ = [
     "FUSED_FLOATS",
     "NAMESPACE",
     "STATUS",
+    "add_rms_norm_",
     "add_rms_norm_fake",
+    "add_rms_norm_pytorch",
     "gain_totals_",
     "gain_totals_fake",
     "gain_totals_pytorch",
+    "gated_activation_",
     "gated_activation_fake",
+    "gated_activation_pytorch",
+    "rotary_",
     "rotary_fake",
+    "rotary_pytorch",
     "row_sumsq_",
     "row_sumsq_fake",
     "row_sumsq_pytorch",

@@ -18,6 +18,7 @@ from plop_ext.ops.checks import (
     check_step,
     given,
 )
+from plop_ext.ops.row_sumsq import write_sumsq
 
 MAX_IN_FEATURES = 32768
 
@@ -28,6 +29,75 @@ torch.library.define(
     "Tensor(c!)? x_sumsq=None, Tensor(d!)? normed_sumsq=None, int step=1, int phase=0) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+
+def add_rms_norm_(
+    normed: Tensor,
+    hidden: Tensor | None,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    inner_weight: Tensor | None = None,
+    inner_eps: float = 0.0,
+    unit_offset: bool = False,
+    bias: Tensor | None = None,
+    x_sumsq: Tensor | None = None,
+    normed_sumsq: Tensor | None = None,
+    step: int = 1,
+    phase: int = 0,
+) -> None:
+    r"""Add a block's output to the residual stream and normalise the sum, with the sums of squares of both ends.
+
+    \(h = residual + y\) and \(normed = \mathrm{rms}(h) \cdot w\), where \(y\) is \(x\), or with an inner weight
+    \(\mathrm{rms}(x) \cdot w_{inner}\) (Gemma norms a block's output before it adds it), and
+    \(\mathrm{rms}(v)_k = v_k / \sqrt{\frac{1}{K} \sum_j v_j^2 + \epsilon}\). The pass that the norm needs anyway emits
+    what the scores need of the projection before it and of those after it: \(\sum_k (x_{rk} - b_k)^2\) and
+    \(\sum_k normed_{rk}^2\).
+
+    Rounds where transformers' modules do: y, h and normed are rounded to `x`'s dtype and everything between them is
+    float32; a plain norm is also rounded before the weight multiplies it, one with `unit_offset` is not. Sums
+    accumulate in float32 over the values as they are stored. The PyTorch kernel gives the bits of the modules; the
+    native ones add in another order, which turns the last bit of a few elements. A row's result never depends on the
+    other rows.
+
+    Args:
+        normed: [R, K], written: the input of the projections that follow.
+        hidden: [R, K], written: the residual stream h; None if it is not wanted.
+        x: [R, K] float32, float16 or bfloat16, K a multiple of 8, at most 32768: the output of the projection before.
+        residual: [R, K]; None adds nothing.
+        weight: [K], of the norm.
+        eps: Of the norm.
+        inner_weight: [K], of a norm of x before the add; None for a model without one.
+        inner_eps: Of that norm.
+        unit_offset: The weights are stored as their distance from 1 (Gemma).
+        bias: [K], that the projection added to x; `x_sumsq` is taken without it.
+        x_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None if it is not wanted.
+        normed_sumsq: [N] float32, written; None if it is not wanted.
+        step: Write the sums of every `step`-th row only; normed and hidden are always whole.
+        phase: The first row whose sums are written, in [0, step).
+
+    All tensors but the sums share `x`'s dtype, are contiguous and start at a multiple of 8 elements of their storage.
+
+    Raises:
+        RuntimeError: If an argument has the wrong device, dtype, rank, size or layout; the message names it.
+    """
+    torch.ops.plop_ext.add_rms_norm_.default(
+        normed,
+        hidden,
+        x,
+        residual,
+        weight,
+        eps,
+        inner_weight,
+        inner_eps,
+        unit_offset,
+        bias,
+        x_sumsq,
+        normed_sumsq,
+        step,
+        phase,
+    )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::add_rms_norm_")
@@ -68,3 +138,58 @@ def add_rms_norm_fake(
     check_step(op, step, phase)
     for name, tensor in sums.items():
         check_rows(op, name, tensor, rows, step, phase)
+
+
+def add_rms_norm_pytorch(
+    normed: Tensor,
+    hidden: Tensor | None,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    inner_weight: Tensor | None = None,
+    inner_eps: float = 0.0,
+    unit_offset: bool = False,
+    bias: Tensor | None = None,
+    x_sumsq: Tensor | None = None,
+    normed_sumsq: Tensor | None = None,
+    step: int = 1,
+    phase: int = 0,
+) -> None:
+    add_rms_norm_fake(
+        normed,
+        hidden,
+        x,
+        residual,
+        weight,
+        eps,
+        inner_weight,
+        inner_eps,
+        unit_offset,
+        bias,
+        x_sumsq,
+        normed_sumsq,
+        step,
+        phase,
+    )
+    if x_sumsq is not None:
+        write_sumsq(x_sumsq, x, bias, step, phase)
+    y = x if inner_weight is None else rms_norm(x, inner_weight, inner_eps, unit_offset)
+    total = y if residual is None else residual + y
+    if hidden is not None:
+        hidden.copy_(total)
+    normed.copy_(rms_norm(total, weight, eps, unit_offset))
+    if normed_sumsq is not None:
+        write_sumsq(normed_sumsq, normed, None, step, phase)
+
+
+torch.library.impl(f"{NAMESPACE}::add_rms_norm_", "CompositeExplicitAutograd", add_rms_norm_pytorch)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
+    """RMSNorm over the last axis, operator by operator as transformers' modules do it: Llama's, or Gemma's."""
+    wide = x.float()
+    unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if unit_offset:
+        return (unit * (1.0 + weight.float())).to(x.dtype)
+    return weight * unit.to(x.dtype)

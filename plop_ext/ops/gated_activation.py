@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from plop_ext.ops.checks import (
     NAMESPACE,
@@ -18,6 +19,7 @@ from plop_ext.ops.checks import (
     check_step,
     given,
 )
+from plop_ext.ops.row_sumsq import write_sumsq
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -28,6 +30,54 @@ torch.library.define(
     "-> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+
+def gated_activation_(
+    out: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    activation: str,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    gate_sumsq: Tensor | None = None,
+    up_sumsq: Tensor | None = None,
+    out_sumsq: Tensor | None = None,
+    step: int = 1,
+    phase: int = 0,
+) -> None:
+    r"""Multiply `up` by the activation of `gate`, with the sums of squares of all three.
+
+    \(out_{rk} = a(gate_{rk}) \cdot up_{rk}\), where a is SiLU (SwiGLU) or the tanh form of GELU (GeGLU). The pass
+    emits what the scores need of the two projections before it and of the one after it:
+    \(\sum_k (gate_{rk} - b_k)^2\), the same of up, and \(\sum_k out_{rk}^2\).
+
+    Rounds where the modules do: the activation is computed in float32 and rounded to `gate`'s dtype, then the product
+    is. Sums accumulate in float32 over the values as they are stored. The PyTorch kernel gives the bits of the
+    modules; the native ones evaluate exp and tanh in their own way, which turns the last bit of a few elements. A
+    row's result never depends on the other rows.
+
+    Args:
+        out: [R, I], written, contiguous: the input of the down projection.
+        gate: [R, I] float32, float16 or bfloat16, I a multiple of 8, strides (s, 1) with s a multiple of 8, so that
+            the halves of a fused projection can be read in place.
+        up: [R, I], likewise.
+        activation: `"silu"` or `"gelu_tanh"`.
+        gate_bias: [I], that the projection added to gate; `gate_sumsq` is taken without it.
+        up_bias: [I], likewise.
+        gate_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None if it is not wanted.
+        up_sumsq: [N] float32, written; None if it is not wanted.
+        out_sumsq: [N] float32, written; None if it is not wanted.
+        step: Write the sums of every `step`-th row only; out is always whole.
+        phase: The first row whose sums are written, in [0, step).
+
+    All tensors but the sums share `gate`'s dtype and start at a multiple of 8 elements of their storage.
+
+    Raises:
+        RuntimeError: If an argument has the wrong device, dtype, rank, size, layout or value; the message names it.
+    """
+    torch.ops.plop_ext.gated_activation_.default(
+        out, gate, up, activation, gate_bias, up_bias, gate_sumsq, up_sumsq, out_sumsq, step, phase
+    )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::gated_activation_")
@@ -68,3 +118,29 @@ def gated_activation_fake(
     check_step(op, step, phase)
     for name, tensor in sums.items():
         check_rows(op, name, tensor, rows, step, phase)
+
+
+def gated_activation_pytorch(
+    out: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    activation: str,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    gate_sumsq: Tensor | None = None,
+    up_sumsq: Tensor | None = None,
+    out_sumsq: Tensor | None = None,
+    step: int = 1,
+    phase: int = 0,
+) -> None:
+    gated_activation_fake(out, gate, up, activation, gate_bias, up_bias, gate_sumsq, up_sumsq, out_sumsq, step, phase)
+    for sums, x, bias in ((gate_sumsq, gate, gate_bias), (up_sumsq, up, up_bias)):
+        if sums is not None:
+            write_sumsq(sums, x, bias, step, phase)
+    activated = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
+    out.copy_(activated * up)
+    if out_sumsq is not None:
+        write_sumsq(out_sumsq, out, None, step, phase)
+
+
+torch.library.impl(f"{NAMESPACE}::gated_activation_", "CompositeExplicitAutograd", gated_activation_pytorch)

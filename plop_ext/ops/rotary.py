@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plop_ext.ops.add_rms_norm import rms_norm
 from plop_ext.ops.checks import (
     NAMESPACE,
     VECTOR,
@@ -18,6 +19,7 @@ from plop_ext.ops.checks import (
     check_step,
     given,
 )
+from plop_ext.ops.row_sumsq import write_sumsq
 
 UNIT = 16  # the rotary and the unrotated part of a head are made of so many features each
 MAX_HEAD_DIM = 512
@@ -30,6 +32,81 @@ torch.library.define(
     "Tensor(c!)? q_sumsq=None, Tensor(d!)? k_sumsq=None, int step=1, int phase=0) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+
+def rotary_(
+    q_out: Tensor,
+    k_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+    unit_offset: bool = False,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    q_sumsq: Tensor | None = None,
+    k_sumsq: Tensor | None = None,
+    step: int = 1,
+    phase: int = 0,
+) -> None:
+    r"""Rotate queries and keys to their positions, after a norm of each head if there is one, with sums of squares.
+
+    Each head is taken as it is, \(n = x\), or normed, \(n = \mathrm{rms}(x) \cdot w\) (Qwen3, Gemma 3; see
+    `add_rms_norm_`). Its first R features, R the last size of `cos`, are then rotated:
+    \(out_d = n_d \cos_d - n_{d+R/2} \sin_d\) in the first half of them and
+    \(out_d = n_d \cos_d + n_{d-R/2} \sin_d\) in the second; the others stay \(n_d\). The pass emits what the scores
+    need of the two projections, over all heads of a token: \(\sum_{hd} (x_{hd} - b_{hd})^2\).
+
+    Every product and every sum is rounded to `q`'s dtype, as the operators of transformers' `apply_rotary_pos_emb`
+    do; without a norm every kernel gives their bits. With one, the native kernels add in another order, which turns
+    the last bit of a few elements. Sums accumulate in float32. A token's result never depends on the other tokens.
+
+    Args:
+        q_out: [B, T, H, D], written, contiguous. Transpose it to get the [B, H, T, D] that attention takes.
+        k_out: [B, T, Hk, D], written, contiguous.
+        q: [B, T, H, D] float32, float16 or bfloat16, D a multiple of 16, at most 512; strides (T * s, s, D, 1) with s
+            a multiple of 8, so that the parts of a fused projection can be read in place.
+        k: [B, T, Hk, D], likewise.
+        cos: [B or 1, T, R], contiguous, R <= D a multiple of 16.
+        sin: Like `cos`.
+        q_weight: [D], of the norm of the queries, together with `k_weight`; D is then 16 times a power of two. None
+            for a model without the norms.
+        k_weight: [D], of the norm of the keys.
+        eps: Of both norms.
+        unit_offset: The weights are stored as their distance from 1 (Gemma).
+        q_bias: [H * D], that the projection added to q; `q_sumsq` is taken without it.
+        k_bias: [Hk * D], likewise.
+        q_sumsq: [N] float32, written, where N = `rows_read(B * T, step, phase)`; None if it is not wanted.
+        k_sumsq: [N] float32, written; None if it is not wanted.
+        step: Write the sums of every `step`-th token only; q_out and k_out are always whole.
+        phase: The first token whose sums are written, in [0, step).
+
+    All tensors but the sums share `q`'s dtype and start at a multiple of 8 elements of their storage.
+
+    Raises:
+        RuntimeError: If an argument has the wrong device, dtype, rank, size or layout; the message names it.
+    """
+    torch.ops.plop_ext.rotary_.default(
+        q_out,
+        k_out,
+        q,
+        k,
+        cos,
+        sin,
+        q_weight,
+        k_weight,
+        eps,
+        unit_offset,
+        q_bias,
+        k_bias,
+        q_sumsq,
+        k_sumsq,
+        step,
+        phase,
+    )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rotary_")
@@ -112,3 +189,58 @@ def _is_projection(x: Tensor) -> bool:
     if length > 1:
         return token % VECTOR == 0 and (batch == 1 or sample == length * token)
     return batch == 1 or sample % VECTOR == 0
+
+
+def rotary_pytorch(
+    q_out: Tensor,
+    k_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+    unit_offset: bool = False,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    q_sumsq: Tensor | None = None,
+    k_sumsq: Tensor | None = None,
+    step: int = 1,
+    phase: int = 0,
+) -> None:
+    rotary_fake(
+        q_out,
+        k_out,
+        q,
+        k,
+        cos,
+        sin,
+        q_weight,
+        k_weight,
+        eps,
+        unit_offset,
+        q_bias,
+        k_bias,
+        q_sumsq,
+        k_sumsq,
+        step,
+        phase,
+    )
+    heads = ((q_out, q, q_weight, q_bias, q_sumsq), (k_out, k, k_weight, k_bias, k_sumsq))
+    for out, x, weight, bias, sums in heads:
+        if sums is not None:
+            write_sumsq(sums, x.flatten(2), bias, step, phase)
+        normed = x if weight is None else rms_norm(x, weight, eps, unit_offset)
+        out.copy_(_rotated(normed, cos.unsqueeze(2), sin.unsqueeze(2)))
+
+
+torch.library.impl(f"{NAMESPACE}::rotary_", "CompositeExplicitAutograd", rotary_pytorch)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """transformers' `apply_rotary_pos_emb` of one tensor [B, T, H, D], operator by operator."""
+    rotated, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = rotated.chunk(2, dim=-1)
+    turned = rotated * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, passed), dim=-1)

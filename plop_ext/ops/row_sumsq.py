@@ -41,10 +41,26 @@ def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1
         step: Read every `step`-th row only. Raise it to sample tokens.
         phase: The first row read, in [0, step).
 
+    Inside `torch.compile` it is plain PyTorch, which the compiler fuses into the work around it; a call of
+    `torch.ops.plop_ext.row_sumsq_` stays one kernel.
+
     Raises:
         RuntimeError: If an argument has the wrong device, dtype, rank or size; the message names it.
     """
-    torch.ops.plop_ext.row_sumsq_.default(out, x, bias, step, phase)
+    if torch.compiler.is_compiling():
+        _row_sumsq_traced(out, x, bias, step, phase)
+    else:
+        torch.ops.plop_ext.row_sumsq_.default(out, x, bias, step, phase)
+
+
+def _row_sumsq_traced(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: int) -> None:
+    """One reduction over `x` that a compiler can fuse. Views of the wrong size are refused where they are taken."""
+    dtype = sum_dtype(x.dtype)
+    values = x.detach().to(dtype)
+    if bias is not None:
+        values = values - bias.detach().to(dtype).view(x.shape[-bias.dim() :])
+    rows = values.flatten(0, -2)[phase::step]
+    out.copy_((rows * rows).sum(dim=1).view(out.shape))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::row_sumsq_")
@@ -72,6 +88,11 @@ def row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int
 
 def row_sumsq_pytorch(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
     row_sumsq_fake(out, x, bias, step, phase)
+    write_sumsq(out, x, bias, step, phase)
+
+
+def write_sumsq(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: int) -> None:
+    """The PyTorch kernel after its checks."""
     rows = x.flatten(0, -2)[phase::step]
     if bias is not None:
         shift = bias.to(out.dtype)
