@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from plop_ext.ops import MAX_HEAD_DIM, MAX_NORM_FEATURES
+from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES
 
 ROTARY = "apply_rotary_pos_emb"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _PACKAGE = "transformers.models."
 
 
@@ -215,5 +213,5 @@ def _check_sizes(block: Block) -> None:
     if head_dim % 16 or head_dim > MAX_HEAD_DIM or (block.head_norms is not None and units & (units - 1)):
         raise NotFast(f"there is no kernel for heads of {head_dim}")
     dtype = block.before_attention.weight.dtype
-    if dtype not in DTYPES:
+    if dtype not in FUSED_FLOATS:
         raise NotFast(f"there are no kernels for {dtype}")

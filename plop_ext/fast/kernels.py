@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plop_ext import ops
-from plop_ext.fast.families import DTYPES, Norm
+from plop_ext.fast.families import Norm
 from plop_ext.scoring.emitter import Emitter
 
 
@@ -26,7 +26,7 @@ def runs_fused(x: Tensor) -> bool:
 def takes(x: Tensor, *others: Tensor) -> bool:
     """Whether a kernel reads `x` row by row: one of its types, contiguous, aligned, and all others alike."""
     return (
-        x.dtype in DTYPES
+        x.dtype in ops.FUSED_FLOATS
         and x.is_contiguous()
         and x.storage_offset() % 8 == 0
         and all(other.dtype == x.dtype and other.device == x.device for other in others)
@@ -141,7 +141,7 @@ def takes_heads(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether `rotary` reads q and k [B, T, heads, D] as they lie in memory."""
     rotary_dim, width = cos.shape[-1], q.shape[-1]
     return (
-        q.dtype in DTYPES
+        q.dtype in ops.FUSED_FLOATS
         and all(x.dtype == q.dtype and x.device == q.device for x in (k, cos, sin))
         and cos.dim() == 3
         and cos.shape == sin.shape

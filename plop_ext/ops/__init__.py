@@ -9,7 +9,7 @@ block's norms, activation and rotary embedding in the pass that also takes the s
 from __future__ import annotations
 
 from plop_ext import native
-from plop_ext.ops.add_rms_norm import add_rms_norm_, add_rms_norm_fake, add_rms_norm_pytorch
+from plop_ext.ops.add_rms_norm import MAX_NORM_FEATURES, add_rms_norm_, add_rms_norm_fake, add_rms_norm_pytorch
 from plop_ext.ops.checks import FLOATS, FUSED_FLOATS, NAMESPACE, rows_read, sum_dtype
 from plop_ext.ops.gain_totals import gain_totals_, gain_totals_fake, gain_totals_pytorch
 from plop_ext.ops.gated_activation import (
@@ -18,13 +18,15 @@ from plop_ext.ops.gated_activation import (
     gated_activation_fake,
     gated_activation_pytorch,
 )
-from plop_ext.ops.rotary import rotary_, rotary_fake, rotary_pytorch
+from plop_ext.ops.rotary import MAX_HEAD_DIM, rotary_, rotary_fake, rotary_pytorch
 from plop_ext.ops.row_sumsq import row_sumsq_, row_sumsq_fake, row_sumsq_pytorch
 
 __all__ = [
     "ACTIVATIONS",
     "FLOATS",
     "FUSED_FLOATS",
+    "MAX_HEAD_DIM",
+    "MAX_NORM_FEATURES",
     "NAMESPACE",
     "STATUS",
     "add_rms_norm_",

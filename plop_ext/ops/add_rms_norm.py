@@ -20,7 +20,7 @@ from plop_ext.ops.checks import (
 )
 from plop_ext.ops.row_sumsq import write_sumsq
 
-MAX_IN_FEATURES = 32768
+MAX_NORM_FEATURES = 16384
 
 torch.library.define(
     f"{NAMESPACE}::add_rms_norm_",
@@ -64,7 +64,7 @@ def add_rms_norm_(
     Args:
         normed: [R, K], written: the input of the projections that follow.
         hidden: [R, K], written: the residual stream h; None if it is not wanted.
-        x: [R, K] float32, float16 or bfloat16, K a multiple of 8, at most 32768: the output of the projection before.
+        x: [R, K] float32, float16 or bfloat16, K a multiple of 8, at most 16384: the output of the projection before.
         residual: [R, K]; None adds nothing.
         weight: [K], of the norm.
         eps: Of the norm.
@@ -124,8 +124,8 @@ def add_rms_norm_fake(
     check_fused(op, ("x", x), {**matrices, **vectors}, sums, dict.fromkeys(("x", *matrices), 2))
     rows, width = x.shape
     check(
-        0 < width <= MAX_IN_FEATURES and width % VECTOR == 0,
-        f"{op}: x must have a multiple of {VECTOR} up to {MAX_IN_FEATURES} as last size, got {width}",
+        0 < width <= MAX_NORM_FEATURES and width % VECTOR == 0,
+        f"{op}: x must have a multiple of {VECTOR} up to {MAX_NORM_FEATURES} as last size, got {width}",
     )
     for name, tensor in matrices.items():
         check_shape(op, name, tensor, [rows, width])

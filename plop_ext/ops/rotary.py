@@ -22,8 +22,8 @@ from plop_ext.ops.checks import (
 from plop_ext.ops.row_sumsq import write_sumsq
 
 UNIT = 16  # the rotary and the unrotated part of a head are made of so many features each
-MAX_HEAD_DIM = 512
-NORMED_HEAD_DIMS = (16, 32, 64, 128, 256, 512)
+MAX_HEAD_DIM = 256
+NORMED_HEAD_DIMS = (16, 32, 64, 128, 256)
 
 torch.library.define(
     f"{NAMESPACE}::rotary_",
@@ -67,7 +67,7 @@ def rotary_(
     Args:
         q_out: [B, T, H, D], written, contiguous. Transpose it to get the [B, H, T, D] that attention takes.
         k_out: [B, T, Hk, D], written, contiguous.
-        q: [B, T, H, D] float32, float16 or bfloat16, D a multiple of 16, at most 512; strides (T * s, s, D, 1) with s
+        q: [B, T, H, D] float32, float16 or bfloat16, D a multiple of 16, at most 256; strides (T * s, s, D, 1) with s
             a multiple of 8, so that the parts of a fused projection can be read in place.
         k: [B, T, Hk, D], likewise.
         cos: [B or 1, T, R], contiguous, R <= D a multiple of 16.
