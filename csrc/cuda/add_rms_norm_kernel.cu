@@ -12,16 +12,14 @@ namespace {
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 constexpr int kMaxThreads = 512;
 
-// One factor at a time, so that no product is contracted with a following sum: float32 modules round each.
-template <typename T, bool kUnitOffset>
-__device__ __forceinline__ float normalized(float value, float rstd, float weight) {
-  const float scaled = __fmul_rn(value, rstd);
-  if constexpr (kUnitOffset) return rounded<T>(__fmul_rn(scaled, 1.0f + weight));
-  return rounded<T>(__fmul_rn(weight, rounded<T>(scaled)));
-}
+// Rows of 16-bit types fit 32 registers a thread, and so do 2048 threads a multiprocessor: what it takes to have other
+// rows' loads in flight while one waits at its barriers.
+template <typename T, int kPacks>
+constexpr int kMinBlocks = sizeof(T) == 2 ? (kPacks == 2 ? 4 : 2) : 1;
 
 template <typename T, int kPacks, bool kInner, bool kUnitOffset>
-__global__ void __launch_bounds__(kMaxThreads) add_rms_norm_kernel(const AddRmsNormArgs args, const int64_t first_row) {
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<T, kPacks>)
+    add_rms_norm_kernel(const AddRmsNormArgs args, const int64_t first_row) {
   __shared__ float scratch_x[2][kWarpSize];
   __shared__ float scratch_h[1][kWarpSize];
   __shared__ float scratch_n[1][kWarpSize];
@@ -34,7 +32,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_rms_norm_kernel(const AddRmsN
   const T* __restrict__ bias = static_cast<const T*>(args.bias);
   const T* __restrict__ weight = static_cast<const T*>(args.weight);
   const T* __restrict__ inner_weight = static_cast<const T*>(args.inner_weight);
-  T* __restrict__ hidden = static_cast<T*>(args.hidden);
+  T* __restrict__ hidden = args.hidden == nullptr ? nullptr : static_cast<T*>(args.hidden) + row * args.in_features;
   T* __restrict__ normed = static_cast<T*>(args.normed) + row * args.in_features;
 
   // Threads past the end of the row load its last pack again: without a branch between them all loads are in flight
@@ -57,72 +55,46 @@ __global__ void __launch_bounds__(kMaxThreads) add_rms_norm_kernel(const AddRmsN
     for (int i = 0; i < kPacks; ++i) added[i] = load_pack(residual + places[i]);
   }
 
-  float h[kPacks][kPack];
   float sums[2] = {};  // of (x - bias)^2; of x^2 or, without an inner norm, hidden^2
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     if (!inside[i]) continue;
-#pragma unroll
-    for (int j = 0; j < kPack; ++j) h[i][j] = read[i][j];
-    if (bias != nullptr) {
-      const Pack<T> shift = load_pack(bias + places[i]);
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) sums[0] += (h[i][j] - shift[j]) * (h[i][j] - shift[j]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) sums[0] += h[i][j] * h[i][j];
-    }
+    sums[0] =
+        bias == nullptr ? add_squares(sums[0], read[i]) : add_squares(sums[0], read[i], load_pack(bias + places[i]));
     if (!kInner && residual != nullptr) {
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) h[i][j] = rounded<T>(added[i][j] + h[i][j]);
+      read[i] = add(added[i], read[i]);
+      if (hidden != nullptr) store_pack(hidden + places[i], read[i]);
     }
-#pragma unroll
-    for (int j = 0; j < kPack; ++j) sums[1] += h[i][j] * h[i][j];
+    sums[1] = add_squares(sums[1], read[i]);
   }
   block_sums(sums, scratch_x);
   if (threadIdx.x == 0 && args.x_sumsq != nullptr) {
     store_row_sum(args.x_sumsq, row, args.step, args.phase, sums[0]);
   }
 
-  float hidden_sumsq = sums[1];
+  float hidden_sumsq[1] = {sums[1]};
   if constexpr (kInner) {
     const float inner_rstd = rsqrtf(sums[1] * mean_factor + args.inner_eps);
-    float sum[1] = {};
+    hidden_sumsq[0] = 0.0f;
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       if (!inside[i]) continue;
-      const Pack<T> scale = load_pack(inner_weight + places[i]);
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) {
-        h[i][j] = normalized<T, kUnitOffset>(h[i][j], inner_rstd, scale[j]);
-        if (residual != nullptr) h[i][j] = rounded<T>(__fadd_rn(added[i][j], h[i][j]));
-        sum[0] += h[i][j] * h[i][j];
-      }
+      read[i] = normalized<T, kUnitOffset>(read[i], inner_rstd, load_pack(inner_weight + places[i]));
+      if (residual != nullptr) read[i] = add(added[i], read[i]);
+      if (hidden != nullptr) store_pack(hidden + places[i], read[i]);
+      hidden_sumsq[0] = add_squares(hidden_sumsq[0], read[i]);
     }
-    block_sums(sum, scratch_h);
-    hidden_sumsq = sum[0];
+    block_sums(hidden_sumsq, scratch_h);
   }
 
-  const float rstd = rsqrtf(hidden_sumsq * mean_factor + args.eps);
+  const float rstd = rsqrtf(hidden_sumsq[0] * mean_factor + args.eps);
   float normed_sumsq[1] = {};
-  if (hidden != nullptr) hidden += row * args.in_features;
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     if (!inside[i]) continue;
-    const Pack<T> scale = load_pack(weight + places[i]);
-    Pack<T> out;
-    if (hidden != nullptr) {
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) out.values[j] = store_value<T>(h[i][j]);
-      store_pack(hidden + places[i], out);
-    }
-#pragma unroll
-    for (int j = 0; j < kPack; ++j) {
-      const float value = normalized<T, kUnitOffset>(h[i][j], rstd, scale[j]);
-      normed_sumsq[0] += value * value;
-      out.values[j] = store_value<T>(value);
-    }
+    const Pack<T> out = normalized<T, kUnitOffset>(read[i], rstd, load_pack(weight + places[i]));
     store_pack(normed + places[i], out);
+    normed_sumsq[0] = add_squares(normed_sumsq[0], out);
   }
   if (args.normed_sumsq != nullptr) {
     block_sums(normed_sumsq, scratch_n);

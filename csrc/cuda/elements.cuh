@@ -18,34 +18,118 @@ __device__ __forceinline__ double load_value(double v) { return v; }
 __device__ __forceinline__ float load_value(__half v) { return __half2float(v); }
 __device__ __forceinline__ float load_value(__nv_bfloat16 v) { return __bfloat162float(v); }
 
-// To nearest even, as PyTorch's operators store their results.
-template <typename T>
-__device__ __forceinline__ T store_value(float v);
-template <>
-__device__ __forceinline__ float store_value<float>(float v) {
-  return v;
-}
-template <>
-__device__ __forceinline__ __half store_value<__half>(float v) {
-  return __float2half_rn(v);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 store_value<__nv_bfloat16>(float v) {
-  return __float2bfloat16_rn(v);
-}
-
-// What a tensor of T holds after v was stored to it.
-template <typename T>
-__device__ __forceinline__ float rounded(float v) {
-  return load_value(store_value<T>(v));
-}
-
 template <typename T>
 struct alignas(kVectorBytes) Pack {
   T values[kPack];
 
   __device__ __forceinline__ float operator[](int j) const { return load_value(values[j]); }
 };
+
+// The same operation on two neighbours at once. On 16-bit types a product or a sum is rounded once; PyTorch computes it
+// in float32 and rounds that: the same bits, since a float32 holds any product of two of them, and any sum of two that
+// is near a tie.
+template <typename T>
+struct Two {
+  using type = float2;
+  static __device__ __forceinline__ float2 from(float a, float b) { return {a, b}; }
+  static __device__ __forceinline__ float2 multiply(float2 a, float2 b) {
+    return {__fmul_rn(a.x, b.x), __fmul_rn(a.y, b.y)};
+  }
+  static __device__ __forceinline__ float2 add(float2 a, float2 b) {
+    return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y)};
+  }
+  static __device__ __forceinline__ float2 subtract(float2 a, float2 b) {
+    return {__fsub_rn(a.x, b.x), __fsub_rn(a.y, b.y)};
+  }
+};
+template <>
+struct Two<__half> {
+  using type = __half2;
+  static __device__ __forceinline__ __half2 from(float a, float b) { return __floats2half2_rn(a, b); }
+  static __device__ __forceinline__ __half2 multiply(__half2 a, __half2 b) { return __hmul2_rn(a, b); }
+  static __device__ __forceinline__ __half2 add(__half2 a, __half2 b) { return __hadd2_rn(a, b); }
+  static __device__ __forceinline__ __half2 subtract(__half2 a, __half2 b) { return __hsub2_rn(a, b); }
+};
+template <>
+struct Two<__nv_bfloat16> {
+  using type = __nv_bfloat162;
+  static __device__ __forceinline__ __nv_bfloat162 from(float a, float b) { return __floats2bfloat162_rn(a, b); }
+  static __device__ __forceinline__ __nv_bfloat162 multiply(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return __hmul2_rn(a, b);
+  }
+  static __device__ __forceinline__ __nv_bfloat162 add(__nv_bfloat162 a, __nv_bfloat162 b) { return __hadd2_rn(a, b); }
+  static __device__ __forceinline__ __nv_bfloat162 subtract(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return __hsub2_rn(a, b);
+  }
+};
+
+template <typename T, typename Operation>
+__device__ __forceinline__ Pack<T> by_two(const Pack<T>& a, const Pack<T>& b, Operation operation) {
+  using Pair = typename Two<T>::type;
+  Pack<T> out;
+#pragma unroll
+  for (int i = 0; i < kPack / 2; ++i) {
+    reinterpret_cast<Pair*>(&out)[i] =
+        operation(reinterpret_cast<const Pair*>(&a)[i], reinterpret_cast<const Pair*>(&b)[i]);
+  }
+  return out;
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T> multiply(const Pack<T>& a, const Pack<T>& b) {
+  return by_two(a, b, Two<T>::multiply);
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T> add(const Pack<T>& a, const Pack<T>& b) {
+  return by_two(a, b, Two<T>::add);
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T> subtract(const Pack<T>& a, const Pack<T>& b) {
+  return by_two(a, b, Two<T>::subtract);
+}
+
+// Rounds to nearest even, as PyTorch's operators store their results.
+template <typename T>
+__device__ __forceinline__ Pack<T> rounded(const float (&values)[kPack]) {
+  Pack<T> out;
+#pragma unroll
+  for (int i = 0; i < kPack / 2; ++i) {
+    reinterpret_cast<typename Two<T>::type*>(&out)[i] = Two<T>::from(values[2 * i], values[2 * i + 1]);
+  }
+  return out;
+}
+
+// Sum plus the squares of pack.
+template <typename T>
+__device__ __forceinline__ float add_squares(float sum, const Pack<T>& pack) {
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) sum += pack[j] * pack[j];
+  return sum;
+}
+
+// Sum plus the squares of pack - shift.
+template <typename T>
+__device__ __forceinline__ float add_squares(float sum, const Pack<T>& pack, const Pack<T>& shift) {
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) sum += (pack[j] - shift[j]) * (pack[j] - shift[j]);
+  return sum;
+}
+
+// An RMSNorm's result, rounded where the modules round: h * rstd before the weight, or with `kUnitOffset` only at the
+// end of h * rstd * (1 + weight).
+template <typename T, bool kUnitOffset>
+__device__ __forceinline__ Pack<T> normalized(const Pack<T>& pack, float rstd, const Pack<T>& weight) {
+  float scaled[kPack];
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) {
+    scaled[j] = __fmul_rn(pack[j], rstd);
+    if constexpr (kUnitOffset) scaled[j] = __fmul_rn(scaled[j], 1.0f + weight[j]);
+  }
+  if constexpr (kUnitOffset) return rounded<T>(scaled);
+  return multiply(weight, rounded<T>(scaled));
+}
 
 template <typename T>
 __device__ __forceinline__ Pack<T> load_pack(const T* __restrict__ p) {

@@ -24,45 +24,6 @@ __device__ __forceinline__ float head_sum(float value, int width) {
   return value;
 }
 
-template <typename T>
-__device__ __forceinline__ float squares(const Pack<T>& pack, const T* __restrict__ bias) {
-  float sum = 0.0f;
-  if (bias == nullptr) {
-#pragma unroll
-    for (int j = 0; j < kPack; ++j) sum += pack[j] * pack[j];
-  } else {
-    const Pack<T> shift = load_pack(bias);
-#pragma unroll
-    for (int j = 0; j < kPack; ++j) sum += (pack[j] - shift[j]) * (pack[j] - shift[j]);
-  }
-  return sum;
-}
-
-template <typename T, bool kUnitOffset>
-__device__ __forceinline__ void normalize(Pack<T>& pack, float rstd, const T* __restrict__ weight) {
-  const Pack<T> scale = load_pack(weight);
-#pragma unroll
-  for (int j = 0; j < kPack; ++j) {
-    const float scaled = __fmul_rn(pack[j], rstd);
-    const float value = kUnitOffset ? __fmul_rn(scaled, 1.0f + scale[j]) : __fmul_rn(scale[j], rounded<T>(scaled));
-    pack.values[j] = store_value<T>(value);
-  }
-}
-
-// first * cos_first +- second * sin_first, each product and the sum rounded.
-template <typename T>
-__device__ __forceinline__ Pack<T> rotate(const Pack<T>& own, const Pack<T>& other, const Pack<T>& cos,
-                                          const Pack<T>& sin, float sign) {
-  Pack<T> out;
-#pragma unroll
-  for (int j = 0; j < kPack; ++j) {
-    const float along = rounded<T>(__fmul_rn(own[j], cos[j]));
-    const float across = rounded<T>(__fmul_rn(sign * other[j], sin[j]));
-    out.values[j] = store_value<T>(__fadd_rn(along, across));
-  }
-  return out;
-}
-
 template <typename T, bool kNorm, bool kUnitOffset>
 __global__ void __launch_bounds__(kMaxThreads) rotary_kernel(const RotaryArgs args, const int64_t first_row) {
   __shared__ float scratch[2][kWarpSize];
@@ -114,29 +75,29 @@ __global__ void __launch_bounds__(kMaxThreads) rotary_kernel(const RotaryArgs ar
       const bool is_q = head < q_heads;
       const int own = is_q ? head : head - q_heads;
       const T* __restrict__ bias = static_cast<const T*>(is_q ? args.q.bias : args.k.bias);
-      const T* __restrict__ shift = bias == nullptr ? nullptr : bias + own * head_dim;
-      const float sum = squares(lows[u], shift == nullptr ? nullptr : shift + low) +
-                        squares(highs[u], shift == nullptr ? nullptr : shift + high);
-      if (wanted < heads) sums[is_q ? 0 : 1] += sum;
+      Pack<T> normed_low = lows[u];
+      Pack<T> normed_high = highs[u];
+      float sum = add_squares(add_squares(0.0f, lows[u]), highs[u]);
       if constexpr (kNorm) {
-        const float plain = shift == nullptr ? sum
-                                             : squares(lows[u], static_cast<const T*>(nullptr)) +
-                                                   squares(highs[u], static_cast<const T*>(nullptr));
-        const float mean = head_sum(plain, units) * (1.0f / static_cast<float>(head_dim));
-        const float rstd = rsqrtf(mean + args.eps);
+        const float rstd = rsqrtf(head_sum(sum, units) * (1.0f / static_cast<float>(head_dim)) + args.eps);
         const T* __restrict__ weight = static_cast<const T*>(is_q ? args.q.weight : args.k.weight);
-        normalize<T, kUnitOffset>(lows[u], rstd, weight + low);
-        normalize<T, kUnitOffset>(highs[u], rstd, weight + high);
+        normed_low = normalized<T, kUnitOffset>(lows[u], rstd, load_pack(weight + low));
+        normed_high = normalized<T, kUnitOffset>(highs[u], rstd, load_pack(weight + high));
       }
+      if (bias != nullptr) {
+        const T* __restrict__ shift = bias + own * head_dim;
+        sum = add_squares(add_squares(0.0f, lows[u], load_pack(shift + low)), highs[u], load_pack(shift + high));
+      }
+      if (wanted < heads) sums[is_q ? 0 : 1] += sum;
       if (wanted >= heads) continue;
       T* __restrict__ out = static_cast<T*>(is_q ? args.q.out : args.k.out) +
                             (row * (is_q ? args.q.heads : args.k.heads) + own) * head_dim;
       if (rotates) {
-        store_pack(out + low, rotate(lows[u], highs[u], cos_low, sin_low, -1.0f));
-        store_pack(out + high, rotate(highs[u], lows[u], cos_high, sin_high, 1.0f));
+        store_pack(out + low, subtract(multiply(normed_low, cos_low), multiply(normed_high, sin_low)));
+        store_pack(out + high, add(multiply(normed_high, cos_high), multiply(normed_low, sin_high)));
       } else {
-        store_pack(out + low, lows[u]);
-        store_pack(out + high, highs[u]);
+        store_pack(out + low, normed_low);
+        store_pack(out + high, normed_high);
       }
     }
   }
