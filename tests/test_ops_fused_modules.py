@@ -1,8 +1,8 @@
 """The fused ops against the modules of transformers that they stand for.
 
 The PyTorch kernels give the same bits. Native ones add the squares of a row in another order and evaluate exp and tanh
-in their own way: that changes a float32 value by about 1e-7, which turns the last bit of one rounded value in 2^-9 /
-1e-7 (bfloat16) or 2^-12 / 1e-7 (float16).
+in their own way. That changes a float32 value by about 1e-7 of it, which turns the last bit of one rounded value in
+40 000 (bfloat16) or 5 000 (float16), and of more in the tail of GELU, where 1 + tanh cancels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.fused_ops import (
 )
 
 # The share of elements that may differ, and by how many times eps * their magnitude any of them may.
-SHARES = {torch.float32: 1.0, torch.float16: 8e-3, torch.bfloat16: 1e-3}
+SHARES = {torch.float32: 1.0, torch.float16: 4e-3, torch.bfloat16: 1e-3}
 STEPS = {torch.float32: 8.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 ROWS, WIDTH = 96, 1536
 
