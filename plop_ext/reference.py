@@ -1,10 +1,11 @@
-"""The oracle: NFN by its definition, naive and in float64. Shares no code with what it checks.
+"""The oracle: NFN and the fused ops by their definitions, naive and in float64. Shares no code with what it checks.
 
-It keeps every activation and multiplies W z again, so it is for tests and small models only.
+NFN keeps every activation and multiplies W z again, so it is for tests and small models only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,3 +83,58 @@ def nfn(
         name: float(torch.cat(values).mean()) / frobenius_baseline(modules[name].weight)
         for name, values in gains.items()
     }
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -> Tensor:
+    """RMSNorm over the last axis, unrounded.
+
+    Args:
+        x: [..., K], any float dtype.
+        weight: [K].
+        eps: Added to the mean square.
+        unit_offset: `weight` is stored as its distance from 1.
+
+    Returns:
+        [..., K] float64.
+    """
+    z, w = x.detach().to("cpu", torch.float64), weight.detach().to("cpu", torch.float64)
+    mean_square = (z * z).sum(dim=-1, keepdim=True) / z.shape[-1]
+    return z / (mean_square + eps).sqrt() * (w + 1 if unit_offset else w)
+
+
+def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """a(gate) * up, unrounded.
+
+    Args:
+        gate: Any shape, any float dtype.
+        up: Likewise.
+        activation: `"silu"`, g / (1 + e^-g), or `"gelu_tanh"`, the tanh form of GELU.
+
+    Returns:
+        float64 of that shape.
+    """
+    g, u = gate.detach().to("cpu", torch.float64), up.detach().to("cpu", torch.float64)
+    if activation == "silu":
+        return g / (1 + (-g).exp()) * u
+    return g / 2 * (1 + (math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)).tanh()) * u
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of heads, unrounded: feature d of the first R is turned with the one half of R away.
+
+    Args:
+        x: [B, T, H, D], any float dtype.
+        cos: [B or 1, T, R].
+        sin: Like `cos`.
+
+    Returns:
+        [B, T, H, D] float64.
+    """
+    z = x.detach().to("cpu", torch.float64)
+    c, s = (table.detach().to("cpu", torch.float64).expand(len(z), -1, -1) for table in (cos, sin))
+    turned, half = z.clone(), c.shape[-1] // 2
+    for d in range(half):
+        first, second = z[..., d], z[..., half + d]
+        turned[..., d] = first * c[..., None, d] - second * s[..., None, d]
+        turned[..., half + d] = second * c[..., None, half + d] + first * s[..., None, half + d]
+    return turned

@@ -112,7 +112,7 @@ def moved(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:
             return value
         room = value.untyped_storage().nbytes() // value.element_size()
         base = torch.zeros(room, dtype=value.dtype, device=device)
-        return base.as_strided(value.shape, value.stride())
+        return base.as_strided(value.shape, value.stride(), value.storage_offset())
 
     return {name: move(value) for name, value in arguments.items()}
 

@@ -58,8 +58,8 @@ def add_rms_norm_(
     Rounds where transformers' modules do: y, h and normed are rounded to `x`'s dtype and everything between them is
     float32; a plain norm is also rounded before the weight multiplies it, one with `unit_offset` is not. Sums
     accumulate in float32 over the values as they are stored. The PyTorch kernel gives the bits of the modules; the
-    native ones add in another order, which turns the last bit of a few elements. A row's result never depends on the
-    other rows.
+    native ones add in another order, which turns the last bit of a few elements, and give a row the same bits
+    whatever the other rows are.
 
     Args:
         normed: [R, K], written: the input of the projections that follow.
@@ -140,6 +140,7 @@ def add_rms_norm_fake(
         check_rows(op, name, tensor, rows, step, phase)
 
 
+@torch.no_grad()
 def add_rms_norm_pytorch(
     normed: Tensor,
     hidden: Tensor | None,

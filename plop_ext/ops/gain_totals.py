@@ -90,6 +90,7 @@ def gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Te
         check(following - first >= groups, f"{op}: records must name each module once, got module {following} twice")
 
 
+@torch.no_grad()
 def gain_totals_pytorch(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
     gain_totals_fake(totals, sumsq, counted, offsets, records)
     rows = counted.shape[0]

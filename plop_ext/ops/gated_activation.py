@@ -53,8 +53,8 @@ def gated_activation_(
 
     Rounds where the modules do: the activation is computed in float32 and rounded to `gate`'s dtype, then the product
     is. Sums accumulate in float32 over the values as they are stored. The PyTorch kernel gives the bits of the
-    modules; the native ones evaluate exp and tanh in their own way, which turns the last bit of a few elements. A
-    row's result never depends on the other rows.
+    modules; the native ones evaluate exp and tanh in their own way, which turns the last bit of a few elements, and
+    give a row the same bits whatever the other rows are.
 
     Args:
         out: [R, I], written, contiguous: the input of the down projection.
@@ -120,6 +120,7 @@ def gated_activation_fake(
         check_rows(op, name, tensor, rows, step, phase)
 
 
+@torch.no_grad()
 def gated_activation_pytorch(
     out: Tensor,
     gate: Tensor,

@@ -62,7 +62,8 @@ def rotary_(
 
     Every product and every sum is rounded to `q`'s dtype, as the operators of transformers' `apply_rotary_pos_emb`
     do; without a norm every kernel gives their bits. With one, the native kernels add in another order, which turns
-    the last bit of a few elements. Sums accumulate in float32. A token's result never depends on the other tokens.
+    the last bit of a few elements. Sums accumulate in float32. The native kernels give a token the same bits
+    whatever the other tokens are.
 
     Args:
         q_out: [B, T, H, D], written, contiguous. Transpose it to get the [B, H, T, D] that attention takes.
@@ -191,6 +192,7 @@ def _is_projection(x: Tensor) -> bool:
     return batch == 1 or sample % VECTOR == 0
 
 
+@torch.no_grad()
 def rotary_pytorch(
     q_out: Tensor,
     k_out: Tensor,

@@ -86,6 +86,7 @@ def row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int
     check_rows(op, "out", out, x.shape[:-1].numel(), step, phase)
 
 
+@torch.no_grad()
 def row_sumsq_pytorch(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
     row_sumsq_fake(out, x, bias, step, phase)
     write_sumsq(out, x, bias, step, phase)
