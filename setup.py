@@ -32,7 +32,7 @@ from toolchain import arch_flags, find_nvcc, missing_tools  # noqa: E402
 VERSION = (ROOT / "plop_ext/_version.py").read_text().split('"')[-2]
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
-OPS = ("row_sumsq", "gain_totals")
+OPS = ("row_sumsq", "gain_totals", "add_rms_norm", "gated_activation", "rotary")
 KERNEL_SOURCES = tuple(f"{op}.cpp" for op in OPS) + tuple(f"cpu/{op}_cpu.cpp" for op in OPS)
 CUDA_SOURCES = ("cuda/row_sumsq_kernel.cu", "cuda/gain_totals_kernel.cu")
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
