@@ -404,7 +404,7 @@ def test_the_command_graphs(graphing: torch.device, tmp_path: Path) -> None:
 
 def test_weights_on_several_devices_are_scored_eagerly(graphing: torch.device) -> None:
     model = Plain().to(graphing)
-    model.register_parameter("elsewhere", nn.Parameter(torch.empty(1, device="meta")))
+    model.head.register_parameter("elsewhere", nn.Parameter(torch.empty(1, device="meta")))
     with Collector(model, discover(model).layers) as collector, torch.no_grad():
         with pytest.warns(UserWarning, match=rf"the weights are on several devices \({graphing.type}.*, meta\)"):
             graphed = GraphedForwards(model, lambda model, batch: model(batch["x"]), collector)
@@ -539,7 +539,7 @@ def test_waits_are_noted_and_other_warnings_passed_on() -> None:
     with pytest.warns(UserWarning, match="mine") as passed, capture.noting_waits(x.device) as waits:
         x.sum().item()
         warnings.warn("mine", stacklevel=1)
-    assert len(passed) == 1 and len(waits) == 1 and waits[0].startswith("test_graph.py:")
+    assert len(passed) == 1 and len(set(waits)) == 1 and waits[0].startswith("test_graph.py:")
     assert torch.cuda.get_sync_debug_mode() == 0
     with capture.noting_waits(x.device) as waits:
         x.sum()

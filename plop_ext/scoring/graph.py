@@ -111,24 +111,25 @@ class GraphedForwards:
             step: Read every `step`-th token only.
             phase: The first token read.
         """
-        tokens = BatchTokens(size, counted, step, phase)
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            inputs = without_idle_masks(batch) if self._plain else batch
+            inputs = without_idle_masks(batch) if self._plain and self.reason is None else batch
             key = self._key(inputs, size, counted, step, phase)
-            if key is None:
-                self._eagerly(batch_to_device(batch, self._device), tokens)
-            elif key in self._graphs:
-                self._replay(self._graphs[key], inputs, counted)
-            elif key not in self._rehearsals or self._rehearsals[key].wait is not None:
-                # The tokens of a rehearsal become the graph's, and are overwritten: not the caller's mask.
-                own = BatchTokens(size, None if counted is None else counted.clone(), step, phase)
-                self._rehearse(key, inputs, own)
-            elif len(self._graphs) == MAX_GRAPHS:
-                self._left_out = f"there are more than {MAX_GRAPHS} kinds of batches; the others ran eagerly"
-                self._eagerly(batch_to_device(batch, self._device), tokens)
-            elif (graph := self._capture(key, inputs, counted)) is not None:
+            graph = self._graphs.get(key)
+            if key is not None and graph is None:
+                rehearsal = self._rehearsals.get(key)
+                if rehearsal is None or rehearsal.wait is not None:
+                    # The tokens of a rehearsal become the graph's, and are overwritten: not the caller's mask.
+                    own = BatchTokens(size, None if counted is None else counted.clone(), step, phase)
+                    self._rehearse(key, inputs, own)
+                    return
+                if len(self._graphs) < MAX_GRAPHS:
+                    graph = self._capture(key, inputs, counted)
+                else:
+                    self._left_out = f"there are more than {MAX_GRAPHS} kinds of batches; the others ran eagerly"
+            if graph is not None:
                 self._replay(graph, inputs, counted)
             else:
+                tokens = BatchTokens(size, counted, step, phase)
                 self._eagerly(batch_to_device(batch, self._device), tokens)
 
     def report(self) -> dict[str, Any]:
