@@ -131,6 +131,16 @@ def test_scores_have_the_same_bits(name: str, case: str, graphing: torch.device)
     assert all(torch.equal(batch[key], copy[key]) for batch, copy in zip(batches, before, strict=True) for key in copy)
 
 
+@pytest.mark.filterwarnings("ignore:`fast=True`")
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_fused_kernels_are_captured(name: str, graphing: torch.device) -> None:
+    model, batches = model_on(name, graphing), [padded(2, 24, i) for i in range(4)]
+    graphed = scored(model, batches, fast=True, graph=True)
+    assert graphed.provenance["graph"] == {"captured": 1, "replayed": 3, "reason": None}
+    expected = scored(model, batches, fast=True)
+    assert same(graphed, expected) and graphed.provenance["fast"] == expected.provenance["fast"]
+
+
 def test_batches_on_the_device(graphing: torch.device) -> None:
     model = model_on("llama", graphing)
     batches = [on_device(padded(2, 24, i), graphing) for i in range(4)]
@@ -202,7 +212,7 @@ def floats(count: int) -> list[Batch]:
 def refuse_on(device: torch.device, how: str) -> None:
     if device.type == "cpu":
         raise RuntimeError("not while capturing")
-    if how == "a wait":  # not one of those that torch notes beforehand
+    if how == "a wait":  # that the rehearsal did not have
         torch.cuda.current_stream().synchronize()
     elif how == "pageable memory":
         torch.ones(1).to(device, non_blocking=True)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Kept for good: the allocator of pinned memory may go on asking a graph whose capture did not end.
+_FAILED: list[torch.cuda.CUDAGraph] = []
 _WAIT = "called a synchronizing CUDA operation"
 _PROTOTYPE = "Synchronization debug mode is a prototype"
 
@@ -86,6 +88,7 @@ class Recorder:
             torch._C._cuda_releasePool(self._device.index, self._pool)
         with suppress(RuntimeError):
             graph.reset()
+        _FAILED.append(graph)
         with suppress(RuntimeError), torch.cuda.stream(_side_stream(self._device)):
             trivial = torch.cuda.CUDAGraph()
             trivial.capture_begin(capture_error_mode="thread_local")
