@@ -493,14 +493,16 @@ def looked(*unused: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "qwen3_moe", "gemma3"])
 @pytest.mark.parametrize("make", [plain, padded])
-def test_a_capture_makes_the_masks_of_an_eager_forward(
-    name: str, make: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("capturing", [False, True])
+def test_rehearsal_and_capture_make_the_masks_of_an_eager_forward_and_look_at_nothing(
+    name: str, make: Callable[..., Batch], capturing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ARCHITECTURES[name].build()
+    model.config.pad_token_id = 0  # some look for it where there is no mask
     batch = {key: make(2, 24, 1)[key] for key in ("input_ids", "attention_mask")}
     eager = attention_masks(model, batch)
     inputs = without_idle_masks(batch)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     if name != "qwen3_moe":  # its experts on a CPU look at the numbers of rows
         for method in ("__bool__", "item", "tolist"):
             monkeypatch.setattr(Tensor, method, looked)
@@ -514,14 +516,16 @@ def test_a_capture_makes_the_masks_of_an_eager_forward(
 
 
 def test_what_transformers_decides_is_given_back(llama: nn.Module) -> None:
-    from transformers import masking_utils
+    from transformers import masking_utils, modeling_utils
 
-    names = ("is_tracing", "find_packed_sequence_indices")
-    before = [getattr(masking_utils, name) for name in names]
+    def found() -> list[Any]:
+        return [masking_utils.is_tracing, masking_utils.find_packed_sequence_indices, modeling_utils.is_tracing]
+
+    before = found()
     with pytest.raises(ZeroDivisionError), decided_masks(plain(2, 24, 0), plain=True):
-        assert all(getattr(masking_utils, name) is not value for name, value in zip(names, before, strict=True))
+        assert not any(ours is theirs for ours, theirs in zip(found(), before, strict=True))
         raise ZeroDivisionError
-    assert [getattr(masking_utils, name) for name in names] == before
+    assert found() == before
 
 
 def test_packed_samples_stay_apart(llama: nn.Module) -> None:

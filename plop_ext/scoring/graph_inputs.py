@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -77,29 +77,35 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
     Left to itself it looks at the values of masks and positions, for which the host waits; during a capture it takes
     every mask for one that masks something and every batch for a packed one, so that other, slower kernels run. Here
     the masks that are still there after `without_idle_masks` mask something, and the model counts positions by itself,
-    so that nothing is packed. Where that is not known a capture looks as well, and fails.
+    so that nothing is packed. Nor does it look for padding among unmasked tokens, to advise a mask. Where that is not
+    known a capture looks as well, and fails.
 
     Args:
         inputs: The batch.
         plain: Whether it goes to a transformers model as it is, by `default_forward`.
     """
-    masking = sys.modules.get("transformers.masking_utils")
-    if masking is None:
-        yield
-        return
     fields = inputs if isinstance(inputs, Mapping) else {}
     known = plain and isinstance(inputs, (Mapping, Tensor)) and _POSITIONS not in fields
     masked = known and any(_is_mask(name, value) for name, value in fields.items())
-    decisions: dict[str, Any] = {"is_tracing": lambda tensor=None: masked and tensor is not None}
+
+    def is_tracing(tensor: Any = None) -> bool:
+        return masked and tensor is not None
+
+    decisions: list[tuple[str, str, Any]] = [
+        ("masking_utils", "is_tracing", is_tracing),
+        ("modeling_attn_mask_utils", "is_tracing", is_tracing),
+    ]
     if known:
-        decisions["find_packed_sequence_indices"] = lambda position_ids: None
-    # Missing names are an error: graphs of a transformers that decides elsewhere would be slower, or wrong.
-    before = {name: getattr(masking, name) for name in decisions}
-    try:
-        vars(masking).update(decisions)
+        decisions.append(("masking_utils", "find_packed_sequence_indices", lambda position_ids: None))
+        decisions.append(("modeling_utils", "is_tracing", lambda tensor=None: True))
+    with ExitStack() as stack:
+        for module_name, name, decision in decisions:
+            module = sys.modules.get(f"transformers.{module_name}")
+            if module is not None:
+                # A missing name is an error: a transformers that decides elsewhere would be captured on other paths.
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, decision)
         yield
-    finally:
-        vars(masking).update(before)
 
 
 def _is_mask(name: Any, value: Any) -> bool:
