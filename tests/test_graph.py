@@ -131,6 +131,18 @@ def test_scores_have_the_same_bits(name: str, case: str, graphing: torch.device)
     assert all(torch.equal(batch[key], copy[key]) for batch, copy in zip(batches, before, strict=True) for key in copy)
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*host wait for the device", "ignore:.*not scored", "ignore:.*input of zeros")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_has_the_same_bits_captured_or_not(name: str) -> None:
+    case = ARCHITECTURES[name]
+    model, batches = case.build().cuda(), [case.batch() for _ in range(3)]
+    graphed = scored(model, batches, graph=True, **case.kwargs)
+    assert same(graphed, scored(model, batches, **case.kwargs))
+    report = graphed.provenance["graph"]
+    assert report["replayed"] == 2 or "host wait for the device" in report["reason"]
+
+
 @pytest.mark.filterwarnings("ignore:`fast=True`")
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 def test_fused_kernels_are_captured(name: str, graphing: torch.device) -> None:
