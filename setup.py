@@ -34,7 +34,7 @@ TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
 OPS = ("row_sumsq", "gain_totals", "add_rms_norm", "gated_activation", "rotary")
 KERNEL_SOURCES = tuple(f"{op}.cpp" for op in OPS) + tuple(f"cpu/{op}_cpu.cpp" for op in OPS)
-CUDA_SOURCES = ("cuda/row_sumsq_kernel.cu", "cuda/gain_totals_kernel.cu")
+CUDA_SOURCES = tuple(f"cuda/{op}_kernel.cu" for op in OPS)
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
 
 
@@ -84,7 +84,10 @@ class BuildNative(build_ext):
         python = f"-I{pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
         # libtorch.so must be NEEDED though no symbol of it is used: in CUDA builds of torch it alone pulls in
         # libtorch_cuda, where the weak stream symbol lives. nvcc links since it knows where its static runtime is.
-        linker = f"{nvcc} -cudart static -Xlinker --no-as-needed" if nvcc else f"{cxx} -Wl,--no-as-needed"
+        # A kernel that is missing is an error here and not where the library is loaded.
+        flags = ("--no-as-needed", "--no-undefined")
+        linker = f"{nvcc} -cudart static" if nvcc else str(cxx)
+        linker += "".join(f" -Xlinker {flag}" for flag in flags)
         lines = [
             f"rule cxx\n  command = {cxx} {host} {kernels} {includes} -c $in -o $out{depfile}",
             f"rule nvcc\n  command = {nvcc} {device} -c $in -o $out{depfile}",

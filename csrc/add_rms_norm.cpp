@@ -16,7 +16,7 @@ namespace plop_ext {
 namespace {
 
 constexpr const char* kOp = "add_rms_norm_";
-constexpr int64_t kMaxInFeatures = 32768;
+constexpr int64_t kMaxInFeatures = 16384;
 
 AddRmsNormArgs checked_args(const Tensor& normed,                       // [R, K]
                             const std::optional<Tensor>& hidden,        // [R, K]

@@ -16,7 +16,7 @@ namespace {
 
 constexpr const char* kOp = "rotary_";
 constexpr int64_t kUnit = 16;  // the rotary and the unrotated part of a head are made of so many features each
-constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxHeadDim = 256;
 
 // Returns how far apart the tokens of `t` [B, T, H, D] are: it must be a view of [B, T, s].
 int64_t checked_stride(const Tensor& t, const char* name) {
