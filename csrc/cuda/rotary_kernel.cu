@@ -14,7 +14,9 @@ constexpr int64_t kMaxGrid = int64_t{1} << 30;
 // Two warps: a small batch still spreads over all multiprocessors.
 constexpr int kThreads = 64;
 // Heads in flight per lane.
-constexpr int kUnroll = 4;
+constexpr int kUnroll = 2;
+template <typename T>
+constexpr int kMinBlocks = sizeof(T) == 2 ? 14 : 1;
 
 // Sum over the `width` (a power of two) neighbouring lanes of a head; every lane gets it.
 __device__ __forceinline__ float head_sum(float value, int width) {
@@ -22,92 +24,109 @@ __device__ __forceinline__ float head_sum(float value, int width) {
   return value;
 }
 
+// What a lane needs to know of its token.
+template <typename T>
+struct Lane {
+  int64_t row;
+  int units;     // lanes of one head
+  int together;  // heads side by side in the warp; lanes that are left over repeat the last one's work
+  int slot;      // which of them this lane works on
+  int low;       // where its two packs are in a head
+  int high;
+  bool rotates;  // or passes its packs on
+  Pack<T> cos_low, cos_high, sin_low, sin_high;
+};
+
+// All heads of q or of k of one token; returns this lane's share of the sum of squares.
 template <typename T, bool kNorm, bool kUnitOffset>
-__global__ void __launch_bounds__(kThreads) rotary_kernel(const RotaryArgs args, const int64_t first_row) {
-  const int64_t row = first_row + int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
-  if (row >= args.n_rows) return;  // a whole warp
-  const int lane = threadIdx.x % kWarpSize;
-  const int head_dim = static_cast<int>(args.head_dim);
-  const int rotary_dim = static_cast<int>(args.rotary_dim);
-  const int units = head_dim / (2 * kPack);  // lanes of one head
-  const int together = kWarpSize / units;    // heads side by side; lanes that are left over repeat the last one's work
-  const int unit = lane % units;
-  const int slot = lane / units;
-  const int q_heads = static_cast<int>(args.q.heads);
-  const int heads = q_heads + static_cast<int>(args.k.heads);
-
-  // Where this lane's packs are in a head. The first R / 16 units rotate, the others pass two neighbouring packs on.
-  const bool rotates = unit < rotary_dim / (2 * kPack);
-  const int low = rotates ? unit * kPack : rotary_dim + 2 * (unit * kPack - rotary_dim / 2);
-  const int high = low + (rotates ? rotary_dim / 2 : kPack);
-  const int64_t table = (row % args.cos_rows) * rotary_dim;
-  const T* __restrict__ cos = static_cast<const T*>(args.cos) + table;
-  const T* __restrict__ sin = static_cast<const T*>(args.sin) + table;
-  // A lane that does not rotate loads what it will not use, from inside the table.
-  const int low_place = rotates ? low : 0;
-  const int high_place = rotates ? high : 0;
-  const Pack<T> cos_low = load_pack(cos + low_place);
-  const Pack<T> cos_high = load_pack(cos + high_place);
-  const Pack<T> sin_low = load_pack(sin + low_place);
-  const Pack<T> sin_high = load_pack(sin + high_place);
-
-  const T* __restrict__ q = static_cast<const T*>(args.q.x) + row * args.q.stride;
-  const T* __restrict__ k = static_cast<const T*>(args.k.x) + row * args.k.stride;
-  T* __restrict__ q_out = static_cast<T*>(args.q.out) + row * args.q.heads * head_dim;
-  T* __restrict__ k_out = static_cast<T*>(args.k.out) + row * args.k.heads * head_dim;
-
-  float q_sum = 0.0f;
-  float k_sum = 0.0f;
-  for (int first = 0; first < heads; first += kUnroll * together) {
+__device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lane<T>& lane, int head_dim, float eps) {
+  const int heads = static_cast<int>(part.heads);
+  const T* __restrict__ x = static_cast<const T*>(part.x) + lane.row * part.stride;
+  const T* __restrict__ bias = static_cast<const T*>(part.bias);
+  T* __restrict__ out = static_cast<T*>(part.out) + lane.row * part.heads * head_dim;
+  Pack<T> weight_low, weight_high;
+  if constexpr (kNorm) {
+    weight_low = load_pack(static_cast<const T*>(part.weight) + lane.low);
+    weight_high = load_pack(static_cast<const T*>(part.weight) + lane.high);
+  }
+  float total = 0.0f;
+  for (int first = 0; first < heads; first += kUnroll * lane.together) {
     Pack<T> lows[kUnroll];
     Pack<T> highs[kUnroll];
     // Past the last head that one again: no branch between the loads.
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int head = min(first + u * together + slot, heads - 1);
-      const T* __restrict__ x = head < q_heads ? q + head * head_dim : k + (head - q_heads) * head_dim;
-      lows[u] = load_pack(x + low);
-      highs[u] = load_pack(x + high);
+      const int place = min(first + u * lane.together + lane.slot, heads - 1) * head_dim;
+      lows[u] = load_pack(x + place + lane.low);
+      highs[u] = load_pack(x + place + lane.high);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int head = min(first + u * together + slot, heads - 1);
-      const bool mine = slot < together && first + u * together + slot < heads;
-      const bool is_q = head < q_heads;
-      const int place = (is_q ? head : head - q_heads) * head_dim;
+      const int head = first + u * lane.together + lane.slot;
+      const int place = head * head_dim;
       float sum = add_squares(add_squares(0.0f, lows[u]), highs[u]);
-      Pack<T> normed_low = lows[u];
-      Pack<T> normed_high = highs[u];
+      Pack<T> low = lows[u];
+      Pack<T> high = highs[u];
       if constexpr (kNorm) {  // with every lane, since they shuffle
-        const float rstd = rsqrtf(head_sum(sum, units) * (1.0f / static_cast<float>(head_dim)) + args.eps);
-        const T* __restrict__ weight = static_cast<const T*>(is_q ? args.q.weight : args.k.weight);
-        normed_low = normalized<T, kUnitOffset>(lows[u], rstd, load_pack(weight + low));
-        normed_high = normalized<T, kUnitOffset>(highs[u], rstd, load_pack(weight + high));
+        const float rstd = rsqrtf(head_sum(sum, lane.units) * (1.0f / static_cast<float>(head_dim)) + eps);
+        low = normalized<T, kUnitOffset>(low, rstd, weight_low);
+        high = normalized<T, kUnitOffset>(high, rstd, weight_high);
       }
-      if (!mine) continue;
-      const T* __restrict__ bias = static_cast<const T*>(is_q ? args.q.bias : args.k.bias);
+      if (head >= heads || lane.slot >= lane.together) continue;
       if (bias != nullptr) {
-        sum = add_squares(0.0f, lows[u], load_pack(bias + place + low));
-        sum = add_squares(sum, highs[u], load_pack(bias + place + high));
+        sum = add_squares(0.0f, lows[u], load_pack(bias + place + lane.low));
+        sum = add_squares(sum, highs[u], load_pack(bias + place + lane.high));
       }
-      (is_q ? q_sum : k_sum) += sum;
-      T* __restrict__ out = (is_q ? q_out : k_out) + place;
-      if (rotates) {
-        store_pack(out + low, subtract(multiply(normed_low, cos_low), multiply(normed_high, sin_low)));
-        store_pack(out + high, add(multiply(normed_high, cos_high), multiply(normed_low, sin_high)));
+      total += sum;
+      if (lane.rotates) {
+        store_pack(out + place + lane.low, subtract(multiply(low, lane.cos_low), multiply(high, lane.sin_low)));
+        store_pack(out + place + lane.high, add(multiply(high, lane.cos_high), multiply(low, lane.sin_high)));
       } else {
-        store_pack(out + low, normed_low);
-        store_pack(out + high, normed_high);
+        store_pack(out + place + lane.low, low);
+        store_pack(out + place + lane.high, high);
       }
     }
   }
+  return total;
+}
+
+template <typename T, bool kNorm, bool kUnitOffset>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+    rotary_kernel(const RotaryArgs args, const int64_t first_row) {
+  const int index = threadIdx.x % kWarpSize;
+  const int head_dim = static_cast<int>(args.head_dim);
+  const int rotary_dim = static_cast<int>(args.rotary_dim);
+  Lane<T> lane;
+  lane.row = first_row + int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
+  if (lane.row >= args.n_rows) return;  // a whole warp
+  lane.units = head_dim / (2 * kPack);
+  lane.together = kWarpSize / lane.units;
+  lane.slot = index / lane.units;
+  // The first R / 16 lanes of a head rotate, the others have two neighbouring packs.
+  const int unit = index % lane.units;
+  lane.rotates = unit < rotary_dim / (2 * kPack);
+  lane.low = lane.rotates ? unit * kPack : rotary_dim + 2 * (unit * kPack - rotary_dim / 2);
+  lane.high = lane.low + (lane.rotates ? rotary_dim / 2 : kPack);
+  const int64_t table = (lane.row % args.cos_rows) * rotary_dim;
+  const T* __restrict__ cos = static_cast<const T*>(args.cos) + table;
+  const T* __restrict__ sin = static_cast<const T*>(args.sin) + table;
+  // A lane that does not rotate loads what it will not use, from inside the table.
+  const int low = lane.rotates ? lane.low : 0;
+  const int high = lane.rotates ? lane.high : 0;
+  lane.cos_low = load_pack(cos + low);
+  lane.cos_high = load_pack(cos + high);
+  lane.sin_low = load_pack(sin + low);
+  lane.sin_high = load_pack(sin + high);
+
+  const float q_sum = rotate_heads<T, kNorm, kUnitOffset>(args.q, lane, head_dim, args.eps);
+  const float k_sum = rotate_heads<T, kNorm, kUnitOffset>(args.k, lane, head_dim, args.eps);
   if (args.q.sumsq != nullptr) {
     const float sum = group_sum<kWarpSize>(q_sum);
-    if (lane == 0) store_row_sum(args.q.sumsq, row, args.step, args.phase, sum);
+    if (index == 0) store_row_sum(args.q.sumsq, lane.row, args.step, args.phase, sum);
   }
   if (args.k.sumsq != nullptr) {
     const float sum = group_sum<kWarpSize>(k_sum);
-    if (lane == 0) store_row_sum(args.k.sumsq, row, args.step, args.phase, sum);
+    if (index == 0) store_row_sum(args.k.sumsq, lane.row, args.step, args.phase, sum);
   }
 }
 

@@ -12,7 +12,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     Towards the host it does wait: what is read there next must have arrived.
     """
     if tensor.device.type == "cpu" and device.type == "cuda" and not tensor.is_pinned():
-        tensor = tensor.pin_memory()
+        tensor = tensor.contiguous().pin_memory()  # an expanded tensor cannot be pinned
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
