@@ -93,8 +93,42 @@ def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
+def _forwards_headlines(result: Result) -> list[tuple[str, str, str]]:
+    found = []
+    for row in result["rows"]:
+        if row["model"] != "llama-3.1-8b" or "error" in row:
+            continue
+        where = f"{row['model']}, {row['batch']} x {row['tokens']}"
+        bases = {"ratio": "plain forward", "of_compiled": "plain forward, compiled"}
+        if "CUDA graph" in row["candidate"]:
+            bases = {"of_graph": "plain forward, CUDA graph"}
+        if row["candidate"].startswith("plop_ext fast"):
+            found += [
+                (f"{row['candidate']} / {base}, {where}", f"{row[field]:.3f}", _where(result))
+                for field, base in bases.items()
+                if field in row
+            ]
+    return found
+
+
+def _fused_headlines(result: Result) -> list[tuple[str, str, str]]:
+    found = []
+    for op in dict.fromkeys(row["op"] for row in result["rows"]):
+        shares = [
+            row["of_copy"]
+            for row in result["rows"]
+            if (row["op"], row["candidate"], row["tokens"], row["dtype"]) == (op, "plop_ext", 8192, "bf16")
+        ]
+        if shares:
+            what = f"{op}'s bandwidth / that of a copy of as many bytes, 8192 tokens, bf16"
+            found.append((what, f"{min(shares):.2f} to {max(shares):.2f}", _where(result)))
+    return found
+
+
 HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "kernel_bandwidth": _bandwidth_headlines,
+    "fused_kernels": _fused_headlines,
+    "forwards": _forwards_headlines,
     "scoring_overhead": _overhead_headlines,
     "moe_overhead": _overhead_headlines,
     "cpu_overhead": _overhead_headlines,
