@@ -5,9 +5,9 @@ python -m benchmarks.forwards --output benchmarks/results/forwards.json --append
 
 Models have the shape of published ones and random weights; they end at the last hidden state, run without gradients
 and get token ids alone. All candidates of a case run in interleaved rounds on the same weights; `ratio` is to the
-plain eager forward of the same round, `of_compiled` and `of_graph` to the plain forward compiled and in a CUDA graph.
-What comes before the first timing is a figure of its own, `setup_s`: for compiled candidates the compilation, for
-graphs warm-up and capture, for the others a first run.
+plain eager forward of the same round, `of_compiled`, `of_whole` and `of_graph` are to the plain forward compiled by
+block, compiled as a whole, and in a CUDA graph. What comes before the first timing is a figure of its own, `setup_s`:
+for compiled candidates the compilation, for graphs warm-up and capture, for the others a first run.
 
 By default each decoder block is compiled, with fixed shapes: one compilation serves all blocks. For the models of
 `--whole-model-compile` the forward compiled as a whole, plain and with hooks, runs too where a batch has 8192 tokens
@@ -43,7 +43,7 @@ from benchmarks.rates import copy_gb_per_s, matmul_tflop_per_s
 from benchmarks.roofline import Rates, forward_parts, scoring_bytes
 from benchmarks.shapes import SHAPES, build
 from benchmarks.timing import Candidate, free, measure, ratios, synchronize
-from benchmarks.variants import BASE, COMPILED, PLAIN_GRAPH, VARIANTS, WHOLE, Variant
+from benchmarks.variants import BASE, COMPILED, COMPILED_WHOLE, PLAIN_GRAPH, VARIANTS, WHOLE, Variant
 
 MODELS = ("llama-3.1-8b", "qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b")
 # All layers would need 60 GB; every layer is alike.
@@ -52,6 +52,8 @@ CASES = ((1, 256), (8, 256), (8, 1024), (16, 2048))
 WHOLE_MODEL_TOKENS = 8192
 PUBLISHED_TOKENS = 8192
 KEY = ("model", "batch", "tokens")
+# Fields of ratios beside `ratio`, and what they are ratios to.
+BASES = {"of_compiled": COMPILED, "of_whole": COMPILED_WHOLE, "of_graph": PLAIN_GRAPH}
 
 
 @dataclass
@@ -122,7 +124,7 @@ def measure_case(
                 rows.append({"candidate": name, "error": setup.errors[name]})
                 continue
             row = overhead.row(name, seconds[name], seconds[PLAIN], memory)
-            for key, base in (("of_compiled", COMPILED), ("of_graph", PLAIN_GRAPH)):
+            for key, base in BASES.items():
                 if base in seconds:
                     row |= ratios(seconds[name], seconds[base]).row(key)
             row["setup_s"] = round(setup.seconds[name], 3)
@@ -200,7 +202,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for batch, tokens in args.case or CASES:
             print(f"{name}, {layers} layers, {batch} x {tokens} tokens", flush=True)
             began = time.perf_counter()
-            torch._dynamo.reset()
             whole = name in args.whole_model_compile and (args.quick or batch * tokens >= WHOLE_MODEL_TOKENS)
             case = overhead.make_case(model, SHAPES[name]["vocab_size"], batch, tokens, args.device)
             floors = floors_ms(name, layers, batch, tokens, dtype.itemsize, rates)
@@ -216,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 copy_gb_per_s=round(copy, 1),
                 matmul_tflop_per_s=round(product, 2),
             )
+            torch._dynamo.reset()  # lets go of the copies of the model
             print(f"{time.perf_counter() - began:.0f} s", flush=True)
         del model, case
         free(args.device)

@@ -93,21 +93,29 @@ def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
+# Candidate, field that holds the ratio, what it is a ratio to, batch.
+_FORWARDS = (
+    ("plop_ext fast", "ratio", "plain forward", (8, 1024)),
+    ("plop_ext fast", "of_compiled", "plain forward, compiled", (8, 1024)),
+    ("plop_ext fast", "of_whole", "plain forward, compiled as a whole", (8, 1024)),
+    ("plop_ext fast", "ratio", "plain forward", (16, 2048)),
+    ("plop_ext fast", "of_compiled", "plain forward, compiled", (16, 2048)),
+    ("plop_ext fast", "of_whole", "plain forward, compiled as a whole", (16, 2048)),
+    ("plop_ext fast, CUDA graph", "of_graph", "plain forward, CUDA graph", (1, 256)),
+)
+
+
 def _forwards_headlines(result: Result) -> list[tuple[str, str, str]]:
     found = []
-    for row in result["rows"]:
-        if row["model"] != "llama-3.1-8b" or "error" in row:
-            continue
-        where = f"{row['model']}, {row['batch']} x {row['tokens']}"
-        bases = {"ratio": "plain forward", "of_compiled": "plain forward, compiled"}
-        if "CUDA graph" in row["candidate"]:
-            bases = {"of_graph": "plain forward, CUDA graph"}
-        if row["candidate"].startswith("plop_ext fast"):
-            found += [
-                (f"{row['candidate']} / {base}, {where}", f"{row[field]:.3f}", _where(result))
-                for field, base in bases.items()
-                if field in row
-            ]
+    for candidate, field, base, (batch, tokens) in _FORWARDS:
+        what = f"{candidate} / {base}, llama-3.1-8b, {batch} x {tokens}"
+        found += [
+            (what, f"{row[field]:.3f}", _where(result))
+            for row in result["rows"]
+            if (row["model"], row["batch"], row["tokens"], row["candidate"])
+            == ("llama-3.1-8b", batch, tokens, candidate)
+            and field in row
+        ]
     return found
 
 

@@ -11,7 +11,7 @@ def forwards(result: Result) -> str:
     for row in result["rows"]:
         case = [row["model"], f"{row['batch']} x {row['tokens']}", row["candidate"]]
         if "error" in row:
-            rows.append([*case, *[""] * 8, row["error"].replace("|", "/")])
+            rows.append([*case, *[""] * 9, row["error"].replace("|", "/")])
             continue
         memory, floor = row["extra_peak_mib"], row.get("floor_ms")
         rows.append(
@@ -19,8 +19,7 @@ def forwards(result: Result) -> str:
                 *case,
                 f"{row['ms']:.2f}",
                 spread(row, "ratio"),
-                f"{row['of_compiled']:.3f}" if "of_compiled" in row else "",
-                f"{row['of_graph']:.3f}" if "of_graph" in row else "",
+                *(f"{row[name]:.3f}" if name in row else "" for name in ("of_compiled", "of_whole", "of_graph")),
                 "" if memory is None else f"{memory:+.1f}",
                 f"{row['setup_s']:.1f}" if "setup_s" in row else "",
                 "" if floor is None else f"{floor:.2f} ({row['of_floor']:.2f})",
@@ -29,8 +28,17 @@ def forwards(result: Result) -> str:
             ]
         )
     header = ["model", "batch", "candidate", "ms", "x plain forward, median (p20-p80)", "x plain, compiled"]
-    header += ["x plain, CUDA graph", "extra peak memory, MiB", "setup, s", "roofline, ms (x)", "rounds", "note"]
+    header += [
+        "x plain, compiled as a whole",
+        "x plain, CUDA graph",
+        "extra peak memory, MiB",
+        "setup, s",
+        "roofline, ms (x)",
+        "rounds",
+        "note",
+    ]
     facts = (
+        "![ratios](../docs/forwards.svg)\n\n"
         f"{settings['dtype']}; roofline at {settings['copy_gb_per_s']:.0f} GB/s of a copy and "
         f"{settings['matmul_tflop_per_s']:.0f} TFLOP/s of a matrix product.\n\n"
     )

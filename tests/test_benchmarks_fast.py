@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import compiled, forwards, plot_forwards, profile_kernels, resources, roofline
 from benchmarks.fused_cases import CASES, FusedCase
+from benchmarks.headlines import HEADLINES
 from benchmarks.overhead import Case, make_case, read_bytes
 from benchmarks.rivals import BestHooks
 from benchmarks.shapes import SHAPES, build
@@ -153,6 +154,20 @@ def test_the_plot_shows_every_case(tmp_path: Path) -> None:
     plot_forwards.main([str(source), "--output", str(target)])
     text = target.read_text()
     assert all(part in text for part in ("a, 1 x 8", "b, 2 x 8", "5.0 &gt;", "plop_ext"))
+
+
+def test_the_headlines_are_those_of_the_fast_path() -> None:
+    row = {"model": "llama-3.1-8b", "batch": 8, "tokens": 1024}
+    rows = [
+        {**row, "candidate": "plain forward", "ratio": 1.0, "of_compiled": 1.1},
+        {**row, "candidate": "plop_ext fast", "ratio": 0.75, "of_compiled": 0.85},
+        {**row, "candidate": "plop_ext fast, CUDA graph", "error": "none"},
+    ]
+    found = HEADLINES["forwards"]({"rows": rows, "environment": {"gpu": "a GPU"}})
+    assert found == [
+        ("plop_ext fast / plain forward, llama-3.1-8b, 8 x 1024", "0.750", "a GPU"),
+        ("plop_ext fast / plain forward, compiled, llama-3.1-8b, 8 x 1024", "0.850", "a GPU"),
+    ]
 
 
 NCU = """==PROF== Connected to process 1
