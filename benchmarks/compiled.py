@@ -63,23 +63,30 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def unpacked_positions() -> Iterator[None]:
-    """Within the block transformers takes position ids for those of whole sequences, as an eager forward finds out.
+def eager_masks() -> Iterator[None]:
+    """Within the block transformers makes the attention mask for token ids alone that an eager forward gets: none.
 
-    A traced or captured forward may not look at them, and would take the slower attention of packed sequences.
+    A traced or captured forward may look at no values, and would take the slower attention of masked and of packed
+    sequences.
     """
     from transformers import masking_utils
 
-    kept = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = _not_packed
+    eager = {"find_packed_sequence_indices": _not_packed, "is_tracing": _not_tracing}
+    kept = {name: getattr(masking_utils, name) for name in eager}
+    vars(masking_utils).update(eager)
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = kept
+        vars(masking_utils).update(kept)
 
 
+# Module-level functions: compiled code is guarded by their identity.
 def _not_packed(position_ids: Tensor) -> None:
     return None
+
+
+def _not_tracing(tensor: Tensor | None = None) -> bool:
+    return False
 
 
 class StaticHooks:

@@ -91,7 +91,7 @@ def _compiled(name: str, twin: Case, whole: bool, end: Callable[[], None]) -> Re
     (compiler.whole if whole else compiler.blocks)(twin.model)
 
     def run(_: object) -> None:
-        with compiled.unpacked_positions() if whole else nullcontext():
+        with compiled.eager_masks() if whole else nullcontext():
             twin.forward()
         end()
 
@@ -145,7 +145,7 @@ def _plain_graph(case: Case) -> Iterator[Ready]:
         raise RuntimeError(NO_GRAPH)
     ids = case.input_ids.clone()
     static = replace(case, input_ids=ids)
-    with compiled.unpacked_positions():
+    with compiled.eager_masks():
         replay = captured(static.forward)
 
     def run(_: object) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import masking_utils
 
 from benchmarks import compiled, forwards, plot_forwards, profile_kernels, resources, roofline
 from benchmarks.fused_cases import CASES, FusedCase
@@ -56,12 +57,36 @@ def test_compiled_hooks_score_as_the_best_hooks_in_one_graph(case: Case, native:
     for model in (plain.model, twin.model):
         (compiler.whole if whole else compiler.blocks)(model)
     for _ in range(2):
-        with compiled.unpacked_positions():
+        with compiled.eager_masks():
             plain.forward()
             twin.forward()
         hooks.end()
     assert compiler.graphs == 2
     assert hooks.gains() == pytest.approx(list(best.gains().values()), rel=1e-5)
+
+
+def test_compiled_forwards_get_the_attention_of_eager_ones(case: Case) -> None:
+    masks: list[object] = []
+    twin, compiler = twin_of(case), compiled.Compiler()
+    twin.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    compiler.whole(twin.model)
+    with compiled.eager_masks():
+        twin.forward()
+    assert masks == [None]
+
+
+def test_captured_forwards_get_the_attention_of_eager_ones(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[object] = []
+    case.model.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda tensor=None: True)  # as during a capture
+    case.forward()
+    with compiled.eager_masks():
+        case.forward()
+    assert masks[0] is not None and masks[1] is None
 
 
 @pytest.mark.parametrize("shape", ["tiny", "qwen3-0.6b"])
