@@ -32,8 +32,9 @@ from toolchain import arch_flags, find_nvcc, missing_tools  # noqa: E402
 VERSION = (ROOT / "plop_ext/_version.py").read_text().split('"')[-2]
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
-KERNEL_SOURCES = ("row_sumsq.cpp", "gain_totals.cpp", "cpu/row_sumsq_cpu.cpp", "cpu/gain_totals_cpu.cpp")
-CUDA_SOURCES = ("cuda/row_sumsq_kernel.cu", "cuda/gain_totals_kernel.cu")
+OPS = ("row_sumsq", "gain_totals", "add_rms_norm", "gated_activation", "rotary")
+KERNEL_SOURCES = tuple(f"{op}.cpp" for op in OPS) + tuple(f"cpu/{op}_cpu.cpp" for op in OPS)
+CUDA_SOURCES = tuple(f"cuda/{op}_kernel.cu" for op in OPS)
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
 
 
@@ -76,12 +77,17 @@ class BuildNative(build_ext):
         smaller = "--compress-mode=size" if nvcc and tuple(map(int, cuda_version.split("."))) >= (12, 8) else ""
         deps = "-MMD -MF $out.d"
         depfile = "\n  depfile = $out.d\n  deps = gcc"
-        host = f"{common} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden {deps}"
+        # Products and sums round one by one, as separate PyTorch operators do, whatever the instruction set.
+        rounding = "-ffp-contract=off"
+        host = f"{common} {rounding} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden {deps}"
         device = f"{common} -lineinfo {smaller} -Xcompiler -fPIC,-fvisibility=hidden {' '.join(gencode)} {deps}"
         python = f"-I{pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
         # libtorch.so must be NEEDED though no symbol of it is used: in CUDA builds of torch it alone pulls in
         # libtorch_cuda, where the weak stream symbol lives. nvcc links since it knows where its static runtime is.
-        linker = f"{nvcc} -cudart static -Xlinker --no-as-needed" if nvcc else f"{cxx} -Wl,--no-as-needed"
+        # A kernel that is missing is an error here and not where the library is loaded.
+        flags = ("--no-as-needed", "--no-undefined")
+        linker = f"{nvcc} -cudart static" if nvcc else str(cxx)
+        linker += "".join(f" -Xlinker {flag}" for flag in flags)
         lines = [
             f"rule cxx\n  command = {cxx} {host} {kernels} {includes} -c $in -o $out{depfile}",
             f"rule nvcc\n  command = {nvcc} {device} -c $in -o $out{depfile}",

@@ -1,4 +1,4 @@
-// Argument checks of the ops, in one order: device, dtype, rank, sizes, range.
+// Argument checks of the ops, in one order: device, dtype, rank, sizes, layout, range.
 // Every message reads "op: arg must be <expected>, got <actual>".
 #pragma once
 
@@ -6,7 +6,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "types.h"
 
@@ -55,5 +58,74 @@ inline DType element_type(const char* op, const Tensor& t, const char* name) {
                       torch::headeronly::toString(t.scalar_type()));
   }
 }
+
+// What the fused ops read and write in vectors; their fakes check the same (plop_ext/ops/checks.py).
+constexpr int64_t kVector = 8;
+
+struct Argument {
+  const char* name;
+  const Tensor* tensor;
+  int64_t dim;
+};
+
+using Arguments = std::vector<Argument>;
+
+inline void add_given(Arguments& arguments, const char* name, const std::optional<Tensor>& t, int64_t dim) {
+  if (t) arguments.push_back({name, &*t, dim});
+}
+
+inline Arguments joined(Arguments first, const Arguments& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
+template <typename Sizes>
+std::string listed(const Sizes& sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return text;
+}
+
+// Device, dtype and rank: `first` sets device and dtype, `tensors` share both, `sums` are float32.
+inline DType check_fused(const char* op, const Argument& first, const Arguments& tensors, const Arguments& sums) {
+  for (const Argument& a : tensors) check_same_device(op, *a.tensor, a.name, *first.tensor);
+  for (const Argument& a : sums) check_same_device(op, *a.tensor, a.name, *first.tensor);
+  const ScalarType type = first.tensor->scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, op, ": ",
+                  first.name, " must be float32, float16 or bfloat16, got ", torch::headeronly::toString(type));
+  for (const Argument& a : tensors) check_dtype(op, *a.tensor, a.name, type);
+  for (const Argument& a : sums) check_dtype(op, *a.tensor, a.name, ScalarType::Float);
+  check_dim(op, *first.tensor, first.name, first.dim);
+  for (const Argument& a : tensors) check_dim(op, *a.tensor, a.name, a.dim);
+  for (const Argument& a : sums) check_dim(op, *a.tensor, a.name, a.dim);
+  return element_type(op, *first.tensor, first.name);
+}
+
+inline void check_shape(const char* op, const Tensor& t, const char* name, const std::vector<int64_t>& shape) {
+  const auto sizes = t.sizes();
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name,
+                  " must have shape [", listed(shape), "], got [", listed(sizes), "]");
+}
+
+inline void check_elements(const char* op, const Tensor& t, const char* name, int64_t elements) {
+  STD_TORCH_CHECK(t.size(0) == elements, op, ": ", name, " must have ", elements, " elements, got ", t.size(0));
+}
+
+inline void check_aligned(const char* op, const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.storage_offset() % kVector == 0, op, ": ", name, " must start at a multiple of ", kVector,
+                  " elements, got offset ", t.storage_offset());
+}
+
+// Step, phase, and one element of each of `sums` per row read.
+inline void check_rows(const char* op, const Arguments& sums, int64_t rows, int64_t step, int64_t phase) {
+  STD_TORCH_CHECK(step >= 1, op, ": step must be at least 1, got ", step);
+  STD_TORCH_CHECK(phase >= 0 && phase < step, op, ": phase must be in [0, step), got ", phase);
+  const int64_t read = rows > phase ? (rows - phase - 1) / step + 1 : 0;
+  for (const Argument& a : sums) check_elements(op, *a.tensor, a.name, read);
+}
+
+inline const void* data_or_null(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
+
+inline void* mutable_data_or_null(const std::optional<Tensor>& t) { return t ? t->mutable_data_ptr() : nullptr; }
 
 }  // namespace plop_ext

@@ -1,4 +1,5 @@
-// plop_ext::gain_totals_: checks, then the CPU or the CUDA kernel. The schema and its documentation: plop_ext/ops.py.
+// plop_ext::gain_totals_: checks, then the CPU or the CUDA kernel. The schema and its documentation:
+// plop_ext/ops/gain_totals.py.
 #include "gain_totals.h"
 
 #include <torch/csrc/stable/library.h>

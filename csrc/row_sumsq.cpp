@@ -1,4 +1,5 @@
-// plop_ext::row_sumsq_: checks, then the CPU or the CUDA kernel. The schema and its documentation: plop_ext/ops.py.
+// plop_ext::row_sumsq_: checks, then the CPU or the CUDA kernel. The schema and its documentation:
+// plop_ext/ops/row_sumsq.py.
 #include "row_sumsq.h"
 
 #include <torch/csrc/stable/library.h>

@@ -206,6 +206,11 @@ def _truncated_checkpoint(folder: Path) -> Path:
             ["score", "plop-tiny", "arithmetic", "--token-step", "100000"],
             "`--token-step`=100000 reads one token in 100000",
         ),
+        (
+            ["score", "plop-tiny", "arithmetic", "--pad-to-multiple-of", "0"],
+            "`--pad-to-multiple-of` must be at least 1",
+        ),
+        (["score", "plop-tiny", "arithmetic", "--stream", "--graph"], "`--graph` replays whole forwards"),
         (["score", "plop-tiny", "arithmetic", "--samples", "-1"], "`--samples` must be at least 1, got -1"),
         (["score", "plop-tiny", "{chats}", "--column", "nope"], "`--column` 'nope' does not exist"),
         (["score", "plop-tiny", "{chats}"], "`DATA` have none of `messages`"),

@@ -318,6 +318,17 @@ class TestBatches:
         assert second["input_ids"].tolist() == [[5]] and second["sample_ids"].tolist() == [0]
         assert all(value.dtype == torch.int64 for value in first.values())
 
+    def test_padding_to_a_multiple(self) -> None:
+        loader = batches(SAMPLES, batch_size=2, pad_token_id=PAD, pad_to_multiple_of=4)
+        for batches_ in (loader, loader.in_random_order(0)):
+            assert [batch["input_ids"].shape[1] for batch in batches_] == [4, 4]
+        first = next(iter(loader))
+        assert first["input_ids"].tolist() == [[6, 7, 8, PAD], [9, 9, PAD, PAD]]
+        assert first["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+        assert first["labels"].tolist() == [[-100, 7, 8, -100], [9, 9, -100, -100]]
+        exact = batches([Encoded(input_ids=[5] * 8, labels=[5] * 8)], pad_token_id=PAD, pad_to_multiple_of=4)
+        assert next(iter(exact))["input_ids"].shape == (1, 8)
+
     @pytest.mark.parametrize("sort", [True, False])
     def test_every_sample_once_and_the_same_again(self, sort: bool) -> None:
         samples = [Encoded(input_ids=[1] * n, labels=[1] * n) for n in (3, 1, 4, 1, 5, 9, 2, 6)]
@@ -332,6 +343,8 @@ class TestBatches:
             batches([], pad_token_id=PAD)
         with pytest.raises(InputError, match="`batch_size` must be at least 1, got 0"):
             batches(SAMPLES, batch_size=0, pad_token_id=PAD)
+        with pytest.raises(InputError, match="`pad_to_multiple_of` must be at least 1, got 0"):
+            batches(SAMPLES, pad_token_id=PAD, pad_to_multiple_of=0)
         with pytest.raises(InputError, match="`pad_token_id` is None; give an id"):
             batches(SAMPLES, pad_token_id=None)
 

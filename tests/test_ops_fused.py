@@ -28,11 +28,11 @@ from tests.fused_ops import (
     tables,
 )
 
-WIDTHS = [8, 24, 64, 160, 4096, 14336, 32768]
+WIDTHS = [8, 24, 64, 160, 4096, 14336, 16384]
 # Relative error of what the kernels compute in float32 before they round: the root of a sum, exp, tanh. A sum of n
 # squares in one accumulator is off by about 2^-24 * sqrt(n) / 2, and its root by half of that; n is 2048 at most.
 FLOAT32 = 1e-6
-SUMS = 1e-5  # as for `row_sumsq_`; one lost element of 32768 is three times that
+SUMS = 1e-5  # as for `row_sumsq_`; one lost element of 16384 is six times that
 STEPS = [(1, 0), (2, 1), (3, 2), (50, 7)]
 
 
@@ -164,7 +164,7 @@ def test_activations_of_every_magnitude(device: torch.device, kernel: str, activ
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width, turned", [(16, 16), (32, 32), (64, 32), (96, 96), (128, 128), (256, 64), (512, 512)])
+@pytest.mark.parametrize("width, turned", [(16, 16), (32, 32), (64, 32), (96, 96), (128, 128), (256, 64), (256, 256)])
 @pytest.mark.parametrize("q_heads, k_heads", [(1, 1), (6, 2), (3, 5)])
 def test_rotations_equal_the_oracle(
     device: torch.device, kernel: str, dtype: torch.dtype, width: int, turned: int, q_heads: int, k_heads: int
@@ -446,9 +446,9 @@ def test_compiles_without_a_graph_break(device: torch.device, backend: str, op: 
 
 
 def test_meta_tensors_pass_without_data() -> None:
-    x, weight = torch.empty(2**20, 2**15, device="meta"), torch.empty(2**15, device="meta")
+    x, weight = torch.empty(2**20, 2**14, device="meta"), torch.empty(2**14, device="meta")
     sums = torch.empty(2**20, device="meta")
     ops.add_rms_norm_(x, x, x, x, weight, 1e-5, x_sumsq=sums, normed_sumsq=sums)
     ops.gated_activation_(x, x, x, "silu", out_sumsq=sums)
-    heads, cos = x.view(2**10, 2**10, 2**8, 2**7), torch.empty(1, 2**10, 2**7, device="meta")
+    heads, cos = x.view(2**10, 2**10, 2**7, 2**7), torch.empty(1, 2**10, 2**7, device="meta")
     ops.rotary_(heads, heads, heads, heads, cos, cos, q_sumsq=sums)

@@ -136,11 +136,11 @@ def all_of(op: str, width: int) -> dict[str, torch.Tensor]:
 
 OWN: dict[str, dict[str, Case]] = {
     "add_rms_norm_": {
-        "width 12": (all_of("add_rms_norm_", 12), "x must have a multiple of 8 up to 32768 as last size, got 12"),
-        "width 0": (all_of("add_rms_norm_", 0), "x must have a multiple of 8 up to 32768 as last size, got 0"),
+        "width 12": (all_of("add_rms_norm_", 12), "x must have a multiple of 8 up to 16384 as last size, got 12"),
+        "width 0": (all_of("add_rms_norm_", 0), "x must have a multiple of 8 up to 16384 as last size, got 0"),
         "width large": (
-            all_of("add_rms_norm_", 32776),
-            "x must have a multiple of 8 up to 32768 as last size, got 32776",
+            all_of("add_rms_norm_", 16392),
+            "x must have a multiple of 8 up to 16384 as last size, got 16392",
         ),
         "normed rows": ({"normed": zeros(5, 16)}, "normed must have shape [4, 16], got [5, 16]"),
         "hidden width": ({"hidden": zeros(4, 8)}, "hidden must have shape [4, 16], got [4, 8]"),
@@ -162,8 +162,8 @@ OWN: dict[str, dict[str, Case]] = {
         "activation": ({"activation": "relu"}, "activation must be silu or gelu_tanh, got relu"),
     },
     "rotary_": {
-        "width 24": ({"q": zeros(2, 3, 4, 24)}, "q must have a multiple of 16 up to 512 as last size, got 24"),
-        "width large": ({"q": zeros(2, 3, 4, 528)}, "q must have a multiple of 16 up to 512 as last size, got 528"),
+        "width 24": ({"q": zeros(2, 3, 4, 24)}, "q must have a multiple of 16 up to 256 as last size, got 24"),
+        "width large": ({"q": zeros(2, 3, 4, 272)}, "q must have a multiple of 16 up to 256 as last size, got 272"),
         "rotary 24": ({"cos": zeros(2, 3, 24)}, "cos must have a multiple of 16 up to 32 as last size, got 24"),
         "rotary 0": ({"cos": zeros(2, 3, 0)}, "cos must have a multiple of 16 up to 32 as last size, got 0"),
         "rotary large": ({"cos": zeros(2, 3, 48)}, "cos must have a multiple of 16 up to 32 as last size, got 48"),

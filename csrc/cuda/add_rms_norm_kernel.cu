@@ -12,10 +12,10 @@ namespace {
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 constexpr int kMaxThreads = 512;
 
-// Rows of 16-bit types fit 32 registers a thread, and so do 2048 threads a multiprocessor: what it takes to have other
-// rows' loads in flight while one waits at its barriers.
+// 1536 threads a multiprocessor: other rows' loads are in flight while one waits at its barriers. With 2048, in 32
+// registers, rows of 4096 lose 5 % of the bandwidth on an H200.
 template <typename T, int kPacks>
-constexpr int kMinBlocks = sizeof(T) == 2 ? (kPacks == 2 ? 4 : 2) : 1;
+constexpr int kMinBlocks = sizeof(T) == 2 ? (kPacks == 2 ? 3 : 2) : 1;
 
 template <typename T, int kPacks, bool kInner, bool kUnitOffset>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<T, kPacks>)

@@ -1,9 +1,7 @@
-// One block per token, all heads of q and k: each is read once and written once. A thread owns the same two packs of
-// every head it handles, which rotate into each other, so it loads cos and sin once; the D / 16 threads of a head are
+// One warp per token, all heads of q and k: each is read once and written once. A lane owns the same two packs, which
+// rotate into each other, of every head it handles, so it loads cos and sin once; the D / 16 lanes of a head are
 // neighbours and norm it with shuffles. Bound by memory bandwidth.
 #include <cuda_runtime.h>
-
-#include <numeric>
 
 #include "../rotary.h"
 #include "elements.cuh"
@@ -13,10 +11,10 @@ namespace plop_ext {
 namespace {
 
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
-// Heads of up to 256 elements fit: lcm(15, 32) = 480.
-constexpr int kMaxThreads = 512;
-// Heads in flight per thread.
-constexpr int kUnroll = 2;
+// Two warps: a small batch still spreads over all multiprocessors.
+constexpr int kThreads = 64;
+// Heads in flight per lane.
+constexpr int kUnroll = 4;
 
 // Sum over the `width` (a power of two) neighbouring lanes of a head; every lane gets it.
 __device__ __forceinline__ float head_sum(float value, int width) {
@@ -25,73 +23,75 @@ __device__ __forceinline__ float head_sum(float value, int width) {
 }
 
 template <typename T, bool kNorm, bool kUnitOffset>
-__global__ void __launch_bounds__(kMaxThreads) rotary_kernel(const RotaryArgs args, const int64_t first_row) {
-  __shared__ float scratch[2][kWarpSize];
-  const int64_t row = first_row + blockIdx.x;
+__global__ void __launch_bounds__(kThreads) rotary_kernel(const RotaryArgs args, const int64_t first_row) {
+  const int64_t row = first_row + int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
+  if (row >= args.n_rows) return;  // a whole warp
+  const int lane = threadIdx.x % kWarpSize;
   const int head_dim = static_cast<int>(args.head_dim);
   const int rotary_dim = static_cast<int>(args.rotary_dim);
-  const int units = head_dim / (2 * kPack);  // threads of one head
-  const int unit = static_cast<int>(threadIdx.x) % units;
-  const int lanes = static_cast<int>(blockDim.x) / units;  // heads of one round
+  const int units = head_dim / (2 * kPack);  // lanes of one head
+  const int together = kWarpSize / units;    // heads side by side; lanes that are left over repeat the last one's work
+  const int unit = lane % units;
+  const int slot = lane / units;
   const int q_heads = static_cast<int>(args.q.heads);
   const int heads = q_heads + static_cast<int>(args.k.heads);
 
-  // Where this thread's packs are in a head. The first R / 16 units rotate, the others pass two neighbouring packs on.
+  // Where this lane's packs are in a head. The first R / 16 units rotate, the others pass two neighbouring packs on.
   const bool rotates = unit < rotary_dim / (2 * kPack);
   const int low = rotates ? unit * kPack : rotary_dim + 2 * (unit * kPack - rotary_dim / 2);
   const int high = low + (rotates ? rotary_dim / 2 : kPack);
   const int64_t table = (row % args.cos_rows) * rotary_dim;
   const T* __restrict__ cos = static_cast<const T*>(args.cos) + table;
   const T* __restrict__ sin = static_cast<const T*>(args.sin) + table;
-  Pack<T> cos_low, cos_high, sin_low, sin_high;
-  if (rotates) {
-    cos_low = load_pack(cos + low);
-    cos_high = load_pack(cos + high);
-    sin_low = load_pack(sin + low);
-    sin_high = load_pack(sin + high);
-  }
+  // A lane that does not rotate loads what it will not use, from inside the table.
+  const int low_place = rotates ? low : 0;
+  const int high_place = rotates ? high : 0;
+  const Pack<T> cos_low = load_pack(cos + low_place);
+  const Pack<T> cos_high = load_pack(cos + high_place);
+  const Pack<T> sin_low = load_pack(sin + low_place);
+  const Pack<T> sin_high = load_pack(sin + high_place);
 
-  float sums[2] = {};  // q, k
-  // The bound is the same for the whole block, since the shuffles of a norm need every lane.
-  for (int first = 0; first < heads; first += kUnroll * lanes) {
+  const T* __restrict__ q = static_cast<const T*>(args.q.x) + row * args.q.stride;
+  const T* __restrict__ k = static_cast<const T*>(args.k.x) + row * args.k.stride;
+  T* __restrict__ q_out = static_cast<T*>(args.q.out) + row * args.q.heads * head_dim;
+  T* __restrict__ k_out = static_cast<T*>(args.k.out) + row * args.k.heads * head_dim;
+
+  float q_sum = 0.0f;
+  float k_sum = 0.0f;
+  for (int first = 0; first < heads; first += kUnroll * together) {
     Pack<T> lows[kUnroll];
     Pack<T> highs[kUnroll];
     // Past the last head that one again: no branch between the loads.
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int wanted = first + u * lanes + static_cast<int>(threadIdx.x) / units;
-      const int head = wanted < heads ? wanted : heads - 1;
-      const bool is_q = head < q_heads;
-      const T* __restrict__ x =
-          is_q ? static_cast<const T*>(args.q.x) + row * args.q.stride + head * head_dim
-               : static_cast<const T*>(args.k.x) + row * args.k.stride + (head - q_heads) * head_dim;
+      const int head = min(first + u * together + slot, heads - 1);
+      const T* __restrict__ x = head < q_heads ? q + head * head_dim : k + (head - q_heads) * head_dim;
       lows[u] = load_pack(x + low);
       highs[u] = load_pack(x + high);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int wanted = first + u * lanes + static_cast<int>(threadIdx.x) / units;
-      const int head = wanted < heads ? wanted : heads - 1;
+      const int head = min(first + u * together + slot, heads - 1);
+      const bool mine = slot < together && first + u * together + slot < heads;
       const bool is_q = head < q_heads;
-      const int own = is_q ? head : head - q_heads;
-      const T* __restrict__ bias = static_cast<const T*>(is_q ? args.q.bias : args.k.bias);
+      const int place = (is_q ? head : head - q_heads) * head_dim;
+      float sum = add_squares(add_squares(0.0f, lows[u]), highs[u]);
       Pack<T> normed_low = lows[u];
       Pack<T> normed_high = highs[u];
-      float sum = add_squares(add_squares(0.0f, lows[u]), highs[u]);
-      if constexpr (kNorm) {
+      if constexpr (kNorm) {  // with every lane, since they shuffle
         const float rstd = rsqrtf(head_sum(sum, units) * (1.0f / static_cast<float>(head_dim)) + args.eps);
         const T* __restrict__ weight = static_cast<const T*>(is_q ? args.q.weight : args.k.weight);
         normed_low = normalized<T, kUnitOffset>(lows[u], rstd, load_pack(weight + low));
         normed_high = normalized<T, kUnitOffset>(highs[u], rstd, load_pack(weight + high));
       }
+      if (!mine) continue;
+      const T* __restrict__ bias = static_cast<const T*>(is_q ? args.q.bias : args.k.bias);
       if (bias != nullptr) {
-        const T* __restrict__ shift = bias + own * head_dim;
-        sum = add_squares(add_squares(0.0f, lows[u], load_pack(shift + low)), highs[u], load_pack(shift + high));
+        sum = add_squares(0.0f, lows[u], load_pack(bias + place + low));
+        sum = add_squares(sum, highs[u], load_pack(bias + place + high));
       }
-      if (wanted < heads) sums[is_q ? 0 : 1] += sum;
-      if (wanted >= heads) continue;
-      T* __restrict__ out = static_cast<T*>(is_q ? args.q.out : args.k.out) +
-                            (row * (is_q ? args.q.heads : args.k.heads) + own) * head_dim;
+      (is_q ? q_sum : k_sum) += sum;
+      T* __restrict__ out = (is_q ? q_out : k_out) + place;
       if (rotates) {
         store_pack(out + low, subtract(multiply(normed_low, cos_low), multiply(normed_high, sin_low)));
         store_pack(out + high, add(multiply(normed_high, cos_high), multiply(normed_low, sin_high)));
@@ -101,27 +101,23 @@ __global__ void __launch_bounds__(kMaxThreads) rotary_kernel(const RotaryArgs ar
       }
     }
   }
-  if (args.q.sumsq == nullptr && args.k.sumsq == nullptr) return;
-  block_sums(sums, scratch);
-  if (threadIdx.x == 0) {
-    if (args.q.sumsq != nullptr) store_row_sum(args.q.sumsq, row, args.step, args.phase, sums[0]);
-    if (args.k.sumsq != nullptr) store_row_sum(args.k.sumsq, row, args.step, args.phase, sums[1]);
+  if (args.q.sumsq != nullptr) {
+    const float sum = group_sum<kWarpSize>(q_sum);
+    if (lane == 0) store_row_sum(args.q.sumsq, row, args.step, args.phase, sum);
+  }
+  if (args.k.sumsq != nullptr) {
+    const float sum = group_sum<kWarpSize>(k_sum);
+    if (lane == 0) store_row_sum(args.k.sumsq, row, args.step, args.phase, sum);
   }
 }
 
 template <typename T, bool kNorm, bool kUnitOffset>
 void enqueue(const RotaryArgs& args, cudaStream_t stream) {
-  // Whole warps of whole heads, and of these as many as finish a token in one round of kUnroll heads a thread.
-  const int64_t units = args.head_dim / (2 * kPack);
-  const int64_t base = std::lcm(units, int64_t{kWarpSize});
-  const int64_t heads = args.q.heads + args.k.heads;
-  const int64_t wanted = (heads * units + kUnroll * base - 1) / (kUnroll * base);
-  const int64_t most = kMaxThreads / base;
-  const int64_t threads = base * (wanted < most ? wanted : most);
-  for (int64_t row = 0; row < args.n_rows; row += kMaxGrid) {
-    const int64_t rows = args.n_rows - row < kMaxGrid ? args.n_rows - row : kMaxGrid;
-    rotary_kernel<T, kNorm, kUnitOffset>
-        <<<static_cast<unsigned>(rows), static_cast<unsigned>(threads), 0, stream>>>(args, row);
+  constexpr int64_t kRows = kThreads / kWarpSize;
+  for (int64_t row = 0; row < args.n_rows; row += kMaxGrid * kRows) {
+    const int64_t blocks = (args.n_rows - row + kRows - 1) / kRows;
+    const unsigned grid = static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
+    rotary_kernel<T, kNorm, kUnitOffset><<<grid, kThreads, 0, stream>>>(args, row);
   }
 }
 

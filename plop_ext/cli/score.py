@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from plop_ext.scores import Scores
     from plop_ext.statistics import StopRule
 
+# What the provenance says of how the data were read.
+_DATA = ("column", "split", "max_length", "batch_size", "pad_to_multiple_of")
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("score", help="measure the NFN of every linear module on task data")
@@ -42,6 +45,10 @@ def add_parser(commands: Any) -> None:
         "--scope", default="language", help="part of a multimodal model: language (default), vision, audio or all"
     )
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
+    parser.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
+    parser.add_argument(
+        "--pad-to-multiple-of", type=int, default=1, metavar="N", help="pad batches to few lengths, for --graph"
+    )
     parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
     stream.add_options(parser)
     options.add_common(parser)
@@ -95,11 +102,17 @@ def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None
     encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)
     return score(
         model,
-        batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
+        batches(
+            encoded,
+            batch_size=args.batch_size,
+            pad_token_id=tokenizer.pad_token_id,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        ),
         max_samples=None,
         stop=rule,
         compat=args.compat,
-        data_info={name: getattr(args, name) for name in ("column", "split", "max_length", "batch_size")},
+        graph=args.graph,
+        data_info={name: getattr(args, name) for name in _DATA},
         journal=journal,
         **options.scoring(args),
     )

@@ -35,6 +35,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"`--{name.replace('_', '-')}` needs --stream")
     if args.stream and args.compat is not None:
         raise InputError("`--compat` scores the output head, which --stream never reads; leave one of them out")
+    if args.stream and args.graph:
+        raise InputError("`--graph` replays whole forwards, and --stream runs them block by block; leave one out")
     if args.stream and args.stop == "settled":
         raise InputError(
             "`--stop` ends between batches, and --stream takes all of them through each block; see --samples"
@@ -57,7 +59,12 @@ def score(args: argparse.Namespace) -> Scores:
     encoded = options.load_data(args, tokenizer, _samples(args), mask=args.mask)
     return score_streaming(
         args.model,
-        batches(encoded, batch_size=args.batch_size, pad_token_id=tokenizer.pad_token_id),
+        batches(
+            encoded,
+            batch_size=args.batch_size,
+            pad_token_id=tokenizer.pad_token_id,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        ),
         max_samples=None,
         dtype=args.dtype,
         device=args.device,

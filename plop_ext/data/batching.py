@@ -16,10 +16,13 @@ from plop_ext.errors import InputError
 class Batches:
     """Batches of encoded samples, padded on the right; every iteration makes the same ones. See `batches`."""
 
-    def __init__(self, encoded: Sequence[Encoded], batch_size: int, pad_token_id: int, sort: bool) -> None:
+    def __init__(
+        self, encoded: Sequence[Encoded], batch_size: int, pad_token_id: int, sort: bool, pad_to_multiple_of: int
+    ) -> None:
         self._encoded = encoded
         self._batch_size = batch_size
         self._pad_token_id = pad_token_id
+        self._multiple = pad_to_multiple_of
         rows = [sample.get("row", index) for index, sample in enumerate(encoded)]
         # Samples of several data sets in one list are told apart by their positions alone.
         self._ids = rows if len(set(rows)) == len(rows) else list(range(len(encoded)))
@@ -33,7 +36,7 @@ class Batches:
 
     def in_random_order(self, seed: int) -> Batches:
         """The same samples in a random order: what is scored before an early stop must be a sample of all."""
-        shuffled = Batches(self._encoded, self._batch_size, self._pad_token_id, sort=False)
+        shuffled = Batches(self._encoded, self._batch_size, self._pad_token_id, False, self._multiple)
         random.Random(seed).shuffle(shuffled._order)
         return shuffled
 
@@ -45,13 +48,18 @@ class Batches:
         """Yield the batches."""
         for start in range(0, len(self._order), self._batch_size):
             chosen = self._order[start : start + self._batch_size]
-            batch = pad([self._encoded[index] for index in chosen], self._pad_token_id)
+            batch = pad([self._encoded[index] for index in chosen], self._pad_token_id, self._multiple)
             batch["sample_ids"] = torch.tensor([self._ids[index] for index in chosen])
             yield batch
 
 
 def batches(
-    encoded: Sequence[Encoded], *, batch_size: int = 8, pad_token_id: int | None, sort: bool = True
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 8,
+    pad_token_id: int | None,
+    sort: bool = True,
+    pad_to_multiple_of: int = 1,
 ) -> Batches:
     """Batch encoded samples.
 
@@ -61,6 +69,8 @@ def batches(
         pad_token_id: Id to pad with, usually `tokenizer.pad_token_id`. Padding is masked, so any valid id will do.
         sort: Put samples of equal length together, longest first, so that little is padded and memory runs out at
             once or never. Turn it off where the order matters.
+        pad_to_multiple_of: Pad further, to the next multiple of this many tokens, so that few lengths differ; the
+            length that samples were cut to makes them one. For `score(graph=True)`.
 
     Returns:
         An iterable with a length. Its batches are dicts of int64 tensors on the CPU: `input_ids`, `attention_mask` and
@@ -73,23 +83,25 @@ def batches(
     """
     if not encoded:
         raise InputError("`encoded` is empty; give at least one sample")
-    check_whole(batch_size=batch_size)
+    check_whole(batch_size=batch_size, pad_to_multiple_of=pad_to_multiple_of)
     if pad_token_id is None:
         raise InputError("`pad_token_id` is None; give an id, such as the tokenizer's eos_token_id")
-    return Batches(encoded, batch_size, pad_token_id, sort)
+    return Batches(encoded, batch_size, pad_token_id, sort, pad_to_multiple_of)
 
 
-def pad(samples: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
+def pad(samples: Sequence[Encoded], pad_token_id: int, multiple: int = 1) -> dict[str, Tensor]:
     """Pad samples on the right to the longest of them.
 
     Args:
         samples: At least one sample.
         pad_token_id: Id to pad with.
+        multiple: Pad to the next multiple of this.
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, int64 [B, T].
     """
-    shape = (len(samples), max(len(sample["input_ids"]) for sample in samples))
+    longest = max(len(sample["input_ids"]) for sample in samples)
+    shape = (len(samples), -(-longest // multiple) * multiple)
     input_ids = torch.full(shape, pad_token_id)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, IGNORED)

@@ -33,6 +33,9 @@ def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1
     work is enqueued on the current stream and nothing waits for it. A row's result never depends on the other rows,
     on strides or on alignment, and is bitwise repeatable.
 
+    Inside `torch.compile` it is plain PyTorch, which the compiler fuses into the work around it; Inductor then squares
+    half precision values before it rounds them. A call of `torch.ops.plop_ext.row_sumsq_` stays one kernel.
+
     Args:
         out: [R] float32 (float64 if `x` is float64), contiguous, where R = `rows_read(rows of x, step, phase)`.
         x: [T, K] or [N, T, K] (rows are the N * T token vectors), any strides, float32, float64, float16 or bfloat16.
@@ -40,9 +43,6 @@ def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1
             or float32 (float64 if `x` is).
         step: Read every `step`-th row only. Raise it to sample tokens.
         phase: The first row read, in [0, step).
-
-    Inside `torch.compile` it is plain PyTorch, which the compiler fuses into the work around it; a call of
-    `torch.ops.plop_ext.row_sumsq_` stays one kernel.
 
     Raises:
         RuntimeError: If an argument has the wrong device, dtype, rank or size; the message names it.

@@ -110,22 +110,39 @@ class Collector:
 
     def end(self) -> None:
         """Close the forward announced last: reduce what is pending and send the totals on their way to the host."""
+        self.send(self.close())
+
+    def close(self) -> Tensor:
+        """[M, B, 5] float64: totals of the forward announced last, on its device, for `send`."""
         assert self._tokens is not None, "begin() comes first"
         batch = [arena.finish_batch() for arena in self._arenas.values()]
         shape = (len(self.layers), self._tokens.batch_size, len(TOTALS_FIELDS))
         self._tokens = None
-        self._drain(wait=False)
         merged = torch.zeros(shape, dtype=torch.float64) if not batch else batch[0]
         for other in batch[1:]:
             merged = merged + to_device(other, merged.device)
-        if merged.device.type == "cuda":
-            host = torch.empty(shape, dtype=torch.float64, pin_memory=True)
-            host.copy_(merged, non_blocking=True)
+        return merged
+
+    def send(self, totals: Tensor) -> None:
+        """Send what `close` returned on its way to the host, as the totals of the next batch."""
+        self._drain(wait=False)
+        if totals.device.type == "cuda":
+            host = torch.empty(totals.shape, dtype=torch.float64, pin_memory=True)
+            host.copy_(totals, non_blocking=True)
             event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(merged.device))
+            event.record(torch.cuda.current_stream(totals.device))
             self._transfers.append((host, event))
         else:
-            self._transfers.append((merged.cpu(), None))
+            self._transfers.append((totals.cpu(), None))
+
+    @contextmanager
+    def separate(self) -> Iterator[None]:
+        """Within the block a forward reduces in buffers of its own, which no other forward reads or replaces."""
+        arenas, self._arenas = self._arenas, {}
+        try:
+            yield
+        finally:
+            self._arenas, self._tokens = arenas, None
 
     def totals(self) -> Tensor:
         """[M, S, 5] float64 on the CPU: totals of all closed batches, samples as seen. Waits for the devices."""

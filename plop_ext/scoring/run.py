@@ -16,6 +16,7 @@ from torch import nn
 from plop_ext.scoring.batch import batch_size, batch_to_device, input_device, take_sample_ids, token_mask
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.digest import data_hash, digest, on_host
+from plop_ext.scoring.graph import GraphedForwards
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
 
@@ -56,6 +57,7 @@ def run_batches(
     seed: int,
     max_samples: int | None,
     fast: FastPath | None = None,
+    graphed: GraphedForwards | None = None,
     journal: Journal | None = None,
     watch: StopWatch | None = None,
     advance: Callable[[int], None] = lambda samples: None,
@@ -77,6 +79,7 @@ def run_batches(
         seed: Of the first token read.
         max_samples: Stop after the batch that completes this many.
         fast: Entered; checks itself on the first batch that needs a forward.
+        graphed: Entered; runs the forwards in place of `forward`.
         journal: Where to write totals, and which batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
@@ -115,10 +118,14 @@ def run_batches(
             pending.append((number, known))
         else:
             counted = token_mask(batch, mask)
-            batch = batch_to_device(batch, device)
+            if graphed is None:
+                batch = batch_to_device(batch, device)
             noted = set(collector.unassigned)
 
             def run(batch: Any = batch, size: int = size, counted: Any = counted, phase: int = phase) -> None:
+                if graphed is not None:
+                    graphed.run(batch, size, counted, step=token_step, phase=phase)
+                    return
                 collector.begin(size, counted, step=token_step, phase=phase)
                 forward(model, batch)
                 collector.end()

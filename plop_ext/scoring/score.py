@@ -26,6 +26,7 @@ from plop_ext.scoring.arguments import available_samples, check_arguments, check
 from plop_ext.scoring.assemble import assemble, describe_run, warn
 from plop_ext.scoring.batch import default_forward, input_device, length
 from plop_ext.scoring.collector import Collector
+from plop_ext.scoring.graph import GraphedForwards, check_graph
 from plop_ext.scoring.journal import Journal
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
@@ -48,6 +49,7 @@ def score(
     scope: str = "language",
     token_step: int = 1,
     fast: bool = False,
+    graph: bool = False,
     seed: int = 0,
     compat: str | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -91,6 +93,12 @@ def score(
             sums on the way: scoring then costs less than the plain forward. The first batch checks them against the
             model. Outputs differ in the last bit of a few elements, scores in the fifth digit. Anything else is
             scored as without it, and a warning says why.
+        graph: Replay forwards as CUDA graphs, for a model on one CUDA device. Pays where launching kernels takes
+            longer than they run: short batches, or small models. A batch is replayed from the second of its kind on:
+            the same shapes, the same first token read, and padding in both or in neither. So make lengths few
+            (`plop_ext.data.batches(pad_to_multiple_of=...)`) and leave `token_step` at 1, or score many batches.
+            Scores have the same bits. A forward that waits for the device, as every transformers model does under a
+            `forward` of your own, is scored eagerly, and a warning says why.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
             weights, heads are scored, only the last call of a module counts, types match as substrings, probe
@@ -116,6 +124,8 @@ def score(
         mask, baseline, token_step = "all", "probe", 1
     facts = check_data_info(data_info)
     model = getattr(model, "_orig_mod", model)
+    if graph:
+        check_graph(model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
     started = time.perf_counter()
     settings = {
@@ -149,18 +159,27 @@ def score(
         identity["modules"] = [layer.name for layer in found.layers]
         record = nullcontext() if journal is None else Journal(journal, identity, values, resume)
         total = limit if limit is not None else length(dataloader)
+        run = forward or default_forward(model, [layer.module for layer in found.layers])
         path = FastPath(model, collector) if fast else None
-        with record as written, collector, path or nullcontext(), progress_bar("scoring", total, progress) as advance:
+        graphed = GraphedForwards(model, run, collector, plain=forward is None) if graph else None
+        with (
+            record as written,
+            collector,
+            path or nullcontext(),
+            graphed or nullcontext(),
+            progress_bar("scoring", total, progress) as advance,
+        ):
             done = run_batches(
                 model,
                 dataloader,
                 collector,
-                forward or default_forward(model, [layer.module for layer in found.layers]),
+                run,
                 mask=mask,
                 token_step=token_step,
                 seed=seed,
                 max_samples=limit,
                 fast=path,
+                graphed=graphed,
                 journal=written,
                 watch=watch,
                 advance=lambda samples: advance(samples if limit is not None else 1),
@@ -175,6 +194,7 @@ def score(
     facts |= {"name": data_name, "samples": len(done.ids), "hash": done.fingerprint}
     provenance = describe_run(described, facts, settings, collector, input_device(model), started, stop=stop_report)
     provenance["fast"] = fast_report
+    provenance["graph"] = None if graphed is None else graphed.report()
     scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
     warn(scores, collector)
     logger.info(

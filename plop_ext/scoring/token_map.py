@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plop_ext.ops import rows_read
-from plop_ext.scoring.transfer import to_device
+from plop_ext.scoring.transfer import overwrite, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ class BatchTokens:
         """
         key = (rows, device)
         if key not in self._maps:
+            _check_not_captured(rows, device)
             self._maps[key] = self._make(rows, device)
         return self._maps[key]
 
@@ -71,12 +72,29 @@ class BatchTokens:
         """
         key = (rows, device)
         if key not in self._samples:
+            _check_not_captured(rows, device)
             counted = self._mask if self._mask is not None and rows == self._mask.numel() else None
             samples = torch.arange(rows) // max(1, rows // self.batch_size)
             if counted is None:
                 counted = torch.ones(rows, dtype=torch.bool)
             self._samples[key] = to_device(samples, device), to_device(counted, device)
         return self._samples[key]
+
+    def refill(self, mask: Tensor | None) -> None:
+        """Take over the mask of another batch of this shape, in the memory of the maps that are there.
+
+        A captured forward goes on reading that memory. The mask this was made with must be nobody else's: it is
+        overwritten.
+        """
+        if mask is None or self._mask is None:
+            return
+        self._mask = mask.detach().reshape(-1).to(torch.bool)
+        for token_map in self._maps.values():
+            if token_map is not None and token_map.masked:
+                overwrite(token_map.counted, self._mask[self.phase :: self.step].contiguous())
+        for (rows, _), (_, counted) in self._samples.items():
+            if rows == self._mask.numel():
+                overwrite(counted, self._mask)
 
     def _make(self, rows: int, device: torch.device) -> TokenMap | None:
         masked = self._mask is not None and rows == self._mask.numel()
@@ -90,3 +108,9 @@ class BatchTokens:
         return TokenMap(
             to_device(counted, device), to_device(offsets, device), rows_read(rows, self.step, self.phase), masked
         )
+
+
+def _check_not_captured(rows: int, device: torch.device) -> None:
+    """A map is made on the host: a capture would keep the address of memory that is gone at the replay."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"a layer reads {rows} token vectors, which none did in the forward before the capture")

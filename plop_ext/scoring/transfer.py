@@ -14,3 +14,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def overwrite(target: Tensor, source: Tensor) -> None:
+    """Copy `source` to the memory of `target`; towards CUDA through pinned memory, as `to_device` does."""
+    if source.device.type == "cpu" and target.device.type == "cuda" and not source.is_pinned():
+        source = source.pin_memory()
+    target.copy_(source, non_blocking=target.device.type == "cuda")

@@ -1,0 +1,109 @@
+// plop_ext::add_rms_norm_: checks, then the CPU or the CUDA kernel. The schema and its documentation:
+// plop_ext/ops/add_rms_norm.py.
+#include "add_rms_norm.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+
+#include "checks.h"
+#ifdef PLOP_WITH_CUDA
+#include "stream.h"
+#endif
+
+namespace plop_ext {
+namespace {
+
+constexpr const char* kOp = "add_rms_norm_";
+constexpr int64_t kMaxInFeatures = 16384;
+
+AddRmsNormArgs checked_args(const Tensor& normed,                       // [R, K]
+                            const std::optional<Tensor>& hidden,        // [R, K]
+                            const Tensor& x,                            // [R, K]
+                            const std::optional<Tensor>& residual,      // [R, K]
+                            const Tensor& weight,                       // [K]
+                            double eps,                                 //
+                            const std::optional<Tensor>& inner_weight,  // [K]
+                            double inner_eps, bool unit_offset,         //
+                            const std::optional<Tensor>& bias,          // [K]
+                            const std::optional<Tensor>& x_sumsq,       // one element per row read
+                            const std::optional<Tensor>& normed_sumsq,  // likewise
+                            int64_t step, int64_t phase) {
+  Arguments matrices = {{"normed", &normed, 2}};
+  add_given(matrices, "hidden", hidden, 2);
+  add_given(matrices, "residual", residual, 2);
+  Arguments vectors = {{"weight", &weight, 1}};
+  add_given(vectors, "inner_weight", inner_weight, 1);
+  add_given(vectors, "bias", bias, 1);
+  Arguments sums;
+  add_given(sums, "x_sumsq", x_sumsq, 1);
+  add_given(sums, "normed_sumsq", normed_sumsq, 1);
+  const Arguments tensors = joined(matrices, vectors);
+  AddRmsNormArgs args = {};
+  args.dtype = check_fused(kOp, {"x", &x, 2}, tensors, sums);
+
+  args.n_rows = x.size(0);
+  args.in_features = x.size(1);
+  STD_TORCH_CHECK(args.in_features > 0 && args.in_features <= kMaxInFeatures && args.in_features % kVector == 0, kOp,
+                  ": x must have a multiple of ", kVector, " up to ", kMaxInFeatures, " as last size, got ",
+                  args.in_features);
+  for (const Argument& a : matrices) check_shape(kOp, *a.tensor, a.name, {args.n_rows, args.in_features});
+  for (const Argument& a : vectors) check_elements(kOp, *a.tensor, a.name, args.in_features);
+  check_contiguous(kOp, x, "x");
+  for (const Argument& a : tensors) check_contiguous(kOp, *a.tensor, a.name);
+  for (const Argument& a : sums) check_contiguous(kOp, *a.tensor, a.name);
+  check_aligned(kOp, x, "x");
+  for (const Argument& a : tensors) check_aligned(kOp, *a.tensor, a.name);
+  check_rows(kOp, sums, args.n_rows, step, phase);
+
+  args.x = x.const_data_ptr();
+  args.residual = data_or_null(residual);
+  args.inner_weight = data_or_null(inner_weight);
+  args.weight = weight.const_data_ptr();
+  args.bias = data_or_null(bias);
+  args.hidden = mutable_data_or_null(hidden);
+  args.normed = normed.mutable_data_ptr();
+  args.x_sumsq = static_cast<float*>(mutable_data_or_null(x_sumsq));
+  args.normed_sumsq = static_cast<float*>(mutable_data_or_null(normed_sumsq));
+  args.inner_eps = static_cast<float>(inner_eps);
+  args.eps = static_cast<float>(eps);
+  args.unit_offset = unit_offset;
+  args.step = step;
+  args.phase = phase;
+  return args;
+}
+
+void add_rms_norm_on_cpu(Tensor normed, std::optional<Tensor> hidden, Tensor x, std::optional<Tensor> residual,
+                         Tensor weight, double eps, std::optional<Tensor> inner_weight, double inner_eps,
+                         bool unit_offset, std::optional<Tensor> bias, std::optional<Tensor> x_sumsq,
+                         std::optional<Tensor> normed_sumsq, int64_t step, int64_t phase) {
+  const AddRmsNormArgs args = checked_args(normed, hidden, x, residual, weight, eps, inner_weight, inner_eps,
+                                           unit_offset, bias, x_sumsq, normed_sumsq, step, phase);
+  // Below this many elements a second thread costs more than it saves.
+  constexpr int64_t kGrain = 16384;
+  torch::stable::parallel_for(0, args.n_rows, 1 + kGrain / args.in_features,
+                              [&args](int64_t begin, int64_t end) { add_rms_norm_cpu(args, begin, end); });
+}
+
+#ifdef PLOP_WITH_CUDA
+void add_rms_norm_on_cuda(Tensor normed, std::optional<Tensor> hidden, Tensor x, std::optional<Tensor> residual,
+                          Tensor weight, double eps, std::optional<Tensor> inner_weight, double inner_eps,
+                          bool unit_offset, std::optional<Tensor> bias, std::optional<Tensor> x_sumsq,
+                          std::optional<Tensor> normed_sumsq, int64_t step, int64_t phase) {
+  const AddRmsNormArgs args = checked_args(normed, hidden, x, residual, weight, eps, inner_weight, inner_eps,
+                                           unit_offset, bias, x_sumsq, normed_sumsq, step, phase);
+  if (args.n_rows == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const char* error = launch_add_rms_norm(args, current_cuda_stream(x.get_device_index()));
+  STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
+}
+#endif
+
+}  // namespace
+}  // namespace plop_ext
+
+STABLE_TORCH_LIBRARY_IMPL(plop_ext, CPU, m) { m.impl("add_rms_norm_", TORCH_BOX(&plop_ext::add_rms_norm_on_cpu)); }
+#ifdef PLOP_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) { m.impl("add_rms_norm_", TORCH_BOX(&plop_ext::add_rms_norm_on_cuda)); }
+#endif
