@@ -27,7 +27,6 @@ COMPILED_WHOLE = f"{PLAIN}, compiled as a whole"
 BEST_WHOLE = f"{BEST}, compiled as a whole"
 PLAIN_GRAPH = f"{PLAIN}, CUDA graph"
 FAST_GRAPH = f"{OURS} fast, CUDA graph"
-NO_GRAPH = "needs a CUDA device"
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ def _fast(case: Case) -> Iterator[Ready]:
 def _fast_graph(case: Case) -> Iterator[Ready]:
     from plop_ext.scoring.graph import GraphedForwards
 
-    if case.input_ids.device.type != "cuda":
-        raise RuntimeError(NO_GRAPH)
+    _require_cuda(case)
     twin = _twin(case)
     batch = {"input_ids": twin.input_ids}
     forward = default_forward(twin.model, [layer.module for layer in twin.layers])
@@ -141,8 +139,7 @@ def _blocks(path: object, twin: Case) -> str:
 
 @contextmanager
 def _plain_graph(case: Case) -> Iterator[Ready]:
-    if case.input_ids.device.type != "cuda":
-        raise RuntimeError(NO_GRAPH)
+    _require_cuda(case)
     ids = case.input_ids.clone()
     static = replace(case, input_ids=ids)
     with compiled.eager_masks():
@@ -153,6 +150,11 @@ def _plain_graph(case: Case) -> Iterator[Ready]:
         replay()
 
     yield Ready(Candidate(PLAIN_GRAPH, run))
+
+
+def _require_cuda(case: Case) -> None:
+    if case.input_ids.device.type != "cuda":
+        raise RuntimeError("needs a CUDA device")
 
 
 BASE = Variant(PLAIN, partial(_existing, PLAIN))

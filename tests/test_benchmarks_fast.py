@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import masking_utils
 
-from benchmarks import compiled, forwards, plot_forwards, profile_kernels, resources, roofline
+from benchmarks import compiled, forwards, plot_forwards, profile_kernels, resources, roofline, variants
 from benchmarks.fused_cases import CASES, FusedCase
 from benchmarks.headlines import HEADLINES
 from benchmarks.overhead import Case, make_case, read_bytes
@@ -19,6 +19,9 @@ from benchmarks.rivals import BestHooks
 from benchmarks.shapes import SHAPES, build
 from benchmarks.variants import BASE, Ready, Variant
 from plop_ext.layers import discover
+from plop_ext.scoring import capture
+from plop_ext.scoring.collector import Collector
+from tests.test_graph import Repeated
 
 CPU = torch.device("cpu")
 
@@ -87,6 +90,21 @@ def test_captured_forwards_get_the_attention_of_eager_ones(case: Case, monkeypat
     with compiled.eager_masks():
         case.forward()
     assert masks[0] is not None and masks[1] is None
+
+
+def test_the_graphed_forward_is_replayed_on_the_fast_path(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "_require_cuda", lambda case: None)
+    monkeypatch.setattr(capture, "Recorder", Repeated)
+    graphed = next(variant for variant in variants.VARIANTS if variant.name == variants.FAST_GRAPH)
+    sent: list[object] = []
+    send = Collector.send
+    monkeypatch.setattr(Collector, "send", lambda self, totals: (sent.append(totals), send(self, totals)))
+    with graphed.start(case) as ready:
+        before = len(sent)
+        ready.candidate.run(None)
+        ready.candidate.run(None)
+        assert len(sent) == before + 2 and sent[-1] is sent[-2]  # what a replay writes
+        assert ready.note() == "3 of 3 blocks on the fast path"
 
 
 @pytest.mark.parametrize("shape", ["tiny", "qwen3-0.6b"])
