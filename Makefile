@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py scripts/toolchain.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test lint wheel-test quantized-test gpu-test gpu-sanitize gpu-bench clean
+.PHONY: setup demo test lint wheel-test quantized-test resources gpu-test gpu-sanitize gpu-bench gpu-profile clean
 
 setup: $(VENV)/.native
 
@@ -38,6 +38,12 @@ lint: setup
 	for page in README.md benchmarks/README.md docs/statistics.md; do \
 	  $(BIN)/python -m benchmarks.to_markdown benchmarks/results/*.json --check $$page || exit 1; \
 	done
+	$(BIN)/python -m benchmarks.resources --check benchmarks/results/resources.json
+
+# Registers, shared memory and spills of the CUDA kernels; needs nvcc and no GPU. `make lint` checks what this writes.
+resources: setup
+	$(BIN)/python -m benchmarks.resources --output benchmarks/results/resources.json
+	$(BIN)/python -m benchmarks.to_markdown benchmarks/results/*.json --update benchmarks/README.md
 
 # The sdist builds, and its wheel installs and scores in an empty environment.
 wheel-test: setup
@@ -59,13 +65,25 @@ gpu-sanitize:
 	  PLOP_REQUIRE_CUDA=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest $(SANITIZE) || exit 1; \
 	done
 
-# The GPU figures of the README, about six minutes and 26 GB of disk on one GPU.
+# The GPU figures of the README, about half an hour and 26 GB of disk on one GPU.
 gpu-bench:
 	$(PYTHON) -m benchmarks.kernel_bandwidth --output benchmarks/results/kernel_bandwidth.json
+	$(PYTHON) -m benchmarks.fused_kernels --output benchmarks/results/fused_kernels.json
+	$(PYTHON) -m benchmarks.forwards --whole-model-compile llama-3.1-8b --output benchmarks/results/forwards.json
+	$(PYTHON) -m benchmarks.plot_forwards benchmarks/results/forwards.json --output docs/forwards.svg
 	$(PYTHON) -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
 	$(PYTHON) -m benchmarks.streaming --output benchmarks/results/streaming.json
 	$(PYTHON) -m benchmarks.moe_overhead --output benchmarks/results/moe_overhead.json
 	$(PYTHON) -m benchmarks.time_to_placement --output benchmarks/results/time_to_placement.json
+
+# What Nsight Compute sees of each kernel, at the clocks of a run.
+gpu-profile:
+	ncu --clock-control none --print-units base --csv \
+	  --kernel-name 'regex:row_sumsq|gain_totals|add_rms_norm|gated_activation|rotary' \
+	  --metrics "$$($(PYTHON) -m benchmarks.profile_kernels --metrics)" \
+	  $(PYTHON) -m benchmarks.profile_kernels > benchmarks/results/ncu.csv
+	$(PYTHON) -m benchmarks.profile_kernels --read benchmarks/results/ncu.csv \
+	  --output benchmarks/results/profile_kernels.json
 
 clean:
 	rm -rf build dist *.egg-info plop_ext/*.so $(VENV)/.native

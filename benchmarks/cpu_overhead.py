@@ -31,7 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         model = build(args.shape)
         case = overhead.make_case(model, SHAPES[args.shape]["vocab_size"], args.batch, args.tokens, args.device)
-        rows = overhead.measure_case(case, rounds=args.rounds, published_rounds=args.published_rounds)
+        with overhead.fast_path(case) as (collector, path):
+            path.first_batch(lambda: case.scored(collector))
+            blocks, reason = path.blocks, path.reason
+        rows = overhead.measure_case(
+            case,
+            rounds=args.rounds,
+            published_rounds=args.published_rounds,
+            candidates=[overhead.fast_candidate(case)] if blocks else [],
+        )
         results.save(
             args,
             "cpu_overhead",
@@ -42,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokens=args.tokens,
             dtype="fp32",
             modules=len(case.layers),
+            fast_blocks=blocks,
+            fast_reason=reason,
             activation_bytes=overhead.read_bytes(case)["shared"],
             weight_norms_ms=round(overhead.weight_norm_seconds(case) * 1e3, 2),
         )

@@ -93,8 +93,50 @@ def _streaming_headlines(result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
+# Candidate, field that holds the ratio, what it is a ratio to, batch.
+_FORWARDS = (
+    ("plop_ext fast", "ratio", "plain forward", (8, 1024)),
+    ("plop_ext fast", "of_compiled", "plain forward, compiled", (8, 1024)),
+    ("plop_ext fast", "of_whole", "plain forward, compiled as a whole", (8, 1024)),
+    ("plop_ext fast", "ratio", "plain forward", (16, 2048)),
+    ("plop_ext fast", "of_compiled", "plain forward, compiled", (16, 2048)),
+    ("plop_ext fast", "of_whole", "plain forward, compiled as a whole", (16, 2048)),
+    ("plop_ext fast, CUDA graph", "of_graph", "plain forward, CUDA graph", (1, 256)),
+)
+
+
+def _forwards_headlines(result: Result) -> list[tuple[str, str, str]]:
+    found = []
+    for candidate, field, base, (batch, tokens) in _FORWARDS:
+        what = f"{candidate} / {base}, llama-3.1-8b, {batch} x {tokens}"
+        found += [
+            (what, f"{row[field]:.3f}", _where(result))
+            for row in result["rows"]
+            if (row["model"], row["batch"], row["tokens"], row["candidate"])
+            == ("llama-3.1-8b", batch, tokens, candidate)
+            and field in row
+        ]
+    return found
+
+
+def _fused_headlines(result: Result) -> list[tuple[str, str, str]]:
+    found = []
+    for op in dict.fromkeys(row["op"] for row in result["rows"]):
+        shares = [
+            row["of_copy"]
+            for row in result["rows"]
+            if (row["op"], row["candidate"], row["tokens"], row["dtype"]) == (op, "plop_ext", 8192, "bf16")
+        ]
+        if shares:
+            what = f"{op}'s bandwidth / that of a copy of as many bytes, 8192 tokens, bf16"
+            found.append((what, f"{min(shares):.2f} to {max(shares):.2f}", _where(result)))
+    return found
+
+
 HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "kernel_bandwidth": _bandwidth_headlines,
+    "fused_kernels": _fused_headlines,
+    "forwards": _forwards_headlines,
     "scoring_overhead": _overhead_headlines,
     "moe_overhead": _overhead_headlines,
     "cpu_overhead": _overhead_headlines,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,15 @@ from plop_ext.layers import LinearLayer, discover
 from plop_ext.scoring.baseline import frobenius_norms
 from plop_ext.scoring.collector import Collector
 
+if TYPE_CHECKING:
+    from plop_ext.fast import FastPath
+
 PLAIN = "plain forward"
 OURS = "plop_ext"
 USUAL = "usual hooks"
 BEST = "best plain-PyTorch hooks"
 PUBLISHED = "published script"
+FAST = f"{OURS} fast"
 MIB = 1 << 20
 
 
@@ -43,6 +48,11 @@ class Case:
     mask: Tensor
     layers: tuple[LinearLayer, ...]
 
+    @property
+    def hookable(self) -> tuple[LinearLayer, ...]:
+        """The layers whose input and output a hook sees: all but fused experts."""
+        return tuple(layer for layer in self.layers if not layer.adapter.routed)
+
     def forward(self) -> None:
         with torch.no_grad():
             self.model(input_ids=self.input_ids, use_cache=False)
@@ -60,8 +70,11 @@ def make_case(model: nn.Module, vocab_size: int, batch: int, tokens: int, device
 
 
 def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate]:
-    """The plain forward, plop_ext reading every `steps`-th token, and both kinds of plain-PyTorch hooks."""
-    modules = {layer.name: layer.module for layer in case.layers}
+    """The plain forward, plop_ext reading every `steps`-th token, and both kinds of plain-PyTorch hooks.
+
+    The hooks leave fused experts out: what they see of them is one input and one output for all.
+    """
+    modules = {layer.name: layer.module for layer in case.hookable}
 
     def ours(step: int) -> Candidate:
         name = OURS if step == 1 else f"{OURS}, token_step={step}"
@@ -82,6 +95,20 @@ def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate
     ]
 
 
+@contextmanager
+def fast_path(case: Case) -> Iterator[tuple[Collector, FastPath]]:
+    """The model on its fast path, as far as it has one, and scored."""
+    from plop_ext.fast import FastPath
+
+    with Collector(case.model, case.layers) as collector, FastPath(case.model, collector) as path:
+        yield collector, path
+
+
+def fast_candidate(case: Case) -> Candidate:
+    """Scoring on the fast path."""
+    return Candidate(FAST, lambda attached: case.scored(attached[0]), lambda: fast_path(case))
+
+
 def published_candidate(case: Case) -> Candidate:
     """The published algorithm on the same forward."""
 
@@ -92,14 +119,16 @@ def published_candidate(case: Case) -> Candidate:
     return Candidate(PUBLISHED, run, lambda: PublishedScript(case.model))
 
 
-def measure_case(case: Case, *, rounds: int, published_rounds: int) -> list[Row]:
+def measure_case(case: Case, *, rounds: int, published_rounds: int, candidates: Sequence[Candidate] = ()) -> list[Row]:
     """One row per candidate: time, ratio to the plain forward of the same round, extra peak memory.
+
+    The candidates are those of `hook_candidates`, `candidates` and the published script.
 
     The published script takes seconds and heats the device, so it runs last, in rounds of its own with a plain
     forward.
     """
     device = case.input_ids.device
-    everyone = hook_candidates(case)
+    everyone = [*hook_candidates(case), *candidates]
     for _ in range(2):
         time_once(everyone[0], device)
     memory = {candidate.name: peak_memory(candidate, device) for candidate in everyone}

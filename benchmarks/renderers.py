@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-Result = Mapping[str, Any]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: first column left, the others right."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+from benchmarks import renderers_fast
+from benchmarks.markdown import Result, spread, table
 
 
 def kernel_bandwidth(result: Result) -> str:
@@ -34,13 +28,12 @@ def overhead(result: Result) -> str:
     settings = result["settings"]
     rows = []
     for row in result["rows"]:
-        spread = f"{row['ratio']:.3f} ({row['ratio_p20']:.3f}-{row['ratio_p80']:.3f})"
         memory = row["extra_peak_mib"]
         rows.append(
             [
                 row["candidate"],
                 f"{row['ms']:.1f}",
-                spread if row["ratio"] < 3 else f"{row['ratio']:.1f}",
+                spread(row, "ratio"),
                 "" if memory is None else f"{memory:+.1f}",
                 str(row["rounds"]),
             ]
@@ -61,6 +54,8 @@ def overhead(result: Result) -> str:
     if settings.get("host_waits"):
         waits = [f"{name} {count}" for name, count in settings["host_waits"].items()]
         facts.append(f"host waits for the device in one forward: {', '.join(waits)}")
+    if settings.get("fast_reason"):
+        facts.append(f"fast path: {settings['fast_reason']}")
     published = [row["times_plop_ext"] for row in result["rows"] if "times_plop_ext" in row]
     if published:
         facts.append(f"the published script takes {published[0]:.1f} times as long as plop_ext")
@@ -216,4 +211,5 @@ RENDERERS = {
     "moe_overhead": overhead,
     "accuracy": accuracy,
     "streaming": streaming,
+    **renderers_fast.RENDERERS,
 }

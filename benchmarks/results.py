@@ -47,13 +47,47 @@ def parse(result: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-def save(args: argparse.Namespace, benchmark: str, rows: Sequence[Row], **settings: Any) -> Mapping[str, Any]:
+def add_append(result: argparse.ArgumentParser) -> None:
+    """Add the option of benchmarks whose figures may come from several runs."""
+    result.add_argument(
+        "--append", action="store_true", help="keep the rows of --output that this run does not measure"
+    )
+
+
+def earlier(args: argparse.Namespace, result: argparse.ArgumentParser) -> Mapping[str, Any] | None:
+    """The result that `--append` goes on with, if there is one; refuses that of another device or library."""
+    if not args.append:
+        return None
+    if args.output is None:
+        result.error("--append: needs --output")
+    if not args.output.exists():
+        return None
+    found: Mapping[str, Any] = json.loads(args.output.read_text(encoding="utf-8"))
+    here = {**environment.describe(args.device, ""), "quick": args.quick}
+    there = {**found["environment"], "quick": found["quick"]}
+    for name in ("gpu", "torch", "transformers", "quick"):
+        if here[name] != there[name]:
+            result.error(f"--append: {args.output.name} has {name} {there[name]}, this run {here[name]}")
+    return found
+
+
+def save(
+    args: argparse.Namespace,
+    benchmark: str,
+    rows: Sequence[Row],
+    *,
+    earlier: Mapping[str, Any] | None = None,
+    key: Sequence[str] = (),
+    **settings: Any,
+) -> Mapping[str, Any]:
     """Write the result of `benchmark` to `args.output`, if there is one.
 
     Args:
         args: What `parse` returned.
         benchmark: Name of the script.
         rows: One dict per figure.
+        earlier: A result whose rows are kept where `rows` has none of the same `key`.
+        key: Fields that tell which rows replace earlier ones.
         **settings: What the rows have in common.
     """
     result = {
@@ -63,6 +97,12 @@ def save(args: argparse.Namespace, benchmark: str, rows: Sequence[Row], **settin
         "settings": settings,
         "rows": list(rows),
     }
+    if earlier is not None:
+        measured = {tuple(row[name] for name in key) for row in rows}
+        kept = [row for row in earlier["rows"] if tuple(row[name] for name in key) not in measured]
+        result["rows"] = kept + result["rows"]
+        if kept:
+            result["earlier_environments"] = [*earlier.get("earlier_environments", []), earlier["environment"]]
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(args.output, json.dumps(result, indent=1) + "\n")

@@ -13,15 +13,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import overhead, results
+from benchmarks.rates import copy_gb_per_s
 from benchmarks.shapes import SHAPES, build
-from benchmarks.timing import Candidate, measure, summarize
-
-
-def copy_gb_per_s(device: torch.device, n_bytes: int) -> float:
-    """Bytes read plus bytes written per second by a device-to-device copy."""
-    source, target = (torch.randint(-128, 127, (n_bytes,), dtype=torch.int8, device=device) for _ in range(2))
-    seconds = measure([Candidate("copy", lambda _: target.copy_(source))], device, rounds=20, warmup=3)
-    return 2 * n_bytes / summarize(seconds["copy"]).median / 1e9
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,21 +15,27 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.headlines import HEADLINES
-from benchmarks.renderers import RENDERERS, Result, table
+from benchmarks.markdown import Result, table
+from benchmarks.renderers import RENDERERS
 from plop_ext.files import write_text_atomic
 
 
 def caption(result: Result) -> str:
-    """Where the figures come from, in one line."""
-    env = result["environment"]
+    """Where the figures come from, one line per run."""
+    quick = "**quick run, figures mean nothing**; " if result["quick"] else ""
+    runs = [*result.get("earlier_environments", []), result["environment"]]
+    return "\n\n".join(quick + _origin(env) for env in runs)
+
+
+def _origin(env: Mapping[str, Any]) -> str:
     device = f"{env['gpu']}, driver {env['driver']}" if env["gpu"] else f"{env['cpu']}, {env['threads']} threads"
     commit = (env["commit"] or "unknown commit").split("-")
     origin = "-".join([commit[0][:10], *commit[1:]])
     parts = [device, f"torch {env['torch']}", f"transformers {env['transformers']}", f"backend {env['backend']}"]
-    quick = "**quick run, figures mean nothing**; " if result["quick"] else ""
-    return f"{quick}{', '.join(parts)}; {origin}, {env['date'][:10]}; `{env['command']}`"
+    return f"{', '.join(parts)}; {origin}, {env['date'][:10]}; `{env['command']}`"
 
 
 def summary(results: Mapping[str, Result]) -> str:

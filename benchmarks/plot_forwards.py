@@ -1,0 +1,82 @@
+"""Draws the ratios of `benchmarks.forwards`: one panel per model and batch, a point per candidate.
+
+python -m benchmarks.plot_forwards benchmarks/results/forwards.json --output docs/forwards.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.markdown import Result
+from benchmarks.overhead import BEST, OURS, PLAIN, PUBLISHED, USUAL
+from plop_ext.report import figures, plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Beyond this a candidate is its figure at the edge: the others would all lie on one line.
+LIMIT = 1.6
+_COLORS = {PLAIN: figures.PLAIN, USUAL: figures.PALETTE[1], BEST: figures.PALETTE[1], OURS: figures.CHOSEN}
+
+
+def figure(result: Result) -> Figure:
+    """A grid of models x batches. Points are medians, bars reach from the 20th to the 80th percentile."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in result["rows"] if "error" not in row and row["candidate"] not in (PLAIN, PUBLISHED)]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    batches = sorted({(row["batch"], row["tokens"]) for row in rows}, key=lambda batch: (batch[0] * batch[1], batch))
+    names = list(dict.fromkeys(row["candidate"] for row in rows))
+    size = 2.6 + 2.3 * len(batches), 0.9 + (0.5 + 0.19 * len(names)) * len(models)
+    drawn = Figure(figsize=size, layout="constrained")
+    grid = drawn.subplots(len(models), len(batches), sharex=True, sharey=True, squeeze=False)
+    for line, model in zip(grid, models, strict=True):
+        for axes, (batch, tokens) in zip(line, batches, strict=True):
+            found = {
+                row["candidate"]: row
+                for row in rows
+                if (row["model"], row["batch"], row["tokens"]) == (model, batch, tokens)
+            }
+            _panel(axes, found, names)
+            axes.set_title(f"{model}, {batch} x {tokens}", fontsize=8)
+            axes.tick_params(labelsize=7)
+    grid[0][0].set_xlim(min([0.5, *(row["ratio_p20"] - 0.05 for row in rows)]), LIMIT)
+    grid[0][0].set_yticks(range(len(names)), names)
+    grid[0][0].invert_yaxis()
+    drawn.supxlabel("x plain eager forward of the same round (bars: 20th to 80th percentile)", fontsize=8)
+    return drawn
+
+
+def _panel(axes: Axes, found: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
+    axes.axvline(1.0, color=figures.GRID, linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    for position, name in enumerate(names):
+        if name not in found:
+            continue
+        row = found[name]
+        color = next(value for key, value in reversed(_COLORS.items()) if name.startswith(key))
+        if row["ratio"] > LIMIT:
+            axes.text(LIMIT, position, f"{row['ratio']:.1f} >", ha="right", va="center", fontsize=7, color=color)
+            continue
+        axes.plot([row["ratio_p20"], row["ratio_p80"]], [position] * 2, color=color, linewidth=1.5)
+        axes.plot([row["ratio"]], [position], "o", color=color, markersize=4)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path, help="what benchmarks.forwards wrote")
+    parser.add_argument("--output", type=Path, required=True, help=f"{', '.join(plots.FORMATS)}")
+    args = parser.parse_args(argv)
+    import matplotlib
+
+    with matplotlib.rc_context(figures.style()):
+        plots.save(figure(json.loads(args.result.read_text(encoding="utf-8"))), args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Registers, shared memory and spills of every CUDA kernel, as the compiler reports them for Hopper.
+
+python -m benchmarks.resources --output benchmarks/results/resources.json   compiles csrc/cuda with nvcc
+python -m benchmarks.resources --check benchmarks/results/resources.json    fails on spills, or if the sources changed
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment
+from plop_ext.files import write_text_atomic
+
+SOURCES = environment.ROOT / "csrc"
+ARCH = "90"
+
+
+def source_digest() -> str:
+    """Of every file that the CUDA kernels may include."""
+    digest = hashlib.sha256()
+    for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("cuda/*.cu*")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def report(nvcc: Path, source: Path) -> str:
+    """What ptxas says about the kernels of one file."""
+    flags = ["-O3", "-std=c++17", f"-gencode=arch=compute_{ARCH},code=sm_{ARCH}", "-Xptxas", "-v"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(nvcc), *flags, "-c", str(source), "-o", f"{folder}/out.o"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return subprocess.run(["c++filt"], input=done.stderr, capture_output=True, text=True, check=True).stdout
+
+
+def parse(text: str) -> Iterator[dict[str, Any]]:
+    """One row per kernel of a (demangled) report."""
+    pattern = re.compile(
+        r"Compiling entry function '(?P<kernel>.+?)' for 'sm_\d+'.*?"
+        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+        r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+        re.DOTALL,
+    )
+    for match in pattern.finditer(text):
+        shared = re.search(r"(\d+) bytes smem", match["rest"])
+        yield {
+            "kernel": kernel_name(match["kernel"]),
+            "registers": int(match["registers"]),
+            "shared_bytes": int(shared[1]) if shared else 0,
+            "stack_bytes": int(match["stack"]),
+            "spill_bytes": int(match["stores"]) + int(match["loads"]),
+        }
+
+
+def spills(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The kernels that keep registers in memory."""
+    return [row["kernel"] for row in rows if row["spill_bytes"]]
+
+
+def check(result: dict[str, Any]) -> None:
+    """Exit with a message if the report is of other sources, or one of a kernel with spills."""
+    if result["settings"]["sources"] != source_digest():
+        raise SystemExit("csrc/cuda has changed: make resources")
+    if found := spills(result["rows"]):
+        raise SystemExit("registers spill to memory in:\n" + "\n".join(found))
+
+
+def kernel_name(name: str) -> str:
+    """A demangled kernel's name and template arguments, without namespaces, casts and parameters."""
+    name = re.sub(r"\(anonymous namespace\)::|<unnamed>::|\bplop_ext::|\bvoid ", "", name)
+    return re.sub(r"\([^()]*\)$", "", re.sub(r"\(\w+\)(?=\d)", "", name)).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--check", type=Path, metavar="RESULT")
+    args = parser.parse_args(argv)
+    if args.check is not None:
+        check(json.loads(args.check.read_text(encoding="utf-8")))
+        return
+    sys.path.insert(0, str(environment.ROOT / "scripts"))
+    from toolchain import find_nvcc
+
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise SystemExit("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
+    release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = list(pool.map(lambda source: report(nvcc, source), sorted(SOURCES.glob("cuda/*.cu"))))
+    rows = sorted((row for text in texts for row in parse(text)), key=lambda row: str(row["kernel"]))
+    result = {
+        "benchmark": "resources",
+        "quick": False,
+        "environment": environment.describe(torch.device("cpu"), "make resources"),
+        "settings": {
+            "nvcc": release.split("release ")[1].split(",")[0],
+            "arch": f"sm_{ARCH}",
+            "sources": source_digest(),
+        },
+        "rows": rows,
+    }
+    if args.output is not None:
+        write_text_atomic(args.output, json.dumps(result, indent=1) + "\n")
+    for row in rows:
+        if row["stack_bytes"] or row["spill_bytes"]:
+            print(f"{row['kernel']}: {row['stack_bytes']} bytes of stack, {row['spill_bytes']} of spills")
+    check(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The forwards that `benchmarks.forwards` compares: each is set up once per case and then timed in rounds.
+
+Those that change the model they run on (compiled code, hooks that stay, a captured graph) run on a copy that shares
+the weights, so that all of them exist side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from benchmarks import compiled, overhead
+from benchmarks.overhead import BEST, FAST, OURS, PLAIN, USUAL, Case
+from benchmarks.timing import Candidate, captured
+from plop_ext.layers import discover
+from plop_ext.scoring.batch import default_forward
+
+SAMPLED = f"{OURS}, token_step=8"
+COMPILED = f"{PLAIN}, compiled"
+BEST_COMPILED = f"{BEST}, compiled"
+OURS_COMPILED = f"{OURS}, compiled"
+COMPILED_WHOLE = f"{PLAIN}, compiled as a whole"
+BEST_WHOLE = f"{BEST}, compiled as a whole"
+PLAIN_GRAPH = f"{PLAIN}, CUDA graph"
+FAST_GRAPH = f"{OURS} fast, CUDA graph"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A forward that can be timed.
+
+    Attributes:
+        candidate: What is timed.
+        note: What the table says beside it, asked after its last run.
+    """
+
+    candidate: Candidate
+    note: Callable[[], str] = str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A forward and what it takes to set it up.
+
+    Attributes:
+        name: Its name in the result.
+        start: Sets it up; what it yields is ready for its first run.
+        reads: The key of `roofline.scoring_bytes` it reads at least; None reads nothing.
+        share: The part of those bytes that it reads.
+        graph: Whether it keeps a CUDA graph's memory.
+    """
+
+    name: str
+    start: Callable[[Case], AbstractContextManager[Ready]]
+    reads: str | None = None
+    share: float = 1.0
+    graph: bool = False
+
+
+def _existing(name: str, case: Case) -> AbstractContextManager[Ready]:
+    """One of the candidates of the other benchmarks; hooks are attached around each timing."""
+    found = {candidate.name: candidate for candidate in overhead.hook_candidates(case)}
+    return nullcontext(Ready(found[name]))
+
+
+def _twin(case: Case) -> Case:
+    model = compiled.twin(case.model)
+    return replace(case, model=model, layers=discover(model).layers)
+
+
+@contextmanager
+def _compiled_plain(name: str, whole: bool, case: Case) -> Iterator[Ready]:
+    yield _compiled(name, _twin(case), whole, lambda: None)
+
+
+@contextmanager
+def _compiled_hooks(name: str, whole: bool, native: bool, case: Case) -> Iterator[Ready]:
+    twin = _twin(case)
+    ids = case.input_ids
+    hooks = compiled.StaticHooks(twin.hookable, twin.forward, ids.numel(), ids.device, native=native)
+    yield _compiled(name, twin, whole, hooks.end)
+
+
+def _compiled(name: str, twin: Case, whole: bool, end: Callable[[], None]) -> Ready:
+    compiler = compiled.Compiler()
+    (compiler.whole if whole else compiler.blocks)(twin.model)
+
+    def run(_: object) -> None:
+        with compiled.eager_masks() if whole else nullcontext():
+            twin.forward()
+        end()
+
+    return Ready(Candidate(name, run), lambda: f"{compiler.graphs} graph{'s' * (compiler.graphs != 1)} compiled")
+
+
+@contextmanager
+def _fast(case: Case) -> Iterator[Ready]:
+    twin = _twin(case)
+    with overhead.fast_path(twin) as (collector, path):
+        path.first_batch(lambda: twin.scored(collector))
+        yield Ready(Candidate(FAST, lambda _: twin.scored(collector)), lambda: _blocks(path, twin))
+
+
+@contextmanager
+def _fast_graph(case: Case) -> Iterator[Ready]:
+    from plop_ext.scoring.graph import GraphedForwards
+
+    _require_cuda(case)
+    twin = _twin(case)
+    batch = {"input_ids": twin.input_ids}
+    forward = default_forward(twin.model, [layer.module for layer in twin.layers])
+    with (
+        overhead.fast_path(twin) as (collector, path),
+        GraphedForwards(twin.model, forward, collector, plain=True) as graphed,
+    ):
+
+        def run(_: object = None) -> None:
+            with torch.no_grad():
+                graphed.run(batch, len(twin.input_ids), twin.mask)
+
+        path.first_batch(run)
+        for _ in range(3):  # the second batch of a kind is captured, unless the first filled a cache
+            if not graphed.replayed:
+                run()
+        if not graphed.replayed:
+            raise RuntimeError(graphed.report()["reason"])
+        yield Ready(Candidate(FAST_GRAPH, run), lambda: _blocks(path, twin))
+
+
+def _blocks(path: object, twin: Case) -> str:
+    text = f"{path.blocks} of {len(twin.model.layers)} blocks on the fast path"  # type: ignore[attr-defined, arg-type]
+    reason = path.reason  # type: ignore[attr-defined]
+    return f"{text}: {reason}" if reason else text
+
+
+@contextmanager
+def _plain_graph(case: Case) -> Iterator[Ready]:
+    _require_cuda(case)
+    ids = case.input_ids.clone()
+    static = replace(case, input_ids=ids)
+    with compiled.eager_masks():
+        replay = captured(static.forward)
+
+    def run(_: object) -> None:
+        ids.copy_(case.input_ids)
+        replay()
+
+    yield Ready(Candidate(PLAIN_GRAPH, run))
+
+
+def _require_cuda(case: Case) -> None:
+    if case.input_ids.device.type != "cuda":
+        raise RuntimeError("needs a CUDA device")
+
+
+BASE = Variant(PLAIN, partial(_existing, PLAIN))
+VARIANTS = (
+    BASE,
+    Variant(COMPILED, partial(_compiled_plain, COMPILED, False)),
+    Variant(USUAL, partial(_existing, USUAL), "per_module"),
+    Variant(BEST, partial(_existing, BEST), "shared"),
+    Variant(BEST_COMPILED, partial(_compiled_hooks, BEST_COMPILED, False, False), "shared"),
+    Variant(OURS, partial(_existing, OURS), "shared"),
+    Variant(SAMPLED, partial(_existing, SAMPLED), "shared", 1 / 8),
+    Variant(OURS_COMPILED, partial(_compiled_hooks, OURS_COMPILED, False, True), "shared"),
+    Variant(FAST, _fast, "fast"),
+    Variant(PLAIN_GRAPH, _plain_graph, graph=True),
+    Variant(FAST_GRAPH, _fast_graph, "fast", graph=True),
+)
+WHOLE = (
+    Variant(COMPILED_WHOLE, partial(_compiled_plain, COMPILED_WHOLE, True)),
+    Variant(BEST_WHOLE, partial(_compiled_hooks, BEST_WHOLE, True, False), "shared"),
+)
