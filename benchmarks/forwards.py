@@ -103,6 +103,22 @@ def set_up(variants: Sequence[Variant], case: Case, stack: ExitStack) -> Setup:
     return found
 
 
+def measure_memory(setup: Setup, device: torch.device) -> dict[str, int | None]:
+    """Bytes each candidate takes, from its second run; one that cannot run twice moves to the errors."""
+    memory: dict[str, int | None] = {}
+    for candidate in tuple(setup.ready):
+        try:
+            peak, kept = overhead.peak_memory(candidate, device), setup.kept[candidate.name]
+        except Exception as error:
+            if candidate.name == PLAIN:
+                raise
+            setup.errors[candidate.name] = _one_line(error)
+            setup.ready.remove(candidate)
+            continue
+        memory[candidate.name] = None if peak is None or kept is None else peak + kept
+    return memory
+
+
 def measure_case(
     case: Case, variants: Sequence[Variant], floors: dict[str, float], args: argparse.Namespace
 ) -> list[results.Row]:
@@ -111,10 +127,7 @@ def measure_case(
     rows: list[results.Row] = []
     with ExitStack() as stack:
         setup = set_up(variants, case, stack)
-        memory = {}
-        for candidate in setup.ready:
-            peak, kept = overhead.peak_memory(candidate, device), setup.kept[candidate.name]
-            memory[candidate.name] = None if peak is None or kept is None else peak + kept
+        memory = measure_memory(setup, device)
         # On a GPU the run that measured memory was the warm-up.
         warmup = 0 if device.type == "cuda" else 1
         seconds = measure(setup.ready, device, rounds=args.rounds, warmup=warmup, at_least_s=args.seconds_per_case)
