@@ -32,7 +32,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make(family: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **fields: Any) -> nn.Module:
+def make(
+    family: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **fields: Any
+) -> nn.Module:
     """The model without a head, in evaluation mode."""
     import transformers
 

@@ -117,11 +117,13 @@ template <typename T, bool kInner, bool kUnitOffset>
 void enqueue_by_width(const AddRmsNormArgs& args, cudaStream_t stream) {
   // Two packs a thread: enough loads in flight, few registers. A row with two norms meets two barriers, which cost less
   // among fewer threads.
-  if (!kInner && args.in_features <= int64_t{2} * kPack * kMaxThreads) {
-    enqueue<T, 2, kInner, kUnitOffset>(args, stream);
-  } else {
-    enqueue<T, 4, kInner, kUnitOffset>(args, stream);
+  if constexpr (!kInner) {
+    if (args.in_features <= int64_t{2} * kPack * kMaxThreads) {
+      enqueue<T, 2, kInner, kUnitOffset>(args, stream);
+      return;
+    }
   }
+  enqueue<T, 4, kInner, kUnitOffset>(args, stream);
 }
 
 template <typename T>

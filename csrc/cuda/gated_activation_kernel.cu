@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 constexpr int kMaxThreads = 256;
-// Packs of gate and of up in flight per thread.
-constexpr int kUnroll = 2;
+// Packs of gate and of up in flight per thread: 64 bytes, whatever the type.
+template <typename T>
+constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;
 
 // 1 / d for d in [1, 2], to one unit in the last place: an IEEE division takes a branch and twice the instructions.
 __device__ __forceinline__ float reciprocal(float d) {
@@ -52,19 +53,19 @@ __global__ void __launch_bounds__(kMaxThreads)
   T* __restrict__ out = static_cast<T*>(args.out) + row * args.features;
 
   float sums[3] = {};  // gate, up, out
-  for (int first = threadIdx.x; first < packs; first += kUnroll * blockDim.x) {
-    Pack<T> gates[kUnroll];
-    Pack<T> ups[kUnroll];
+  for (int first = threadIdx.x; first < packs; first += kUnroll<T> * blockDim.x) {
+    Pack<T> gates[kUnroll<T>];
+    Pack<T> ups[kUnroll<T>];
     // Past the end of the row the last pack again: no branch between the loads.
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kUnroll<T>; ++u) {
       const int pack = first + u * static_cast<int>(blockDim.x);
       const int place = (pack < packs ? pack : packs - 1) * kPack;
       gates[u] = load_pack(gate + place);
       ups[u] = load_pack(up + place);
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kUnroll<T>; ++u) {
       const int pack = first + u * static_cast<int>(blockDim.x);
       if (pack >= packs) continue;
       const int place = pack * kPack;
@@ -92,8 +93,8 @@ template <typename T, Activation kActivation>
 void enqueue(const GatedActivationArgs& args, cudaStream_t stream) {
   // As few rounds as kMaxThreads allow, and in them as few idle threads as whole warps allow.
   const int64_t packs = args.features / kPack;
-  const int64_t rounds = (packs + kUnroll * kMaxThreads - 1) / (kUnroll * kMaxThreads);
-  const int64_t warps = (packs + kUnroll * rounds * kWarpSize - 1) / (kUnroll * rounds * kWarpSize);
+  const int64_t rounds = (packs + kUnroll<T> * kMaxThreads - 1) / (kUnroll<T> * kMaxThreads);
+  const int64_t warps = (packs + kUnroll<T> * rounds * kWarpSize - 1) / (kUnroll<T> * rounds * kWarpSize);
   for (int64_t row = 0; row < args.n_rows; row += kMaxGrid) {
     const int64_t rows = args.n_rows - row < kMaxGrid ? args.n_rows - row : kMaxGrid;
     gated_activation_kernel<T, kActivation>

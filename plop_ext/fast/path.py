@@ -16,12 +16,13 @@ from plop_ext.fast.families import find_blocks
 from plop_ext.fast.forwards import FusedBlock, Handover
 from plop_ext.scoring.collector import Collector
 
+
 class FastPath:
     """Context manager that runs the blocks it knows by fused kernels, which emit the sums that scoring needs.
 
     RMSNorm with the residual add, the gated activation and the rotary embedding are passes over activations that a
     forward makes anyway; the kernels behind this make each of them once, with the roundings of the modules they stand
-    for, and leave the sums of squares on the way. Only v and the output of attention are still read for their own sake.
+    for, and leave the sums of squares on the way. Only v and the output of attention are read for their own sake.
 
     Forwards are bound to instances, as `kernels.kernelize` does, and taken back on leaving, also after an exception.
     All other blocks, and everything that records gradients, runs under autocast or in inference mode, run as they are

@@ -146,7 +146,7 @@ class Arena:
     def know_input(self, x: Tensor, sums: Tensor) -> None:
         """`sums` are those of `x`, as it is now."""
         if not x.is_inference():
-            self._inputs[id(x)] = (weakref.ref(x), x._version, sums.storage_offset())
+            self._inputs[id(x)] = (weakref.ref(x), x._version, int(sums.storage_offset()))
 
     def settle(self) -> None:
         """Read the deferred outputs that no kernel has asked for."""
