@@ -1,4 +1,4 @@
-"""Runs the blocks of known decoder families with fused kernels, which emit the sums that scoring needs on their way."""
+"""Runs blocks of known decoder families by fused kernels, which emit the sums that scoring needs on their way."""
 
 from plop_ext.fast.path import FastPath
 
