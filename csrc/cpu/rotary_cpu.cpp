@@ -8,7 +8,7 @@
 namespace plop_ext {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kHeadsAtOnce = 4;
 static_assert(kHeadsAtOnce * 16 % kLanes == 0, "heads of 16 features and more end at the last lane");
 
