@@ -12,13 +12,14 @@ namespace {
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 constexpr int kMaxThreads = 512;
 
-// Enough blocks a multiprocessor that other rows' loads are in flight while one waits at its barriers. On an H200 rows
-// of 4096 in bfloat16 lose 5 % of the bandwidth with one block more or less.
-template <typename T, int kPacks>
-constexpr int kMinBlocks = sizeof(T) == 2 && kPacks == 2 ? 3 : 1;
+// Blocks that a multiprocessor must hold, so that other rows' loads are in flight while one waits at its barriers. On
+// an H200 rows of 4096 in bfloat16 lose 5 % of the bandwidth with one block more or less. Rows with two norms meet two
+// barriers: there four packs a thread, in blocks of half as many threads, gain a tenth.
+template <typename T, int kPacks, int kMostThreads>
+constexpr int kMinBlocks = sizeof(T) == 2 && kPacks * kMostThreads < 4 * kMaxThreads ? 3 : 1;
 
-template <typename T, int kPacks, bool kInner, bool kUnitOffset>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<T, kPacks>)
+template <typename T, int kPacks, int kMostThreads, bool kInner, bool kUnitOffset>
+__global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThreads>)
     add_rms_norm_kernel(const AddRmsNormArgs args, const int64_t first_row) {
   __shared__ float scratch_x[2][kWarpSize];
   __shared__ float scratch_h[1][kWarpSize];
@@ -102,28 +103,26 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<T, kPacks>)
   }
 }
 
-template <typename T, int kPacks, bool kInner, bool kUnitOffset>
+template <typename T, int kPacks, int kMostThreads, bool kInner, bool kUnitOffset>
 void enqueue(const AddRmsNormArgs& args, cudaStream_t stream) {
   const int64_t packs = args.in_features / kPack;
   const int64_t warps = (packs + kPacks * kWarpSize - 1) / (kPacks * kWarpSize);
   for (int64_t row = 0; row < args.n_rows; row += kMaxGrid) {
     const int64_t rows = args.n_rows - row < kMaxGrid ? args.n_rows - row : kMaxGrid;
-    add_rms_norm_kernel<T, kPacks, kInner, kUnitOffset>
+    add_rms_norm_kernel<T, kPacks, kMostThreads, kInner, kUnitOffset>
         <<<static_cast<unsigned>(rows), static_cast<unsigned>(warps * kWarpSize), 0, stream>>>(args, row);
   }
 }
 
 template <typename T, bool kInner, bool kUnitOffset>
 void enqueue_by_width(const AddRmsNormArgs& args, cudaStream_t stream) {
-  // Two packs a thread: enough loads in flight, few registers. A row with two norms meets two barriers, which cost less
-  // among fewer threads.
-  if constexpr (!kInner) {
-    if (args.in_features <= int64_t{2} * kPack * kMaxThreads) {
-      enqueue<T, 2, kInner, kUnitOffset>(args, stream);
-      return;
-    }
+  constexpr int kPacks = kInner ? 4 : 2;
+  constexpr int kMostThreads = kInner ? kMaxThreads / 2 : kMaxThreads;
+  if (args.in_features <= int64_t{kPacks} * kPack * kMostThreads) {
+    enqueue<T, kPacks, kMostThreads, kInner, kUnitOffset>(args, stream);
+  } else {
+    enqueue<T, 4, kMaxThreads, kInner, kUnitOffset>(args, stream);
   }
-  enqueue<T, 4, kInner, kUnitOffset>(args, stream);
 }
 
 template <typename T>

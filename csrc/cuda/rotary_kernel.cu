@@ -13,15 +13,26 @@ namespace {
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 // Two warps: a small batch still spreads over all multiprocessors.
 constexpr int kThreads = 64;
-// Heads in flight per lane.
-constexpr int kUnroll = 2;
-template <typename T>
-constexpr int kMinBlocks = sizeof(T) == 2 ? 14 : 1;
+// Heads in flight per lane, and the blocks a multiprocessor must hold: with a norm, fewer registers matter more than
+// more loads. Measured on an H200 with heads of 128 in bfloat16; both ways around lose 5 % and more of the bandwidth.
+template <bool kNorm>
+constexpr int kUnroll = kNorm ? 2 : 4;
+template <typename T, bool kNorm>
+constexpr int kMinBlocks = sizeof(T) == 2 ? (kNorm ? 11 : 10) : 1;
 
 // Sum over the `width` (a power of two) neighbouring lanes of a head; every lane gets it.
 __device__ __forceinline__ float head_sum(float value, int width) {
   for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
+}
+
+// Keeps the compiler from holding the widened values of a loop's constant in registers: they take twice as many.
+template <typename T>
+__device__ __forceinline__ void keep_packed(Pack<T>& pack) {
+#pragma unroll
+  for (size_t i = 0; i < sizeof(pack) / sizeof(uint32_t); ++i) {
+    asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(&pack)[i]));
+  }
 }
 
 // What a lane needs to know of its token.
@@ -50,34 +61,38 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
     weight_high = load_pack(static_cast<const T*>(part.weight) + lane.high);
   }
   float total = 0.0f;
-  for (int first = 0; first < heads; first += kUnroll * lane.together) {
-    Pack<T> lows[kUnroll];
-    Pack<T> highs[kUnroll];
+  for (int first = 0; first < heads; first += kUnroll<kNorm> * lane.together) {
+    Pack<T> lows[kUnroll<kNorm>];
+    Pack<T> highs[kUnroll<kNorm>];
     // Past the last head that one again: no branch between the loads.
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kUnroll<kNorm>; ++u) {
       const int place = min(first + u * lane.together + lane.slot, heads - 1) * head_dim;
       lows[u] = load_pack(x + place + lane.low);
       highs[u] = load_pack(x + place + lane.high);
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kUnroll<kNorm>; ++u) {
       const int head = first + u * lane.together + lane.slot;
       const int place = head * head_dim;
-      float sum = add_squares(add_squares(0.0f, lows[u]), highs[u]);
+      const bool mine = head < heads && lane.slot < lane.together;
+      const float sum = add_squares(add_squares(0.0f, lows[u]), highs[u]);
+      if (mine && bias != nullptr) {
+        total += add_squares(add_squares(0.0f, lows[u], load_pack(bias + place + lane.low)), highs[u],
+                             load_pack(bias + place + lane.high));
+      } else if (mine) {
+        total += sum;
+      }
       Pack<T> low = lows[u];
       Pack<T> high = highs[u];
       if constexpr (kNorm) {  // with every lane, since they shuffle
+        keep_packed(weight_low);
+        keep_packed(weight_high);
         const float rstd = rsqrtf(head_sum(sum, lane.units) * (1.0f / static_cast<float>(head_dim)) + eps);
         low = normalized<T, kUnitOffset>(low, rstd, weight_low);
         high = normalized<T, kUnitOffset>(high, rstd, weight_high);
       }
-      if (head >= heads || lane.slot >= lane.together) continue;
-      if (bias != nullptr) {
-        sum = add_squares(0.0f, lows[u], load_pack(bias + place + lane.low));
-        sum = add_squares(sum, highs[u], load_pack(bias + place + lane.high));
-      }
-      total += sum;
+      if (!mine) continue;
       if (lane.rotates) {
         store_pack(out + place + lane.low, subtract(multiply(low, lane.cos_low), multiply(high, lane.sin_low)));
         store_pack(out + place + lane.high, add(multiply(high, lane.cos_high), multiply(low, lane.sin_high)));
@@ -91,7 +106,7 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
 }
 
 template <typename T, bool kNorm, bool kUnitOffset>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, kNorm>)
     rotary_kernel(const RotaryArgs args, const int64_t first_row) {
   const int index = threadIdx.x % kWarpSize;
   const int head_dim = static_cast<int>(args.head_dim);
