@@ -130,9 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text_atomic(args.output, json.dumps(result, indent=1) + "\n")
     for row in rows:
         if row["stack_bytes"] or row["spill_bytes"]:
-            print(
-                f"{row['kernel']}, sm_{row['arch']}: {row['stack_bytes']} bytes of stack, {row['spill_bytes']} of spills"
-            )
+            where = f"{row['kernel']}, sm_{row['arch']}"
+            print(f"{where}: {row['stack_bytes']} bytes of stack, {row['spill_bytes']} of spills")
     check(result)
 
 

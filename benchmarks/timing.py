@@ -84,7 +84,8 @@ def measure(
 ) -> Mapping[str, list[float]]:
     """Seconds of each candidate in each round, after `warmup` uncounted rounds.
 
-    In the order A B C, B C A, C A B ...: each follows a rest or another candidate's heat as often as the others. More than `rounds` rounds are run until `at_least_s` seconds have passed.
+    In the order A B C, B C A, C A B ...: each follows a rest or another candidate's heat as often as the others. More
+    than `rounds` rounds are run until `at_least_s` seconds have passed.
     """
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     number, until = -warmup, time.perf_counter() + at_least_s

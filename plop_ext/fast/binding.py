@@ -10,32 +10,30 @@ from torch import nn
 
 
 class Bindings:
-    """Forwards to bind to modules while it is active."""
+    """Forwards to bind to modules while it is active; only modules that have none of their own."""
 
     def __init__(self) -> None:
         self._forwards: dict[nn.Module, Callable[..., Any]] = {}
-        self._active = False
 
     def add(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Let `module(...)` run `forward(...)`, from now on if this is active."""
+        """Let `module(...)` run `forward(...)` while this is active, instead of what was added before."""
+        before = self._forwards.get(module)
         self._forwards[module] = forward
-        if self._active:
+        if before is not None and vars(module).get("forward") == before:
             vars(module)["forward"] = forward
 
     def activate(self) -> None:
         for module, forward in self._forwards.items():
             vars(module)["forward"] = forward
-        self._active = True
 
     def deactivate(self) -> None:
-        for module in self._forwards:
-            vars(module).pop("forward", None)
-        self._active = False
+        for module, forward in self._forwards.items():
+            if vars(module).get("forward") == forward:  # and not what someone else has put there since
+                del vars(module)["forward"]
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Within the block the modules run as they were."""
-        assert self._active
         self.deactivate()
         try:
             yield

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
-from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES
+from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_HEAD_DIMS
 
 ROTARY = "apply_rotary_pos_emb"
 _PACKAGE = "transformers.models."
+# What transformers leaves on blocks to return their outputs; it reads and changes nothing.
+_CAPTURING = "transformers.utils.output_capturing"
 
 
 class NotFast(Exception):
@@ -71,10 +75,13 @@ class Block:
         after_attention: The norm of attention's output, before it is added; None in families without.
         before_mlp: The norm whose result the MLP reads.
         after_mlp: The norm of the MLP's output, before it is added; None in families without.
-        following: The norm that reads the block's output: the next block's first or the model's last; None: unknown.
+        following: The norm that reads the block's output: that of the next known block, or the model's last; None if
+            neither is there.
         head_norms: Norms of q and k over a head; None in families without.
         rotary_forward: The attention's forward, in whose code `apply_rotary_pos_emb` is a global name.
-        activation: Of the MLP, as `ops.gated_activation_` names it.
+        gate_up: Gate and up projection, or the one module that is both.
+        act: The MLP's activation.
+        activation: Its name for `ops.gated_activation_`.
         emitted: Linear layers whose outputs the fused kernels read.
     """
 
@@ -87,27 +94,40 @@ class Block:
     following: Norm | None
     head_norms: tuple[Norm, Norm] | None
     rotary_forward: Any
+    gate_up: tuple[Any, ...]
+    act: Any
     activation: str
     emitted: tuple[nn.Module, ...]
 
 
-def find_blocks(model: nn.Module) -> tuple[list[Block], list[str]]:
-    """The blocks of `model` that the fast path knows, and why each of the others of these families is left out."""
+def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: False) -> tuple[list[Block], list[str]]:
+    """The blocks of `model` that the fast path knows, and why each of the others of these families is left out.
+
+    Args:
+        model: Any module.
+        ours: Whether a forward hook only reads, before anything else does.
+    """
     blocks: list[Block] = []
     reasons: list[str] = []
     for parent in model.modules():
         for members in parent.children():
             if not isinstance(members, nn.ModuleList):
                 continue
-            for index, module in enumerate(members):
+            known: list[Block | None] = []
+            for module in members:
                 family = family_of(module)
-                if family is None:
-                    continue
-                after = members[index + 1] if index + 1 < len(members) else parent
                 try:
-                    blocks.append(describe(module, family, after))
+                    known.append(None if family is None else describe(module, family, ours))
                 except NotFast as error:
+                    known.append(None)
                     reasons.append(str(error))
+            for block, after in zip(known, (*known[1:], None), strict=True):
+                if block is None:
+                    continue
+                following = None if after is None else after.before_attention
+                if block is known[-1]:
+                    following = _last_norm(parent, block.family)
+                blocks.append(replace(block, following=following))
     return blocks, reasons
 
 
@@ -117,100 +137,119 @@ def family_of(module: nn.Module) -> Family | None:
     return _FAMILIES.get(kind.__name__) if kind.__module__.startswith(_PACKAGE) else None
 
 
-def describe(module: Any, family: Family, after: Any) -> Block:
-    """The pieces of a decoder layer.
-
-    Args:
-        module: The decoder layer.
-        family: Its family.
-        after: What holds the norm of the block's output: the next decoder layer, or the model.
+def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
+    """The pieces of a decoder layer, whose following norm is not known yet.
 
     Raises:
         NotFast: If a piece is not what the family is made of, or has been changed.
     """
-    attention, mlp = module.self_attn, module.mlp
-    for piece in _pieces(module):
-        if "forward" in vars(piece):
-            raise NotFast(f"the forward of a {type(piece).__name__} has been replaced")
-    before_mlp = module.pre_feedforward_layernorm if family.norms_before_adding else module.post_attention_layernorm
-    after_attention = module.post_attention_layernorm if family.norms_before_adding else None
-    after_mlp = module.post_feedforward_layernorm if family.norms_before_adding else None
-    following = getattr(after, "input_layernorm" if isinstance(after, type(module)) else "norm", None)
+    attention = _piece(module, "self_attn", family, "Attention")
+    mlp = _piece(module, "mlp", family, "MLP")
+    _refuse_changes(module, ours)
+    between = family.norms_before_adding
     rotary_forward = inspect.unwrap(type(attention).forward)
     if ROTARY not in rotary_forward.__code__.co_names or ROTARY not in rotary_forward.__globals__:
         raise NotFast(f"{type(attention).__name__} does not call {ROTARY} in this version of transformers")
-    for norm in (after_attention, after_mlp):
-        _refuse_hooks(norm)
     head_norms = None
     if hasattr(attention, "q_norm"):
-        head_norms = (_norm(attention.q_norm, family), _norm(attention.k_norm, family))
+        head_norms = (_norm(attention, "q_norm", family), _norm(attention, "k_norm", family))
         if head_norms[0].eps != head_norms[1].eps:
             raise NotFast("the norms of q and k differ in eps")
-        for norm in head_norms:
-            _refuse_hooks(norm.module)
     gate_up = (mlp.gate_up_proj,) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj, mlp.up_proj)
     qk = (attention.qkv_proj,) if hasattr(attention, "qkv_proj") else (attention.q_proj, attention.k_proj)
-    linears = (*qk, attention.o_proj, *gate_up, mlp.down_proj)
+    act = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
     block = Block(
         module=module,
         family=family,
-        before_attention=_norm(module.input_layernorm, family),
-        after_attention=None if after_attention is None else _norm(after_attention, family),
-        before_mlp=_norm(before_mlp, family),
-        after_mlp=None if after_mlp is None else _norm(after_mlp, family),
-        following=None if following is None else _norm(following, family),
+        before_attention=_norm(module, "input_layernorm", family),
+        after_attention=_norm(module, "post_attention_layernorm", family) if between else None,
+        before_mlp=_norm(module, "pre_feedforward_layernorm" if between else "post_attention_layernorm", family),
+        after_mlp=_norm(module, "post_feedforward_layernorm", family) if between else None,
+        following=None,
         head_norms=head_norms,
         rotary_forward=rotary_forward,
-        activation=_activation(mlp),
-        # Of any other class the hook may score something else than the output, such as a base layer's under LoRA.
-        emitted=tuple(linear for linear in linears if type(linear) is nn.Linear),
+        gate_up=gate_up,
+        act=act,
+        activation=_activation(act),
+        emitted=tuple(linear for linear in (*qk, attention.o_proj, *gate_up, mlp.down_proj) if _emits(linear)),
     )
     _check_sizes(block)
     return block
 
 
-def _pieces(module: Any) -> Iterator[nn.Module]:
-    """What the fast path takes over of a decoder layer: all but the linear layers and the activation."""
-    yield module
-    yield module.self_attn
-    yield module.mlp
-    for parent in (module, module.self_attn):
-        yield from (child for child in parent.children() if type(child).__name__.endswith("RMSNorm"))
+def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
+    """A child of the family's own class: another one may compute anything."""
+    found = parent._modules.get(name)
+    wanted = f"{family.name}{kind}"
+    if type(found) is not getattr(sys.modules[type(parent).__module__], wanted, None):
+        raise NotFast(f"`{name}` of a {type(parent).__name__} is a {type(found).__name__} and not a {wanted}")
+    return found
 
 
-def _norm(module: Any, family: Family) -> Norm:
-    if type(module).__name__ != f"{family.name}RMSNorm":
-        raise NotFast(f"a norm of a {family.name} block is a {type(module).__name__}")
+def _norm(parent: nn.Module, name: str, family: Family) -> Norm:
+    module = _piece(parent, name, family, "RMSNorm")
+    if not _aligned(module.weight):
+        raise NotFast(f"the weight of a {type(module).__name__} starts where the kernels cannot read it")
     return Norm(module, float(module.eps if hasattr(module, "eps") else module.variance_epsilon))
 
 
-def _refuse_hooks(module: nn.Module | None) -> None:
-    """A norm that is part of a fused kernel is never called, so hooks on it would not fire."""
-    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-        raise NotFast(f"a hook on a {type(module).__name__} needs the norm by itself")
+def _last_norm(parent: nn.Module, family: Family) -> Norm | None:
+    """The model's own norm after the last block; None if it is not the family's, or has been changed."""
+    try:
+        norm = _norm(parent, "norm", family)
+    except NotFast:
+        return None
+    return None if "forward" in vars(norm.module) else norm
 
 
-def _activation(mlp: Any) -> str:
+def _refuse_changes(block: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Raise for a block in which anything else than its own classes' code runs.
+
+    A hook may change in place what a kernel reads after it, and a norm that is part of a kernel is never called.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise NotFast("there are hooks on all modules of the process")
+    for module in block.modules():
+        name = type(module).__name__
+        if "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None:
+            raise NotFast(f"the forward of a {name} has been replaced")
+        hooks = [hook for hook in module._forward_hooks.values() if not ours(hook) and not captures(hook)]
+        if hooks or module._forward_pre_hooks:
+            raise NotFast(f"there is a hook on a {name}")
+
+
+def captures(hook: Any) -> bool:
+    """Whether a forward hook is one by which transformers returns the outputs of blocks."""
+    return getattr(hook, "__module__", "") == _CAPTURING
+
+
+def _emits(linear: Any) -> bool:
+    """Whether the sums of a layer may be those of what it returns: of no other class, such as one under LoRA."""
+    return type(linear) is nn.Linear and (linear.bias is None or _aligned(linear.bias))
+
+
+def _aligned(weight: Tensor) -> bool:
+    return weight.is_contiguous() and weight.storage_offset() % 8 == 0 and weight.data_ptr() % 16 == 0
+
+
+def _activation(act: Any) -> str:
     from transformers.activations import ACT2FN
 
-    function = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
     for name, ours in (("silu", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
-        if type(function) is type(ACT2FN[name]):
-            _refuse_hooks(function)
+        if type(act) is type(ACT2FN[name]):
             return ours
-    raise NotFast(f"there is no kernel for the activation {type(function).__name__}")
+    raise NotFast(f"there is no kernel for the activation {type(act).__name__}")
 
 
 def _check_sizes(block: Block) -> None:
     hidden = block.before_attention.weight.shape[0]
     if hidden % 8 or hidden > MAX_NORM_FEATURES:
         raise NotFast(f"hidden_size must be a multiple of 8, at most {MAX_NORM_FEATURES}, is {hidden}")
-    inner = block.module.mlp.down_proj.in_features
+    inner = block.module.mlp.config.intermediate_size
     if inner % 8:
         raise NotFast(f"intermediate_size must be a multiple of 8, is {inner}")
     head_dim = block.module.self_attn.head_dim
-    units = head_dim // 16
-    if head_dim % 16 or head_dim > MAX_HEAD_DIM or (block.head_norms is not None and units & (units - 1)):
+    if head_dim % 16 or head_dim > MAX_HEAD_DIM or (block.head_norms and head_dim not in NORMED_HEAD_DIMS):
         raise NotFast(f"there is no kernel for heads of {head_dim}")
     dtype = block.before_attention.weight.dtype
     if dtype not in FUSED_FLOATS:

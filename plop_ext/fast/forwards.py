@@ -8,9 +8,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from plop_ext.fast import kernels
+from plop_ext.fast.audit import Audit
 from plop_ext.fast.binding import Bindings
 from plop_ext.fast.families import ROTARY, Block, Norm
 from plop_ext.scoring.collector import Collector
@@ -23,8 +24,8 @@ _VECTORS = 12
 class Handover:
     """Results of norms that a kernel computed on the way, for the norm that is called next.
 
-    A norm still gets called as a module, so hooks on it see what they always saw. It is given its result only for the
-    very tensor that was normed, unmodified since.
+    A norm still gets called as a module. It is given its result only for the very tensor that was normed, unmodified
+    since.
     """
 
     def __init__(self) -> None:
@@ -49,10 +50,17 @@ class FusedBlock:
         collector: Where the sums go.
         handover: Shared by the blocks of a model.
         bindings: Gets the forwards.
+
+    Attributes:
+        audit: What the kernels are compared by, while they are.
+        fused: How often the block ran by the kernels.
+        plain: How often it ran as it was.
     """
 
     def __init__(self, block: Block, collector: Collector, handover: Handover, bindings: Bindings) -> None:
         self.block = block
+        self.audit: Audit | None = None
+        self.fused = self.plain = 0
         self._collector = collector
         self._handover = handover
         self._unit_offset = block.family.unit_offset
@@ -74,31 +82,34 @@ class FusedBlock:
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The block's forward."""
-        block = self.block
-        if not self._fused(hidden_states, block.before_attention):
-            return type(block.module).forward(block.module, hidden_states, *args, **kwargs)
+        block, module = self.block, self.block.module
+        if not self._runs_fused(module, hidden_states, block.before_attention):
+            self.plain += 1
+            return type(module).forward(module, hidden_states, *args, **kwargs)
+        self.fused += 1
         emitter = self._collector.emitter(hidden_states)
-        if emitter is not None:
-            emitter.make_room(_VECTORS)
+        emitter.make_room(_VECTORS)
         kwargs |= zip(self._parameters, args, strict=False)
-        module = block.module
-        attended = module.self_attn(hidden_states=module.input_layernorm(hidden_states), **kwargs)[0]
-        hidden = self._add(attended, hidden_states, block.after_attention, block.before_mlp)
-        return self._add(module.mlp(block.before_mlp.module(hidden)), hidden, block.after_mlp, block.following)
+        with self._collector.deferring(block.emitted):
+            attended = module.self_attn(hidden_states=module.input_layernorm(hidden_states), **kwargs)[0]
+            hidden = self._add(attended, hidden_states, block.after_attention, block.before_mlp)
+            hidden = self._add(module.mlp(block.before_mlp.module(hidden)), hidden, block.after_mlp, block.following)
+            emitter.settle()
+        return hidden
 
     def mlp_forward(self, x: Tensor) -> Tensor:
         """The MLP's forward."""
-        mlp = self.block.module.mlp
-        if not self._fused(x, self.block.before_mlp):
+        block, mlp = self.block, self.block.module.mlp
+        if not self._runs_fused(mlp, x, block.before_mlp):
             return type(mlp).forward(mlp, x)
-        if hasattr(mlp, "gate_up_proj"):
-            gate, up = mlp.gate_up_proj(x).chunk(2, dim=-1)
-        else:
-            gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+        projected = [linear(x) for linear in block.gate_up]
+        gate, up = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
         if not kernels.takes_columns(gate, up, x):
-            function = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
-            return mlp.down_proj(function(gate) * up)
-        return mlp.down_proj(kernels.gated_activation(gate, up, self.block.activation, self._collector.emitter(x)))
+            return mlp.down_proj(block.act(gate) * up)
+        emitter = self._collector.emitter(x)
+        product = kernels.gated_activation(gate, up, block.activation, emitter, self.audit)
+        del gate, up, projected  # as the module lets go of them
+        return mlp.down_proj(product)
 
     def rotary(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
@@ -107,22 +118,23 @@ class FusedBlock:
         norms = self.block.head_norms
         by_token = q.transpose(1, 2), k.transpose(1, 2)
         fits = kernels.takes_heads(*by_token, cos, sin) and (norms is None or norms[0].weight.dtype == q.dtype)
-        if args or kwargs or not fits or not kernels.runs_fused(q):
+        if args or kwargs or not fits or not kernels.runs_fused(self.block.module, q):
             if norms is not None:
                 q, k = (type(norm.module).forward(norm.module, x) for norm, x in zip(norms, (q, k), strict=True))
             original: Callable[..., tuple[Tensor, Tensor]] = self.block.rotary_forward.__globals__[ROTARY]
             return original(q, k, cos, sin, *args, **kwargs)
         emitter = self._collector.emitter(by_token[0].flatten(2))
-        q, k = kernels.rotary(*by_token, cos, sin, norms, self._unit_offset, emitter)
+        q, k = kernels.rotary(*by_token, cos, sin, norms, self._unit_offset, emitter, self.audit)
+        emitter.settle()  # v, whose sums no kernel takes, before attention needs the memory
         return q.transpose(1, 2), k.transpose(1, 2)
 
     def _add(self, x: Tensor, residual: Tensor, inner: Norm | None, norm: Norm | None) -> Tensor:
         """residual + x, or residual + inner(x); its norm is handed over."""
         weights = [each.weight for each in (inner, norm) if each is not None]
-        if norm is None or not kernels.takes(x, residual, *weights) or not kernels.takes(residual):
+        if norm is None or not kernels.takes(x, *weights) or not kernels.takes(residual, x):
             return residual + (x if inner is None else type(inner.module).forward(inner.module, x))
         emitter = self._collector.emitter(x)
-        hidden, normed = kernels.add_norm(x, residual, norm, inner, self._unit_offset, emitter)
+        hidden, normed = kernels.add_norm(x, residual, norm, inner, self._unit_offset, emitter, self.audit)
         self._handover.put(norm, hidden, normed)
         return hidden
 
@@ -131,15 +143,16 @@ class FusedBlock:
             normed = self._handover.take(norm, x)
             if normed is not None:
                 return normed
-            if not self._fused(x, norm):
+            if not self._runs_fused(norm.module, x, norm):
                 return type(norm.module).forward(norm.module, x)
             emitter = self._collector.emitter(x)
-            return kernels.add_norm(x, None, norm, None, self._unit_offset, emitter)[1]
+            return kernels.add_norm(x, None, norm, None, self._unit_offset, emitter, self.audit)[1]
 
         return forward
 
-    def _fused(self, x: Tensor, norm: Norm) -> bool:
-        return kernels.runs_fused(x) and kernels.takes(x, norm.weight)
+    @staticmethod
+    def _runs_fused(module: nn.Module, x: Tensor, norm: Norm) -> bool:
+        return kernels.runs_fused(module, x) and kernels.takes(x, norm.weight)
 
 
 def _same(x: Tensor) -> Tensor:

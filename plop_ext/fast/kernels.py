@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plop_ext import ops
+from plop_ext.fast.audit import Audit
 from plop_ext.fast.families import Norm
 from plop_ext.scoring.emitter import Emitter
 
 
-def runs_fused(x: Tensor) -> bool:
-    """Whether a forward on hidden states `x` may use the kernels: they record no gradient and know no autocast.
+def runs_fused(module: nn.Module, x: Tensor) -> bool:
+    """Whether `module` may use the kernels on `x`: they record no gradient, drop nothing and know no autocast.
 
     In inference mode a tensor does not tell whether it was modified since its sums were taken.
     """
     return not (
-        torch.is_grad_enabled()
+        module.training
+        or torch.is_grad_enabled()
         or torch.is_inference_mode_enabled()
         or torch.is_autocast_enabled(x.device.type)
         or torch.compiler.is_compiling()
@@ -33,115 +35,11 @@ def takes(x: Tensor, *others: Tensor) -> bool:
     )
 
 
-def add_norm(
-    x: Tensor, residual: Tensor | None, norm: Norm, inner: Norm | None, unit_offset: bool, emitter: Emitter | None
-) -> tuple[Tensor, Tensor]:
-    """(residual + x, its norm), or with `inner` residual + inner(x); without a residual x itself. All [B, T, K]."""
-    normed = torch.empty_like(x)
-    hidden = None if residual is None else torch.empty_like(x)
-    x_sums = bias = normed_sums = None
-    step, phase = 1, 0
-    if emitter is not None:
-        x_sums, bias = emitter.output(x)
-        normed_sums = emitter.input()
-        step, phase = emitter.step, emitter.phase
-    ops.add_rms_norm_(
-        _rows(normed),
-        None if hidden is None else _rows(hidden),
-        _rows(x),
-        None if residual is None else _rows(residual),
-        norm.weight,
-        norm.eps,
-        None if inner is None else inner.weight,
-        0.0 if inner is None else inner.eps,
-        unit_offset,
-        bias,
-        x_sums,
-        normed_sums,
-        step,
-        phase,
-    )
-    if emitter is not None:
-        emitter.know(normed, normed_sums)
-        emitter.settle()
-    return x if hidden is None else hidden, normed
-
-
-def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter | None) -> Tensor:
-    """activation(gate) * up, [..., I]; rows may lie further apart than I."""
-    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    gate_sums = up_sums = gate_bias = up_bias = out_sums = None
-    step, phase = 1, 0
-    if emitter is not None:
-        gate_sums, gate_bias = emitter.output(gate)
-        up_sums, up_bias = emitter.output(up)
-        out_sums = emitter.input()
-        step, phase = emitter.step, emitter.phase
-    ops.gated_activation_(
-        _rows(out),
-        _rows(gate),
-        _rows(up),
-        activation,
-        gate_bias,
-        up_bias,
-        gate_sums,
-        up_sums,
-        out_sums,
-        step,
-        phase,
-    )
-    if emitter is not None:
-        emitter.know(out, out_sums)
-        emitter.settle()
-    return out
-
-
 def takes_columns(gate: Tensor, up: Tensor, like: Tensor) -> bool:
     """Whether `gated_activation` reads gate and up as they lie in memory, and `like`'s type is theirs."""
     return all(
         x.dtype == like.dtype and x.stride(-1) == 1 and x.stride(-2) % 8 == 0 and _aligned(x) for x in (gate, up)
     )
-
-
-def rotary(
-    q: Tensor,
-    k: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norms: tuple[Norm, Norm] | None,
-    unit_offset: bool,
-    emitter: Emitter | None,
-) -> tuple[Tensor, Tensor]:
-    """q and k [B, T, heads, D], normed per head and rotated."""
-    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
-    q_sums = q_bias = k_sums = k_bias = None
-    step, phase = 1, 0
-    if emitter is not None:
-        q_sums, q_bias = emitter.output(q)
-        k_sums, k_bias = emitter.output(k)
-        step, phase = emitter.step, emitter.phase
-    q_norm, k_norm = norms or (None, None)
-    ops.rotary_(
-        q_out,
-        k_out,
-        q,
-        k,
-        cos.contiguous(),
-        sin.contiguous(),
-        None if q_norm is None else q_norm.weight,
-        None if k_norm is None else k_norm.weight,
-        0.0 if q_norm is None else q_norm.eps,
-        unit_offset,
-        q_bias,
-        k_bias,
-        q_sums,
-        k_sums,
-        step,
-        phase,
-    )
-    if emitter is not None:
-        emitter.settle()
-    return q_out, k_out
 
 
 def takes_heads(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
@@ -158,6 +56,108 @@ def takes_heads(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and (width - rotary_dim) % 16 == 0
         and all(_tokens_apart(x) for x in (q, k))
     )
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    norm: Norm,
+    inner: Norm | None,
+    unit_offset: bool,
+    emitter: Emitter,
+    audit: Audit | None,
+) -> tuple[Tensor, Tensor]:
+    """(residual + x, its norm), or with `inner` residual + inner(x); without a residual x itself. All [B, T, K]."""
+    normed = torch.empty_like(x)
+    hidden = None if residual is None else torch.empty_like(x)
+    x_sums, bias = emitter.output(x)
+    normed_sums = emitter.input()
+    args = (
+        _rows(normed),
+        None if hidden is None else _rows(hidden),
+        _rows(x),
+        None if residual is None else _rows(residual),
+        norm.weight,
+        norm.eps,
+        None if inner is None else inner.weight,
+        0.0 if inner is None else inner.eps,
+        unit_offset,
+        bias,
+        x_sums,
+        normed_sums,
+        emitter.step,
+        emitter.phase,
+    )
+    ops.add_rms_norm_(*args)
+    if audit is not None:
+        audit.compare(ops.add_rms_norm_pytorch, args, rows=(0, 1, 2, 3), written=(0, 1), sums=(10, 11))
+    emitter.know(normed, normed_sums)
+    return x if hidden is None else hidden, normed
+
+
+def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter, audit: Audit | None) -> Tensor:
+    """activation(gate) * up, [..., I]; rows may lie further apart than I."""
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    gate_sums, gate_bias = emitter.output(gate)
+    up_sums, up_bias = emitter.output(up)
+    out_sums = emitter.input()
+    args = (
+        _rows(out),
+        _rows(gate),
+        _rows(up),
+        activation,
+        gate_bias,
+        up_bias,
+        gate_sums,
+        up_sums,
+        out_sums,
+        emitter.step,
+        emitter.phase,
+    )
+    ops.gated_activation_(*args)
+    if audit is not None:
+        audit.compare(ops.gated_activation_pytorch, args, rows=(0, 1, 2), written=(0,), sums=(6, 7, 8))
+    emitter.know(out, out_sums)
+    return out
+
+
+def rotary(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norms: tuple[Norm, Norm] | None,
+    unit_offset: bool,
+    emitter: Emitter,
+    audit: Audit | None,
+) -> tuple[Tensor, Tensor]:
+    """q and k [B, T, heads, D], normed per head and rotated."""
+    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    q_sums, q_bias = emitter.output(q)
+    k_sums, k_bias = emitter.output(k)
+    q_norm, k_norm = norms or (None, None)
+    args = (
+        q_out,
+        k_out,
+        q,
+        k,
+        cos.contiguous(),
+        sin.contiguous(),
+        None if q_norm is None else q_norm.weight,
+        None if k_norm is None else k_norm.weight,
+        0.0 if q_norm is None else q_norm.eps,
+        unit_offset,
+        q_bias,
+        k_bias,
+        q_sums,
+        k_sums,
+        emitter.step,
+        emitter.phase,
+    )
+    ops.rotary_(*args)
+    if audit is not None:
+        audit.compare(ops.rotary_pytorch, args, rows=(0, 1, 2, 3, 4, 5), written=(0, 1), sums=(12, 13))
+    return q_out, k_out
 
 
 def _tokens_apart(x: Tensor) -> bool:

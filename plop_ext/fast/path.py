@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from plop_ext import ops
-from plop_ext.errors import InputError
 from plop_ext.fast.binding import Bindings
-from plop_ext.fast.check import BlockCheck, disagreement
+from plop_ext.fast.check import BlockCheck
 from plop_ext.fast.families import find_blocks
 from plop_ext.fast.forwards import FusedBlock, Handover
 from plop_ext.scoring.collector import Collector
@@ -30,37 +29,39 @@ class FastPath:
 
     Args:
         model: What is scored. Known are the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma2, Gemma3 and Phi3 in
-            float32, float16 or bfloat16.
+            float32, float16 or bfloat16, with no hooks and no forwards but their own.
         collector: Entered before this and left after it.
 
     Attributes:
         blocks: How many blocks take the fast path.
         reason: Why some or all blocks do not; None if all do.
+        checked: Whether the kernels were found to agree with the model, or are not used.
     """
 
     def __init__(self, model: nn.Module, collector: Collector) -> None:
-        if collector.last_call_only:
-            raise InputError('`fast=True` does not go with compat="paper-script", which reads every output by itself')
+        self._model = model
         self._collector = collector
         self._bindings = Bindings()
         self._handover = Handover()
-        self._checks: list[BlockCheck] = []
+        self._blocks: list[FusedBlock] = []
         self.reason: str | None = None
         self.blocks = 0
-        found, reasons = find_blocks(model)
-        device = next((block.before_attention.weight.device for block in found), None)
-        if device is not None and ops.STATUS.backend(device) == "pytorch":
-            found, reasons = [], [f"there are no native kernels for {device.type}: {ops.STATUS.reason}"]
-        if reasons:
-            self.reason = f"{len(reasons)} blocks are left out: " + "; ".join(sorted(set(reasons)))
-        elif not found:
-            self.reason = "the model has no blocks of a family that the fast path knows"
-        self._blocks = [FusedBlock(block, collector, self._handover, self._bindings) for block in found]
+        self.checked = False
 
     def __enter__(self) -> FastPath:
+        found, reasons = find_blocks(self._model, self._collector.owns)
+        device = next((block.before_attention.weight.device for block in found), None)
+        if device is not None and ops.STATUS.backend(device) == "pytorch":
+            found, reasons = [], [f"there are no native kernels for {device.type}; see `plop doctor`"]
+        if reasons:
+            count = f"{len(reasons)} block{'s are' if len(reasons) > 1 else ' is'} left out"
+            self.reason = f"{count}: {'; '.join(sorted(set(reasons)))}"
+        elif not found:
+            self.reason = "the model has no blocks of a family that the fast path knows"
+        self._blocks = [FusedBlock(block, self._collector, self._handover, self._bindings) for block in found]
         self._bindings.activate()
-        self._collector.defer([linear for fused in self._blocks for linear in fused.block.emitted])
         self.blocks = len(self._blocks)
+        self.checked = not self._blocks
         return self
 
     def __exit__(
@@ -68,19 +69,19 @@ class FastPath:
     ) -> None:
         self._leave()
 
-    def first_batch(self, run: Callable[[], None]) -> None:
-        """Score a batch and check the kernels on it: the first and the last block of each kind also run as they were.
+    def first_batch(self, run: Callable[[], None], again: Callable[[], None] | None = None) -> None:
+        """Score a batch and check the kernels on it, unless no block takes the fast path in it.
 
-        Outputs and gains have to agree; if they do not, the batch is scored again without the kernels, which stay
-        unused from then on, and `reason` says what disagreed. Waits for the device once.
+        In the first and the last block of each kind every kernel is compared with its PyTorch twin, and the block also
+        runs as it was. If something disagrees, or nothing could be compared, the batch is scored again without the
+        kernels, which stay unused from then on; `reason` says why. Waits for the device once.
 
         Args:
             run: `begin`, forward and `end` of the collector for that batch.
+            again: What scores it once more without the kernels; default: `run`.
         """
-        if not self.blocks:
-            run()
-            return
         checks = [BlockCheck(fused, self._collector, self._bindings) for fused in self._samples()]
+        before = sum(fused.fused for fused in self._blocks)
         for check in checks:
             check.attach()
         try:
@@ -88,28 +89,60 @@ class FastPath:
         finally:
             for check in checks:
                 check.detach()
-        found = disagreement(checks, self._collector)
+        if sum(fused.fused for fused in self._blocks) == before:
+            return
+        found = self._disagreement(checks)
+        self.checked = True
         if found is not None:
             self._leave()
-            self.reason = f"the fused kernels disagree with the model: {found}"
+            self.reason = found
             self._collector.drop_batch()
-            run()
+            (again or run)()
 
     def report(self) -> dict[str, Any]:
-        """For the provenance: how many blocks took the fast path, and why others did not."""
-        return {"blocks": self.blocks, "reason": self.reason}
+        """For the provenance: how many blocks took the fast path, and why others, or some of their calls, did not."""
+        used = sum(fused.fused > 0 for fused in self._blocks) if self.blocks else 0
+        reasons = [] if self.reason is None else [self.reason]
+        plain = sum(fused.plain for fused in self._blocks)
+        if plain and self.blocks:
+            reasons.append(
+                f"{plain} forwards of blocks ran as they were, under autocast, in inference mode, with gradients or in "
+                "a type that is not their weights'"
+            )
+        elif self.blocks and not used:
+            reasons.append("no batch needed a forward")
+        return {"blocks": used, "reason": "; ".join(reasons) or None}
+
+    def _disagreement(self, checks: list[BlockCheck]) -> str | None:
+        """Why the kernels may not be used, or None."""
+        totals = self._collector.last_totals()
+        for check in checks:
+            if check.compared and (found := check.disagreement(totals)) is not None:
+                return f"the fused kernels disagree with the model: {found}"
+        kinds = {_kind(check.block.module): False for check in checks}
+        for check in checks:
+            kinds[_kind(check.block.module)] |= check.compared > 0
+        for kind, compared in kinds.items():
+            if not compared:
+                obstacles = [check.obstacle for check in checks if _kind(check.block.module) == kind]
+                why = next((text for text in obstacles if text is not None), "the first batch does not call it")
+                return f"a {kind[0].__name__} could not be checked: {why}"
+        return None
 
     def _samples(self) -> list[FusedBlock]:
-        """The first and the last block of each kind, by class and type of attention."""
-        kinds: dict[tuple[type, object], list[FusedBlock]] = {}
+        """The first and the last block of each kind."""
+        kinds: dict[object, list[FusedBlock]] = {}
         for fused in self._blocks:
-            attention = fused.block.module.self_attn
-            kind = (type(fused.block.module), getattr(attention, "layer_type", None))
-            kinds.setdefault(kind, []).append(fused)
-        return list(dict.fromkeys(block for members in kinds.values() for block in (members[0], members[-1])))
+            kinds.setdefault(_kind(fused.block.module), []).append(fused)
+        chosen = [block for members in kinds.values() for block in (members[0], members[-1])]
+        return list({block.block.module: block for block in chosen}.values())
 
     def _leave(self) -> None:
         self._bindings.deactivate()
-        self._collector.defer(())
         self._handover.clear()
         self.blocks = 0
+
+
+def _kind(block: Any) -> tuple[type, object]:
+    """What tells blocks apart that compute differently: class and type of attention."""
+    return type(block), getattr(block.self_attn, "layer_type", None)

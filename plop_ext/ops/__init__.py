@@ -18,7 +18,7 @@ from plop_ext.ops.gated_activation import (
     gated_activation_fake,
     gated_activation_pytorch,
 )
-from plop_ext.ops.rotary import MAX_HEAD_DIM, rotary_, rotary_fake, rotary_pytorch
+from plop_ext.ops.rotary import MAX_HEAD_DIM, NORMED_HEAD_DIMS, rotary_, rotary_fake, rotary_pytorch
 from plop_ext.ops.row_sumsq import row_sumsq_, row_sumsq_fake, row_sumsq_pytorch
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "MAX_HEAD_DIM",
     "MAX_NORM_FEATURES",
     "NAMESPACE",
+    "NORMED_HEAD_DIMS",
     "STATUS",
     "add_rms_norm_",
     "add_rms_norm_fake",

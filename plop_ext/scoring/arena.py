@@ -43,6 +43,7 @@ class _Pending(NamedTuple):
 
     out: Tensor
     rows: Tensor  # of the whole module; alive until then, so that its address stays its own
+    version: int  # of `rows`, which are read later
     bias: Tensor | None
     layer: LinearLayer
 
@@ -111,7 +112,8 @@ class Arena:
         in_start = self._input(call, tokens)
         for index, layer in layers:
             out_start = self._used
-            pending = _Pending(self._take(token_map.rows), call.y_rows, call.bias, layer)
+            version = 0 if call.y_rows.is_inference() else call.y_rows._version
+            pending = _Pending(self._take(token_map.rows), call.y_rows, version, call.bias, layer)
             if deferred:
                 self._tokens = tokens
                 self._pending[_columns(pending.rows, layer).data_ptr()] = pending
@@ -132,6 +134,7 @@ class Arena:
         if pending is None or _columns(pending.rows, pending.layer).shape.numel() != y.numel():
             return None
         del self._pending[y.data_ptr()]
+        _check_unmodified(pending)
         bias, layer = pending.bias, pending.layer
         if bias is not None and layer.split is not None:
             bias = layer.split.select(bias, layer.part).flatten()
@@ -153,6 +156,7 @@ class Arena:
         while self._pending:
             _, pending = self._pending.popitem()
             assert self._tokens is not None
+            _check_unmodified(pending)
             _output_sumsq(pending, self._tokens)
 
     def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
@@ -219,8 +223,16 @@ def _columns(y: Tensor, layer: LinearLayer) -> Tensor:
     return y if layer.split is None else layer.split.select(y, layer.part)
 
 
+def _check_unmodified(pending: _Pending) -> None:
+    """Raise if a deferred output is no longer what the module returned: no hook does that, but code may."""
+    if pending.rows._version != pending.version:
+        raise RuntimeError(
+            f"the output of `{pending.layer.name}` was modified in place before it was read; score without `fast`"
+        )
+
+
 def _output_sumsq(pending: _Pending, tokens: BatchTokens) -> None:
-    out, rows, bias, layer = pending
+    out, rows, _, bias, layer = pending
     if layer.split is None:
         ops.row_sumsq_(out, rows, bias, tokens.step, tokens.phase)
     else:

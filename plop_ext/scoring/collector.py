@@ -14,7 +14,7 @@ from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows
-from plop_ext.scoring.emitter import Emitter
+from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
@@ -59,7 +59,7 @@ class Collector:
         self._stack = ExitStack()
         self._arenas: dict[tuple[torch.device, torch.dtype], Arena] = {}
         self._tokens: BatchTokens | None = None
-        self._deferred: frozenset[nn.Module] = frozenset()
+        self._deferred: Collection[nn.Module] = ()
         self._finished: list[Tensor] = []
         self._transfers: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
@@ -157,17 +157,26 @@ class Collector:
             self._receive()
         return self._finished[batch]
 
-    def defer(self, modules: Collection[nn.Module]) -> None:
-        """Leave the outputs of `modules` to fused kernels that read them anyway (see `emitter`)."""
-        self._deferred = frozenset(modules)
+    @contextmanager
+    def deferring(self, modules: Collection[nn.Module]) -> Iterator[None]:
+        """Within the block the outputs of `modules` are left to fused kernels, which ask the `emitter` for them."""
+        before, self._deferred = self._deferred, modules
+        try:
+            yield
+        finally:
+            self._deferred = before
 
-    def emitter(self, x: Tensor) -> Emitter | None:
-        """Where a kernel that passes over tensors with the rows of `x` [..., K] leaves their sums; None: nowhere."""
+    def emitter(self, x: Tensor) -> Emitter:
+        """Where a kernel that passes over tensors with the rows of `x` [..., K] leaves their sums."""
         tokens = self.tokens
-        if tokens is None:
-            return None
-        token_map = tokens.map_for(x.shape[:-1].numel(), x.device)
-        return None if token_map is None else Emitter(self.arena_for(x.device, x.dtype), token_map, tokens)
+        token_map = None if tokens is None else tokens.map_for(x.shape[:-1].numel(), x.device)
+        if tokens is None or token_map is None:
+            return SILENT
+        return BatchEmitter(self.arena_for(x.device, x.dtype), token_map, tokens)
+
+    def owns(self, hook: object) -> bool:
+        """Whether a forward hook is one of this collector's."""
+        return isinstance(hook, _Hook) and hook.collector is self
 
     def last_totals(self) -> Tensor:
         """[M, B, 5] float64 on the CPU: totals of the batch closed last. Waits for the devices."""

@@ -130,8 +130,13 @@ def run_batches(
                 forward(model, batch)
                 collector.end()
 
-            if fast is not None and closed == 0:
-                fast.first_batch(run)
+            def again(run: Callable[[], None] = run) -> None:
+                if graphed is not None:
+                    graphed.forget()
+                run()
+
+            if fast is not None and not fast.checked:
+                fast.first_batch(run, again)
             else:
                 run()
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}

@@ -91,8 +91,8 @@ def score(
             them, and no score of its own.
         fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma2, Gemma3 and Phi3 by fused kernels, which take the
             sums on the way: scoring then costs less than the plain forward. The first batch checks them against the
-            model. Outputs differ in the last bit of a few elements, scores in the fifth digit. Anything else is
-            scored as without it, and a warning says why.
+            model. Outputs differ in the last bit of a few elements, float32 scores in the sixth digit, 16-bit ones in
+            the third or fourth. Anything else is scored as without it, and a warning says why.
         graph: Replay forwards as CUDA graphs, for a model on one CUDA device. Pays where launching kernels takes
             longer than they run: short batches, or small models. A batch is replayed from the second of its kind on:
             the same shapes, the same first token read, and padding in both or in neither. So make lengths few
@@ -120,6 +120,8 @@ def score(
     """
     limit, rule = extent(max_samples, stop, compat)
     check_arguments(mask, baseline, compat, limit, token_step, probes)
+    if fast and compat is not None:
+        raise InputError(f"`fast` reads outputs together, and `compat`={compat!r} each by itself; leave one of them out")
     if compat == "paper-script":
         mask, baseline, token_step = "all", "probe", 1
     facts = check_data_info(data_info)
