@@ -121,7 +121,7 @@ def score(
     limit, rule = extent(max_samples, stop, compat)
     check_arguments(mask, baseline, compat, limit, token_step, probes)
     if fast and compat is not None:
-        raise InputError(f"`fast` reads outputs together, and `compat`={compat!r} each by itself; leave one of them out")
+        raise InputError(f"`fast` reads outputs together, and `compat`={compat!r} each by itself; leave one out")
     if compat == "paper-script":
         mask, baseline, token_step = "all", "probe", 1
     facts = check_data_info(data_info)
