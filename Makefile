@@ -59,7 +59,8 @@ gpu-test:
 	PLOP_REQUIRE_CUDA=1 $(PYTHON) -m pytest -m gpu
 
 # Memory errors and races in the kernels; slow, so only the tests that launch each kernel once per shape.
-SANITIZE := tests/test_ops.py tests/test_ops_gain_totals.py -m gpu -k 'equals_the_oracle or step_and_phase or layout'
+SANITIZE := tests/test_ops.py tests/test_ops_pair.py tests/test_ops_gain_totals.py -m gpu \
+  -k 'equals_the_oracle or equals_two_calls or step_and_phase or layout'
 gpu-sanitize:
 	for tool in memcheck racecheck; do \
 	  PLOP_REQUIRE_CUDA=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest $(SANITIZE) || exit 1; \
