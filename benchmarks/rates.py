@@ -10,7 +10,7 @@ from benchmarks.timing import Candidate, measure, summarize
 def copy_gb_per_s(device: torch.device, n_bytes: int) -> float:
     """Bytes read plus bytes written per second by a device-to-device copy."""
     source, target = (torch.randint(-128, 127, (n_bytes,), dtype=torch.int8, device=device) for _ in range(2))
-    seconds = measure([Candidate("copy", lambda _: target.copy_(source))], device, rounds=20, warmup=3)
+    seconds = measure([Candidate("copy", lambda _: target.copy_(source), queued=True)], device, rounds=20, warmup=3)
     return 2 * n_bytes / summarize(seconds["copy"]).median / 1e9
 
 
@@ -18,5 +18,7 @@ def matmul_tflop_per_s(device: torch.device, dtype: torch.dtype, size: int) -> f
     """1e12 operations per second of a product of two random [size, size] matrices."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    seconds = measure([Candidate("product", lambda _: torch.mm(left, right, out=out))], device, rounds=20, warmup=3)
+    seconds = measure(
+        [Candidate("product", lambda _: torch.mm(left, right, out=out), queued=True)], device, rounds=20, warmup=3
+    )
     return 2 * size**3 / summarize(seconds["product"]).median / 1e12

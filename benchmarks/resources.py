@@ -1,4 +1,5 @@
-"""Registers, shared memory and spills of every CUDA kernel, as the compiler reports them for Hopper.
+"""Registers, shared memory and spills of every CUDA kernel, as the compiler reports them for Hopper, and
+spills for every architecture that the library is built for.
 
 python -m benchmarks.resources --output benchmarks/results/resources.json   compiles csrc/cuda with nvcc
 python -m benchmarks.resources --check benchmarks/results/resources.json    fails on spills, or if the sources changed
@@ -26,21 +27,30 @@ from plop_ext.files import write_text_atomic
 
 SOURCES = environment.ROOT / "csrc"
 ARCH = "90"
+FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
 
 
 def source_digest() -> str:
-    """Of every file that the CUDA kernels may include."""
-    digest = hashlib.sha256()
+    """Of every file that the CUDA kernels may include, and of what they are compiled with."""
+    digest = hashlib.sha256(" ".join((*FLAGS, *toolchain().DEFAULT_ARCHS)).encode())
     for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("cuda/*.cu*")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
+def toolchain() -> Any:
+    """The module that knows nvcc and the architectures."""
+    sys.path.insert(0, str(environment.ROOT / "scripts"))
+    import toolchain
+
+    return toolchain
+
+
 def report(nvcc: Path, source: Path) -> str:
-    """What ptxas says about the kernels of one file."""
-    flags = ["-O3", "-std=c++17", f"-gencode=arch=compute_{ARCH},code=sm_{ARCH}", "-Xptxas", "-v"]
+    """What ptxas says about the kernels of one file, for all architectures."""
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in toolchain().DEFAULT_ARCHS]
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(nvcc), *flags, "-c", str(source), "-o", f"{folder}/out.o"]
+        command = [str(nvcc), *FLAGS, *targets, "-c", str(source), "-o", f"{folder}/out.o"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -48,9 +58,9 @@ def report(nvcc: Path, source: Path) -> str:
 
 
 def parse(text: str) -> Iterator[dict[str, Any]]:
-    """One row per kernel of a (demangled) report."""
+    """One row per kernel and architecture of a (demangled) report."""
     pattern = re.compile(
-        r"Compiling entry function '(?P<kernel>.+?)' for 'sm_\d+'.*?"
+        r"Compiling entry function '(?P<kernel>.+?)' for 'sm_(?P<arch>\d+)'.*?"
         r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
         r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
         re.DOTALL,
@@ -59,6 +69,7 @@ def parse(text: str) -> Iterator[dict[str, Any]]:
         shared = re.search(r"(\d+) bytes smem", match["rest"])
         yield {
             "kernel": kernel_name(match["kernel"]),
+            "arch": match["arch"],
             "registers": int(match["registers"]),
             "shared_bytes": int(shared[1]) if shared else 0,
             "stack_bytes": int(match["stack"]),
@@ -67,8 +78,8 @@ def parse(text: str) -> Iterator[dict[str, Any]]:
 
 
 def spills(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The kernels that keep registers in memory."""
-    return [row["kernel"] for row in rows if row["spill_bytes"]]
+    """The kernels that keep registers in memory, with the architecture."""
+    return [f"{row['kernel']} for sm_{row['arch']}" for row in rows if row["spill_bytes"]]
 
 
 def check(result: dict[str, Any]) -> None:
@@ -93,16 +104,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.check is not None:
         check(json.loads(args.check.read_text(encoding="utf-8")))
         return
-    sys.path.insert(0, str(environment.ROOT / "scripts"))
-    from toolchain import find_nvcc
-
-    nvcc = find_nvcc()
+    nvcc = toolchain().find_nvcc()
     if nvcc is None:
         raise SystemExit("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
     release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         texts = list(pool.map(lambda source: report(nvcc, source), sorted(SOURCES.glob("cuda/*.cu"))))
-    rows = sorted((row for text in texts for row in parse(text)), key=lambda row: str(row["kernel"]))
+    everywhere = [row for text in texts for row in parse(text)]
+    # The others' registers are of no interest unless they spill.
+    kept = [row for row in everywhere if row["arch"] == ARCH or row["spill_bytes"]]
+    rows = sorted(kept, key=lambda row: (str(row["kernel"]), str(row["arch"])))
     result = {
         "benchmark": "resources",
         "quick": False,
@@ -110,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "settings": {
             "nvcc": release.split("release ")[1].split(",")[0],
             "arch": f"sm_{ARCH}",
+            "spills_checked": [f"sm_{arch}" for arch in toolchain().DEFAULT_ARCHS],
             "sources": source_digest(),
         },
         "rows": rows,
@@ -118,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text_atomic(args.output, json.dumps(result, indent=1) + "\n")
     for row in rows:
         if row["stack_bytes"] or row["spill_bytes"]:
-            print(f"{row['kernel']}: {row['stack_bytes']} bytes of stack, {row['spill_bytes']} of spills")
+            print(
+                f"{row['kernel']}, sm_{row['arch']}: {row['stack_bytes']} bytes of stack, {row['spill_bytes']} of spills"
+            )
     check(result)
 
 

@@ -82,14 +82,15 @@ def time_once(candidate: Candidate, device: torch.device) -> float:
 def measure(
     candidates: Sequence[Candidate], device: torch.device, *, rounds: int, warmup: int = 1, at_least_s: float = 0.0
 ) -> Mapping[str, list[float]]:
-    """Seconds of each candidate in each round, in the order A B C A B C ..., after `warmup` uncounted rounds.
+    """Seconds of each candidate in each round, after `warmup` uncounted rounds.
 
-    More than `rounds` rounds are run until `at_least_s` seconds have passed.
+    In the order A B C, B C A, C A B ...: each follows a rest or another candidate's heat as often as the others. More than `rounds` rounds are run until `at_least_s` seconds have passed.
     """
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     number, until = -warmup, time.perf_counter() + at_least_s
     while number < rounds or time.perf_counter() < until:
-        for candidate in candidates:
+        turn = number % len(candidates)
+        for candidate in (*candidates[turn:], *candidates[:turn]):
             elapsed = time_once(candidate, device)
             if number >= 0:
                 seconds[candidate.name].append(elapsed)

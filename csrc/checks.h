@@ -61,6 +61,7 @@ inline DType element_type(const char* op, const Tensor& t, const char* name) {
 
 // What the fused ops read and write in vectors; their fakes check the same (plop_ext/ops/checks.py).
 constexpr int64_t kVector = 8;
+constexpr uintptr_t kVectorBytes = 16;
 
 struct Argument {
   const char* name;
@@ -114,6 +115,10 @@ inline void check_elements(const char* op, const Tensor& t, const char* name, in
 inline void check_aligned(const char* op, const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.storage_offset() % kVector == 0, op, ": ", name, " must start at a multiple of ", kVector,
                   " elements, got offset ", t.storage_offset());
+  // Memory of other libraries may begin anywhere; a CUDA kernel that loads from there takes the process down.
+  const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  STD_TORCH_CHECK(!t.is_cuda() || address % kVectorBytes == 0, op, ": ", name, " must start at a multiple of ",
+                  kVectorBytes, " bytes of memory, got ", address % kVectorBytes, " past one");
 }
 
 // Step, phase, and one element of each of `sums` per row read.

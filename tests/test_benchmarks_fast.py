@@ -265,6 +265,7 @@ def test_the_compilers_report_is_understood() -> None:
     first, second = resources.parse(PTXAS)
     assert first == {
         "kernel": "a_kernel<float, 2>",
+        "arch": "90",
         "registers": 40,
         "shared_bytes": 384,
         "stack_bytes": 8,

@@ -32,12 +32,14 @@ from tests.fused_ops import (
 )
 
 # The share of elements that may differ, and by how many times eps * their magnitude any of them may.
-SHARES = {torch.float32: 1.0, torch.float16: 4e-3, torch.bfloat16: 1e-3}
+SHARES = {torch.float32: 1.0, torch.float16: 5e-4, torch.bfloat16: 1e-4}
 STEPS = {torch.float32: 8.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 ROWS, WIDTH = 96, 1536
 
 
-def same(kernel: str, actual: Tensor, expected: Tensor, magnitude: Tensor | None = None) -> None:
+def same(
+    kernel: str, actual: Tensor, expected: Tensor, magnitude: Tensor | None = None, shared: Tensor | None = None
+) -> None:
     """Bit for bit, or for a native kernel with few elements off.
 
     Args:
@@ -45,12 +47,14 @@ def same(kernel: str, actual: Tensor, expected: Tensor, magnitude: Tensor | None
         actual: Of any shape.
         expected: Likewise.
         magnitude: What the rounding errors of an element are relative to; default: the element.
+        shared: [like actual] bool, the elements of which few may differ; default: all.
     """
     if kernel == "pytorch":
         assert torch.equal(actual, expected)
         return
     difference = (actual.double() - expected.double()).cpu()
-    share = float((difference != 0).double().mean())
+    differs = difference != 0
+    share = float((differs if shared is None else differs[shared.cpu()]).double().mean())
     assert share <= SHARES[actual.dtype], share
     magnitude = expected.double().cpu().abs() if magnitude is None else magnitude
     info = torch.finfo(actual.dtype)
@@ -177,6 +181,9 @@ def test_activations(
         gate, up = gate.contiguous(), up.contiguous()
     result = gated_activation(kernel, gate, up, activation)
     expected = ACT2FN[name](gate) * up
-    # GELU's 1 + tanh cancels far below zero; what is left of gate is less than its last bit there.
-    scale = expected if name == "silu" else expected.abs() + 2**-4 * (gate * up).abs()
-    same(kernel, result.out, expected, scale.cpu().double().abs())
+    if name == "silu":
+        same(kernel, result.out, expected)
+        return
+    # GELU's 1 + tanh cancels below zero: one float32 unit of 1 is all that is left of the last bits there.
+    lost = 2**-23 * (gate * up).double().abs().cpu() / (STEPS[dtype] * torch.finfo(dtype).eps)
+    same(kernel, result.out, expected, expected.double().abs().cpu() + lost, shared=gate > -3)

@@ -23,7 +23,7 @@ __device__ __forceinline__ float reciprocal(float d) {
 }
 
 // In float32 the expressions of PyTorch's own kernels. A 16-bit result does not show the last bits of one: there silu
-// divides by no more than 2.
+// divides by no more than 2, and does not overflow to zero below -88.7.
 template <typename T, Activation kActivation>
 __device__ __forceinline__ float activated(float x) {
   if constexpr (kActivation == Activation::kGeluTanh) {

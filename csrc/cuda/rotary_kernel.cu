@@ -17,8 +17,14 @@ constexpr int kThreads = 64;
 // more loads. Measured on an H200 with heads of 128 in bfloat16; both ways around lose 5 % and more of the bandwidth.
 template <bool kNorm>
 constexpr int kUnroll = kNorm ? 2 : 4;
+// Other architectures than Hopper would spill in the registers of 11.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int kNormBlocks = 11;
+#else
+constexpr int kNormBlocks = 10;
+#endif
 template <typename T, bool kNorm>
-constexpr int kMinBlocks = sizeof(T) == 2 ? (kNorm ? 11 : 10) : 1;
+constexpr int kMinBlocks = sizeof(T) == 2 ? (kNorm ? kNormBlocks : 10) : 1;
 
 // Sum over the `width` (a power of two) neighbouring lanes of a head; every lane gets it.
 __device__ __forceinline__ float head_sum(float value, int width) {

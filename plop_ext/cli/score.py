@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
         "--scope", default="language", help="part of a multimodal model: language (default), vision, audio or all"
     )
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
+    parser.add_argument("--fast", action="store_true", help="run blocks of known families by fused kernels")
     parser.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
     parser.add_argument(
         "--pad-to-multiple-of", type=int, default=1, metavar="N", help="pad batches to few lengths, for --graph"
@@ -111,6 +112,7 @@ def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None
         max_samples=None,
         stop=rule,
         compat=args.compat,
+        fast=args.fast,
         graph=args.graph,
         data_info={name: getattr(args, name) for name in _DATA},
         journal=journal,

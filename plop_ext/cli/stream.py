@@ -35,6 +35,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"`--{name.replace('_', '-')}` needs --stream")
     if args.stream and args.compat is not None:
         raise InputError("`--compat` scores the output head, which --stream never reads; leave one of them out")
+    if args.stream and args.fast:
+        raise InputError("`--fast` speeds up whole forwards, and --stream waits for the disk; leave one out")
     if args.stream and args.graph:
         raise InputError("`--graph` replays whole forwards, and --stream runs them block by block; leave one out")
     if args.stream and args.stop == "settled":

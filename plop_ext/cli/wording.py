@@ -24,8 +24,8 @@ _RENAMED = {
     "r": "--rank",
 }
 _OPTIONS = (
-    *("baseline", "batch_size", "column", "compat", "device", "dtype", "eval", "exclude", "graph", "include", "mask"),
-    *("max_length", "max_memory", "max_nfn", "max_params", "modules", "pad_to_multiple_of", "probes", "ranks"),
+    *("baseline", "batch_size", "column", "compat", "device", "dtype", "eval", "exclude", "fast", "graph", "include"),
+    *("mask", "max_length", "max_memory", "max_nfn", "max_params", "modules", "pad_to_multiple_of", "probes", "ranks"),
     *("scope", "seed", "seeds", "seq", "split", "stop", "strategy", "token_step", "types"),
 )
 _WORDS = _RENAMED | {name: f"--{name.replace('_', '-')}" for name in _OPTIONS}

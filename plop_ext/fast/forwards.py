@@ -95,7 +95,7 @@ class FusedBlock:
             gate, up = mlp.gate_up_proj(x).chunk(2, dim=-1)
         else:
             gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-        if gate.dtype != x.dtype or up.dtype != x.dtype or gate.storage_offset() % 8 or gate.stride(-1) != 1:
+        if not kernels.takes_columns(gate, up, x):
             function = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
             return mlp.down_proj(function(gate) * up)
         return mlp.down_proj(kernels.gated_activation(gate, up, self.block.activation, self._collector.emitter(x)))

@@ -28,7 +28,7 @@ def takes(x: Tensor, *others: Tensor) -> bool:
     return (
         x.dtype in ops.FUSED_FLOATS
         and x.is_contiguous()
-        and x.storage_offset() % 8 == 0
+        and _aligned(x)
         and all(other.dtype == x.dtype and other.device == x.device for other in others)
     )
 
@@ -96,6 +96,13 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter
     return out
 
 
+def takes_columns(gate: Tensor, up: Tensor, like: Tensor) -> bool:
+    """Whether `gated_activation` reads gate and up as they lie in memory, and `like`'s type is theirs."""
+    return all(
+        x.dtype == like.dtype and x.stride(-1) == 1 and x.stride(-2) % 8 == 0 and _aligned(x) for x in (gate, up)
+    )
+
+
 def rotary(
     q: Tensor,
     k: Tensor,
@@ -157,8 +164,13 @@ def _tokens_apart(x: Tensor) -> bool:
     """Whether the heads of a token lie one after the other, and tokens at one distance."""
     _, tokens, _, width = x.shape
     between, token, head, element = x.stride()
-    apart = head == width and element == 1 and token % 8 == 0 and x.storage_offset() % 8 == 0
+    apart = head == width and element == 1 and token % 8 == 0 and _aligned(x)
     return apart and (x.shape[0] == 1 or between == tokens * token)
+
+
+def _aligned(x: Tensor) -> bool:
+    """Whether `x` starts where a vector may, in its storage and in memory, which another library may have given."""
+    return x.storage_offset() % 8 == 0 and x.data_ptr() % 16 == 0
 
 
 def _rows(x: Tensor) -> Tensor:
