@@ -60,8 +60,8 @@ gpu-test:
 
 # Memory errors and races in the kernels; slow, so only the tests that launch each kernel once per shape. Without torch's
 # cache every tensor is an allocation of its own, whose end memcheck knows.
-SANITIZE := tests/test_ops.py tests/test_ops_gain_totals.py tests/test_ops_groups.py tests/test_ops_fused.py -m gpu \
-  -k 'equals_the or equal_the or step_and_phase or layout'
+SANITIZE := tests/test_ops.py tests/test_ops_pair.py tests/test_ops_gain_totals.py tests/test_ops_groups.py \
+  tests/test_ops_fused.py -m gpu -k 'equals_t or equal_the or step_and_phase or layout'
 gpu-sanitize:
 	for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PLOP_REQUIRE_CUDA=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest $(SANITIZE) || exit 1; \

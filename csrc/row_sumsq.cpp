@@ -1,5 +1,5 @@
-// plop_ext::row_sumsq_: checks, then the CPU or the CUDA kernel. The schema and its documentation:
-// plop_ext/ops/row_sumsq.py.
+// plop_ext::row_sumsq_ and row_sumsq_pair_: checks, then the CPU or the CUDA kernel. The schemas and their
+// documentation: plop_ext/ops/row_sumsq.py and row_sumsq_pair.py.
 #include "row_sumsq.h"
 
 #include <torch/csrc/stable/library.h>
@@ -17,30 +17,54 @@ namespace plop_ext {
 namespace {
 
 constexpr const char* kOp = "row_sumsq_";
+constexpr const char* kPairOp = "row_sumsq_pair_";
 
-RowSumsqArgs checked_args(const Tensor& out,                  // [R]
+void check_bias_dtype(const char* op, const Tensor& bias, const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
+  STD_TORCH_CHECK(bias.scalar_type() == type || (half && bias.scalar_type() == ScalarType::Float), op,
+                  ": bias must be ", torch::headeronly::toString(type), half ? " or Float" : "", ", got ",
+                  torch::headeronly::toString(bias.scalar_type()));
+}
+
+void check_sums(const char* op, const Tensor& out) {
+  check_dim(op, out, "out", 1);
+  check_contiguous(op, out, "out");
+}
+
+void check_rank(const char* op, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": ", name, " must have 2 or 3 dimensions, got ", x.dim());
+}
+
+bool one_bias_per_inner_row(const Tensor& bias, const Tensor& x) { return x.dim() == 3 && bias.dim() == 2; }
+
+void check_bias_shape(const char* op, const Tensor& bias, const Tensor& x) {
+  const bool per_row = one_bias_per_inner_row(bias, x);
+  const int64_t in_features = x.size(x.dim() - 1);
+  if (!per_row) check_dim(op, bias, "bias", 1);
+  check_contiguous(op, bias, "bias");
+  const int64_t wanted = per_row ? x.size(1) * in_features : in_features;
+  STD_TORCH_CHECK(bias.numel() == wanted && bias.size(bias.dim() - 1) == in_features, op, ": bias must have ", wanted,
+                  " elements, got ", bias.numel());
+}
+
+int64_t rows_of(const Tensor& x) { return x.dim() == 3 ? x.size(0) * x.size(1) : x.size(0); }
+
+// Checks step and phase and returns the number of rows read.
+int64_t checked_rows_read(const char* op, int64_t rows, int64_t step, int64_t phase) {
+  STD_TORCH_CHECK(step >= 1, op, ": step must be at least 1, got ", step);
+  STD_TORCH_CHECK(phase >= 0 && phase < step, op, ": phase must be in [0, step), got ", phase);
+  return rows > phase ? (rows - phase - 1) / step + 1 : 0;
+}
+
+// What the kernels read of arguments that are right, all but `out`.
+RowSumsqArgs rows_to_read(DType dtype,
                           const Tensor& x,                    // [T, K] or [N, T, K]
                           const std::optional<Tensor>& bias,  // [K] or [T, K]
-                          int64_t step, int64_t phase) {
-  check_same_device(kOp, out, "out", x);
-  if (bias) check_same_device(kOp, *bias, "bias", x);
-
+                          int64_t n_rows, int64_t step, int64_t phase) {
   RowSumsqArgs args = {};
-  args.dtype = element_type(kOp, x, "x");
-  check_dtype(kOp, out, "out", args.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
-  if (bias) {
-    const bool half = args.dtype == DType::kFloat16 || args.dtype == DType::kBFloat16;
-    const bool same = bias->scalar_type() == x.scalar_type();
-    STD_TORCH_CHECK(same || (half && bias->scalar_type() == ScalarType::Float), kOp, ": bias must be ",
-                    torch::headeronly::toString(x.scalar_type()), half ? " or Float" : "", ", got ",
-                    torch::headeronly::toString(bias->scalar_type()));
-    args.bias_dtype = same ? args.dtype : DType::kFloat32;
-  }
-
-  STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, kOp, ": x must have 2 or 3 dimensions, got ", x.dim());
-  check_dim(kOp, out, "out", 1);
-  check_contiguous(kOp, out, "out");
-
+  args.dtype = dtype;
+  args.n_rows = n_rows;
   const bool batched = x.dim() == 3;
   const int64_t outer = batched ? x.size(0) : 1;
   args.inner = x.size(batched ? 1 : 0);
@@ -49,22 +73,12 @@ RowSumsqArgs checked_args(const Tensor& out,                  // [R]
   args.row_stride = x.stride(batched ? 1 : 0);
   args.feature_stride = x.stride(batched ? 2 : 1);
   if (bias) {
-    const bool per_row = batched && bias->dim() == 2;
-    if (!per_row) check_dim(kOp, *bias, "bias", 1);
-    check_contiguous(kOp, *bias, "bias");
-    const int64_t wanted = per_row ? args.inner * args.in_features : args.in_features;
-    STD_TORCH_CHECK(bias->numel() == wanted && bias->size(bias->dim() - 1) == args.in_features, kOp,
-                    ": bias must have ", wanted, " elements, got ", bias->numel());
-    args.bias_stride = per_row ? args.in_features : 0;
+    args.bias_dtype = bias->scalar_type() == x.scalar_type() ? dtype : DType::kFloat32;
+    args.bias_stride = one_bias_per_inner_row(*bias, x) ? args.in_features : 0;
   }
 
-  STD_TORCH_CHECK(step >= 1, kOp, ": step must be at least 1, got ", step);
-  STD_TORCH_CHECK(phase >= 0 && phase < step, kOp, ": phase must be in [0, step), got ", phase);
-  const int64_t rows = outer * args.inner;
-  args.n_rows = rows > phase ? (rows - phase - 1) / step + 1 : 0;
-  STD_TORCH_CHECK(out.size(0) == args.n_rows, kOp, ": out must have ", args.n_rows, " elements, got ", out.size(0));
-
   // One row axis where the two can be merged; strides of axes of one element carry no information.
+  const int64_t rows = outer * args.inner;
   if (args.in_features <= 1) args.feature_stride = 1;
   const bool mergeable = outer <= 1 || args.inner == 1 || args.outer_stride == args.inner * args.row_stride;
   if (mergeable && args.bias_stride == 0) {
@@ -74,11 +88,63 @@ RowSumsqArgs checked_args(const Tensor& out,                  // [R]
   }
   if (rows == 1) args.row_stride = 0;
   args.x = x.const_data_ptr();
-  args.bias = bias ? bias->const_data_ptr() : nullptr;
-  args.out = out.mutable_data_ptr();
+  args.bias = data_or_null(bias);
   args.step = step;
   args.phase = phase;
   return args;
+}
+
+RowSumsqArgs checked_args(const Tensor& out,                  // [R]
+                          const Tensor& x,                    // [T, K] or [N, T, K]
+                          const std::optional<Tensor>& bias,  // [K] or [T, K]
+                          int64_t step, int64_t phase) {
+  check_same_device(kOp, out, "out", x);
+  if (bias) check_same_device(kOp, *bias, "bias", x);
+  const DType dtype = element_type(kOp, x, "x");
+  check_dtype(kOp, out, "out", dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
+  if (bias) check_bias_dtype(kOp, *bias, x);
+  check_rank(kOp, x, "x");
+  check_sums(kOp, out);
+  if (bias) check_bias_shape(kOp, *bias, x);
+  const int64_t n_rows = checked_rows_read(kOp, rows_of(x), step, phase);
+  check_elements(kOp, out, "out", n_rows);
+  RowSumsqArgs args = rows_to_read(dtype, x, bias, n_rows, step, phase);
+  args.out = out.mutable_data_ptr();
+  return args;
+}
+
+struct Pair {
+  RowSumsqArgs first;
+  RowSumsqArgs second;
+};
+
+Pair checked_pair(const Tensor& out,                  // [2 * R]
+                  const Tensor& x,                    // [T, K] or [N, T, K]
+                  const Tensor& y,                    // as many rows, [.., M]
+                  const std::optional<Tensor>& bias,  // [M] or [T, M]
+                  int64_t step, int64_t phase) {
+  check_same_device(kPairOp, out, "out", x);
+  check_same_device(kPairOp, y, "y", x);
+  if (bias) check_same_device(kPairOp, *bias, "bias", x);
+  const DType dtype = element_type(kPairOp, x, "x");
+  const bool is_double = dtype == DType::kFloat64;
+  check_dtype(kPairOp, y, "y", x.scalar_type());
+  check_dtype(kPairOp, out, "out", is_double ? ScalarType::Double : ScalarType::Float);
+  if (bias) check_bias_dtype(kPairOp, *bias, y);
+  check_rank(kPairOp, x, "x");
+  check_rank(kPairOp, y, "y");
+  check_sums(kPairOp, out);
+  if (bias) check_bias_shape(kPairOp, *bias, y);
+  const int64_t rows = rows_of(x);
+  STD_TORCH_CHECK(rows_of(y) == rows, kPairOp, ": y must have ", rows, " rows, got ", rows_of(y));
+  const int64_t n_rows = checked_rows_read(kPairOp, rows, step, phase);
+  check_elements(kPairOp, out, "out", 2 * n_rows);
+  Pair pair = {rows_to_read(dtype, x, std::nullopt, n_rows, step, phase),
+               rows_to_read(dtype, y, bias, n_rows, step, phase)};
+  pair.first.out = out.mutable_data_ptr();
+  const int64_t bytes = n_rows * static_cast<int64_t>(is_double ? sizeof(double) : sizeof(float));
+  pair.second.out = static_cast<char*>(pair.first.out) + bytes;
+  return pair;
 }
 
 // The CPU kernel reads the bias in the type it sums in.
@@ -109,23 +175,48 @@ std::vector<Sum> widened(const Tensor& bias) {
   return values;
 }
 
+// The bias of `args` in the type that the CPU kernel sums in; alive while the kernel runs.
+class WidenedBias {
+ public:
+  WidenedBias(RowSumsqArgs& args, const std::optional<Tensor>& bias) {
+    if (!bias) return;
+    if (args.dtype == DType::kFloat64) {
+      double_ = widened<double>(*bias);
+      args.bias = double_.data();
+    } else if (args.bias_dtype != DType::kFloat32) {
+      float_ = widened<float>(*bias);
+      args.bias = float_.data();
+    }
+  }
+
+ private:
+  std::vector<float> float_;
+  std::vector<double> double_;
+};
+
+// Rows per task of which each takes `elements`. Below so many elements a second thread costs more than it saves.
+int64_t grain_of(int64_t elements) {
+  constexpr int64_t kGrain = 32768;
+  return 1 + kGrain / (elements + 1);
+}
+
 void row_sumsq_on_cpu(Tensor out, Tensor x, std::optional<Tensor> bias, int64_t step, int64_t phase) {
   RowSumsqArgs args = checked_args(out, x, bias, step, phase);
   if (args.n_rows == 0) return;
-  std::vector<float> bias_float;
-  std::vector<double> bias_double;
-  if (bias && args.dtype == DType::kFloat64) {
-    bias_double = widened<double>(*bias);
-    args.bias = bias_double.data();
-  } else if (bias && args.bias_dtype != DType::kFloat32) {
-    bias_float = widened<float>(*bias);
-    args.bias = bias_float.data();
-  }
-  // Below this many elements a second thread costs more than it saves.
-  constexpr int64_t kGrain = 32768;
-  const int64_t grain = 1 + kGrain / (args.in_features + 1);
-  torch::stable::parallel_for(0, args.n_rows, grain,
+  const WidenedBias widened_bias(args, bias);
+  torch::stable::parallel_for(0, args.n_rows, grain_of(args.in_features),
                               [&args](int64_t begin, int64_t end) { row_sumsq_cpu(args, begin, end); });
+}
+
+void row_sumsq_pair_on_cpu(Tensor out, Tensor x, Tensor y, std::optional<Tensor> bias, int64_t step, int64_t phase) {
+  Pair pair = checked_pair(out, x, y, bias, step, phase);
+  if (pair.first.n_rows == 0) return;
+  const WidenedBias widened_bias(pair.second, bias);
+  const int64_t elements = pair.first.in_features + pair.second.in_features;
+  torch::stable::parallel_for(0, pair.first.n_rows, grain_of(elements), [&pair](int64_t begin, int64_t end) {
+    row_sumsq_cpu(pair.first, begin, end);
+    row_sumsq_cpu(pair.second, begin, end);
+  });
 }
 
 #ifdef PLOP_WITH_CUDA
@@ -136,12 +227,26 @@ void row_sumsq_on_cuda(Tensor out, Tensor x, std::optional<Tensor> bias, int64_t
   const char* error = launch_row_sumsq(args, current_cuda_stream(x.get_device_index()));
   STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
 }
+
+void row_sumsq_pair_on_cuda(Tensor out, Tensor x, Tensor y, std::optional<Tensor> bias, int64_t step, int64_t phase) {
+  const Pair pair = checked_pair(out, x, y, bias, step, phase);
+  if (pair.first.n_rows == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const char* error = launch_row_sumsq_pair(pair.first, pair.second, current_cuda_stream(x.get_device_index()));
+  STD_TORCH_CHECK(error == nullptr, kPairOp, ": the CUDA kernel failed to launch: ", error);
+}
 #endif
 
 }  // namespace
 }  // namespace plop_ext
 
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CPU, m) { m.impl("row_sumsq_", TORCH_BOX(&plop_ext::row_sumsq_on_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(plop_ext, CPU, m) {
+  m.impl("row_sumsq_", TORCH_BOX(&plop_ext::row_sumsq_on_cpu));
+  m.impl("row_sumsq_pair_", TORCH_BOX(&plop_ext::row_sumsq_pair_on_cpu));
+}
 #ifdef PLOP_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) { m.impl("row_sumsq_", TORCH_BOX(&plop_ext::row_sumsq_on_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) {
+  m.impl("row_sumsq_", TORCH_BOX(&plop_ext::row_sumsq_on_cuda));
+  m.impl("row_sumsq_pair_", TORCH_BOX(&plop_ext::row_sumsq_pair_on_cuda));
+}
 #endif

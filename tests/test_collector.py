@@ -137,7 +137,7 @@ def test_layers_that_take_time_first_get_the_mask_of_their_tokens() -> None:
 
 def count_ops(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each op runs from now on."""
-    calls = {"row_sumsq_": 0, "gain_totals_": 0}
+    calls = {"row_sumsq_": 0, "row_sumsq_pair_": 0, "gain_totals_": 0}
     for name in calls:
         original = getattr(ops, name)
 
@@ -157,8 +157,38 @@ def test_a_shared_input_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         collector.begin(2)
         model(input_ids=torch.randint(3, 60, (2, 20)))
         collector.end()
-    # Seven outputs, and the inputs of q = k = v, o, gate = up, and down.
-    assert calls == {"row_sumsq_": 3 * (7 + 4), "gain_totals_": 1}
+    # q, o, gate and down read their input and output in one call; k, v and up only their output.
+    assert calls == {"row_sumsq_pair_": 3 * 4, "row_sumsq_": 3 * 3, "gain_totals_": 1}
+
+
+def test_an_input_of_another_type_than_the_output_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Seen(lambda layers, x: [layer(x) for layer in layers]), torch.randn(2, 20, 8)
+    calls = count_ops(monkeypatch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, totals = collect(model, x)
+    assert calls == {"row_sumsq_pair_": 0, "row_sumsq_": 3, "gain_totals_": 1}
+    assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-2)
+
+
+def test_batches_under_other_grad_modes_and_of_other_lengths_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The buffer and its views outlive a batch."""
+    model, x = tiny_models.llama().model, torch.randint(3, 60, (3, 33))
+    _, expected = collect(model, x)
+    _, shorter = collect(model, x[:, :20])
+    for kept in (4096, 5):
+        monkeypatch.setattr("plop_ext.scoring.arena._KEPT_VIEWS", kept)
+        with Collector(model, discover(model).layers) as collector:
+            for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad(), torch.inference_mode()):
+                for batch in (x, x[:, :20]):
+                    with mode:
+                        collector.begin(len(batch))
+                        model(batch)
+                        collector.end()
+        for start in range(0, 24, 6):
+            assert torch.equal(collector.totals()[:, start : start + 3], expected)
+            assert torch.equal(collector.totals()[:, start + 3 : start + 6], shorter)
 
 
 def test_equal_inputs_that_are_not_one_tensor_are_read_each() -> None:

@@ -81,14 +81,19 @@ def test_the_generic_kernel_reads_nothing_that_a_fused_kernel_has_read(
 ) -> None:
     model, batch = make(family), batches(1, padded=False)[0]
     read: list[int] = []
-    original = ops.row_sumsq_
+    original, original_pair = ops.row_sumsq_, ops.row_sumsq_pair_
 
     def counting(out: Tensor, x: Tensor, *args: Any) -> None:
         read.append(x.shape[-1])
         original(out, x, *args)
 
+    def counting_both(out: Tensor, x: Tensor, y: Tensor, *args: Any) -> None:
+        read.extend((x.shape[-1], y.shape[-1]))
+        original_pair(out, x, y, *args)
+
     with Collector(model, discover(model).layers) as collector, FastPath(model, collector):
         monkeypatch.setattr(ops, "row_sumsq_", counting)
+        monkeypatch.setattr(ops, "row_sumsq_pair_", counting_both)
         collector.begin(3)
         hidden_states(model, batch, torch.device("cpu"))
         collector.end()

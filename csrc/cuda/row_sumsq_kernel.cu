@@ -14,7 +14,9 @@ namespace {
 constexpr int kThreads = 128;
 // Independent 16-byte loads in flight per thread.
 constexpr int kUnroll = 4;
-// Rows of more chunks take a whole block, or one warp would work on while the others are done.
+// Rows of more chunks take a warp ...
+constexpr int64_t kWidestGroupRow = 16 * kUnroll;
+// ... and of more than these a whole block, or one warp would work on while the others are done.
 constexpr int64_t kWidestWarpRow = 4096;
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 
@@ -111,6 +113,19 @@ __device__ __forceinline__ typename SumOf<T>::type lane_sumsq(const T* __restric
 template <typename T, int kGroup, bool kVector, bool kBias>
 constexpr int kMinBlocks = kGroup <= kWarpSize && kVector && !kBias && sizeof(T) < sizeof(float) ? 16 : 1;
 
+// This thread's share of the `r`-th row read.
+template <typename T, typename B, int kGroup, bool kVector, bool kBias>
+__device__ __forceinline__ typename SumOf<T>::type row_lane_sumsq(const RowSumsqArgs& args, int64_t r, int lane) {
+  const T* __restrict__ x = static_cast<const T*>(args.x);
+  const B* __restrict__ bias = static_cast<const B*>(args.bias);
+  const int64_t row = args.phase + r * args.step;
+  // The launcher merges the two row axes whenever it can; then `inner` covers all rows and no division is needed.
+  const T* p = row < args.inner ? x + row * args.row_stride
+                                : x + (row / args.inner) * args.outer_stride + (row % args.inner) * args.row_stride;
+  const B* b = kBias && args.bias_stride != 0 ? bias + (row % args.inner) * args.bias_stride : bias;
+  return lane_sumsq<T, B, kGroup, kVector, kBias>(p, b, args.in_features, args.feature_stride, lane);
+}
+
 template <typename T, typename B, int kGroup, bool kVector, bool kBias>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias>)
     row_sumsq_kernel(const RowSumsqArgs args) {
@@ -118,8 +133,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
   constexpr int kRows = kThreads / kGroup;
   __shared__ Sum scratch[kThreads / kWarpSize];
 
-  const T* __restrict__ x = static_cast<const T*>(args.x);
-  const B* __restrict__ bias = static_cast<const B*>(args.bias);
   Sum* __restrict__ out = static_cast<Sum*>(args.out);
   const int lane = threadIdx.x % kGroup;
   const int64_t blocks = (args.n_rows + kRows - 1) / kRows;
@@ -128,14 +141,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
     const int64_t r = block * kRows + threadIdx.x / kGroup;
     const bool active = r < args.n_rows;
     Sum sum = 0;
-    if (active) {
-      const int64_t row = args.phase + r * args.step;
-      // The launcher merges the two row axes whenever it can; then `inner` covers all rows and no division is needed.
-      const T* p = row < args.inner ? x + row * args.row_stride
-                                    : x + (row / args.inner) * args.outer_stride + (row % args.inner) * args.row_stride;
-      const B* b = kBias && args.bias_stride != 0 ? bias + (row % args.inner) * args.bias_stride : bias;
-      sum = lane_sumsq<T, B, kGroup, kVector, kBias>(p, b, args.in_features, args.feature_stride, lane);
-    }
+    if (active) sum = row_lane_sumsq<T, B, kGroup, kVector, kBias>(args, r, lane);
     if (kGroup == kThreads) {
       sum = block_sum<kThreads>(sum, scratch);
     } else {
@@ -143,6 +149,29 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
     }
     if (active && lane == 0) out[r] = sum;
   }
+}
+
+constexpr int kWarpRows = kThreads / kWarpSize;
+
+// The warp-per-row kernel over the aligned rows of two tensors, as many of one as of the other: the first half of the
+// grid reads `first`, which has no bias. Four rows a block and no loop over blocks.
+template <typename T, bool kBias>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, kWarpSize, true, kBias>)
+    row_sumsq_pair_kernel(const RowSumsqArgs first, const RowSumsqArgs second) {
+  const unsigned blocks = gridDim.x / 2;
+  const bool is_first = blockIdx.x < blocks;
+  const int64_t block = is_first ? blockIdx.x : blockIdx.x - blocks;
+  const int64_t r = block * kWarpRows + threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  if (r >= first.n_rows) return;  // a whole warp
+  float sum;
+  if (is_first) {
+    sum = row_lane_sumsq<T, T, kWarpSize, true, false>(first, r, lane);
+  } else {
+    sum = row_lane_sumsq<T, T, kWarpSize, true, kBias>(second, r, lane);
+  }
+  sum = group_sum<kWarpSize>(sum);
+  if (lane == 0) static_cast<float*>(is_first ? first.out : second.out)[r] = sum;
 }
 
 template <typename T, typename B, int kGroup, bool kVector, bool kBias>
@@ -153,12 +182,17 @@ void enqueue(const RowSumsqArgs& args, cudaStream_t stream) {
   row_sumsq_kernel<T, B, kGroup, kVector, kBias><<<grid, kThreads, 0, stream>>>(args);
 }
 
+template <typename T>
+int64_t row_chunks(const RowSumsqArgs& args) {
+  return (args.in_features + kChunk<T> - 1) / kChunk<T>;
+}
+
 template <typename T, typename B, bool kVector, bool kBias>
 void enqueue_by_width(const RowSumsqArgs& args, cudaStream_t stream) {
-  const int64_t chunks = (args.in_features + kChunk<T> - 1) / kChunk<T>;
+  const int64_t chunks = row_chunks<T>(args);
   if (chunks <= 4 * kUnroll) {
     enqueue<T, B, 4, kVector, kBias>(args, stream);
-  } else if (chunks <= 16 * kUnroll) {
+  } else if (chunks <= kWidestGroupRow) {
     enqueue<T, B, 8, kVector, kBias>(args, stream);
   } else if (chunks <= kWidestWarpRow) {
     enqueue<T, B, kWarpSize, kVector, kBias>(args, stream);
@@ -195,6 +229,45 @@ void enqueue_by_bias(const RowSumsqArgs& args, cudaStream_t stream) {
   }
 }
 
+template <typename T>
+bool takes_aligned_warps(const RowSumsqArgs& args) {
+  const int64_t chunks = row_chunks<T>(args);
+  return chunks > kWidestGroupRow && chunks <= kWidestWarpRow && rows_are_aligned<T>(args);
+}
+
+// Enqueues one launch for both, or nothing and returns false.
+template <typename T>
+bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
+  const int64_t grid = (first.n_rows + kWarpRows - 1) / kWarpRows * 2;
+  const bool same_bias = second.bias == nullptr || second.bias_dtype == second.dtype;
+  if (!same_bias || grid > kMaxGrid || !takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
+  if (second.bias == nullptr) {
+    row_sumsq_pair_kernel<T, false><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(first, second);
+  } else {
+    row_sumsq_pair_kernel<T, true><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(first, second);
+  }
+  return true;
+}
+
+bool enqueue_pair_by_type(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
+  switch (first.dtype) {
+    case DType::kFloat32:
+      return enqueue_pair<float>(first, second, stream);
+    case DType::kFloat16:
+      return enqueue_pair<__half>(first, second, stream);
+    case DType::kBFloat16:
+      return enqueue_pair<__nv_bfloat16>(first, second, stream);
+    default:
+      return false;
+  }
+}
+
+// CUDA's text for a launch that failed, or nullptr.
+const char* launch_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 }  // namespace
 
 const char* launch_row_sumsq(const RowSumsqArgs& args, void* stream) {
@@ -213,8 +286,13 @@ const char* launch_row_sumsq(const RowSumsqArgs& args, void* stream) {
       enqueue_by_bias<__nv_bfloat16>(args, cuda_stream);
       break;
   }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch_error();
+}
+
+const char* launch_row_sumsq_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, void* stream) {
+  if (enqueue_pair_by_type(first, second, static_cast<cudaStream_t>(stream))) return launch_error();
+  const char* error = launch_row_sumsq(first, stream);
+  return error != nullptr ? error : launch_row_sumsq(second, stream);
 }
 
 }  // namespace plop_ext

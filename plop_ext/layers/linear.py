@@ -52,6 +52,8 @@ class LinearAdapter(LayerAdapter):
         return cast(nn.Linear, module).weight
 
     def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
+        if not module._modules:  # no parametrization; asked in every call
+            return output
         weight = base_weight(module, "weight")
         if weight is None or type(module).forward is not nn.Linear.forward or weight.device != x.device:
             return super().base_output(module, x, output)

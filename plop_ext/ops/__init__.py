@@ -2,8 +2,8 @@
 
 The native kernels live in `csrc/` and register for CPU and CUDA when this package is imported; the PyTorch kernels
 serve every other device and installations without a native build. No op is differentiable: all read detached
-activations and return nothing. `row_sumsq_` and `gain_totals_` serve every model; the three others do the work of a
-block's norms, activation and rotary embedding in the pass that also takes the sums.
+activations and return nothing. `row_sumsq_`, `row_sumsq_pair_` and `gain_totals_` serve every model; the three others
+do the work of a block's norms, activation and rotary embedding in the pass that also takes the sums.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from plop_ext.ops.gated_activation import (
 )
 from plop_ext.ops.rotary import MAX_HEAD_DIM, NORMED_HEAD_DIMS, rotary_, rotary_fake, rotary_pytorch
 from plop_ext.ops.row_sumsq import row_sumsq_, row_sumsq_fake, row_sumsq_pytorch
+from plop_ext.ops.row_sumsq_pair import row_sumsq_pair_, row_sumsq_pair_fake, row_sumsq_pair_pytorch
 
 __all__ = [
     "ACTIVATIONS",
@@ -44,6 +45,9 @@ __all__ = [
     "rotary_pytorch",
     "row_sumsq_",
     "row_sumsq_fake",
+    "row_sumsq_pair_",
+    "row_sumsq_pair_fake",
+    "row_sumsq_pair_pytorch",
     "row_sumsq_pytorch",
     "rows_read",
     "sum_dtype",

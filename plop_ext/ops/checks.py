@@ -79,12 +79,12 @@ def check_step(op: str, step: int, phase: int) -> None:
     check(0 <= phase < step, f"{op}: phase must be in [0, step), got {phase}")
 
 
-def check_rows(op: str, name: str, sums: Tensor, rows: int, step: int, phase: int) -> None:
-    """`sums` has one element per row read."""
+def check_rows(op: str, name: str, sums: Tensor, rows: int, step: int, phase: int, vectors: int = 1) -> None:
+    """`sums` has one element per row read, of each of `vectors` tensors."""
     expected = -((phase - rows) // step)
     if not torch.compiler.is_compiling():
         expected = max(0, expected)
-    check_elements(op, name, sums, expected)
+    check_elements(op, name, sums, vectors * expected)
 
 
 def given(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ torch.library.define(
     "(Tensor(a!) out, Tensor x, Tensor? bias=None, int step=1, int phase=0) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_native = torch.ops.plop_ext.row_sumsq_.default
 
 
 def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
@@ -48,12 +49,12 @@ def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1
         RuntimeError: If an argument has the wrong device, dtype, rank or size; the message names it.
     """
     if torch.compiler.is_compiling():
-        _row_sumsq_traced(out, x, bias, step, phase)
+        traced_sumsq(out, x, bias, step, phase)
     else:
-        torch.ops.plop_ext.row_sumsq_.default(out, x, bias, step, phase)
+        _native(out, x, bias, step, phase)
 
 
-def _row_sumsq_traced(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: int) -> None:
+def traced_sumsq(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: int) -> None:
     """One reduction over `x` that a compiler can fuse. Views of the wrong size are refused where they are taken."""
     dtype = sum_dtype(x.dtype)
     values = x.detach().to(dtype)
@@ -72,18 +73,30 @@ def row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int
     check(x.dtype in FLOATS, f"{op}: x must be float32, float64, float16 or bfloat16, got {dtype_name(x.dtype)}")
     check_dtype(op, "out", out, sum_dtype(x.dtype))
     if bias is not None:
-        fits = bias.dtype == x.dtype or (bias.dtype == torch.float32 and x.dtype != torch.float64)
-        wanted = dtype_name(x.dtype) + (" or Float" if x.dtype in (torch.float16, torch.bfloat16) else "")
-        check(fits, f"{op}: bias must be {wanted}, got {dtype_name(bias.dtype)}")
-    check(x.dim() in (2, 3), f"{op}: x must have 2 or 3 dimensions, got {x.dim()}")
+        check_bias_dtype(op, bias, x)
+    check_rank(op, "x", x)
     check_vector(op, "out", out)
     if bias is not None:
-        shape = x.shape[1:] if x.dim() == 3 and bias.dim() == 2 else x.shape[-1:]
-        check(bias.dim() == len(shape), f"{op}: bias must have 1 dimensions, got {bias.dim()}")
-        check(bias.is_contiguous(), f"{op}: bias must be contiguous, got a strided view")
-        check(bias.shape == shape, f"{op}: bias must have {shape.numel()} elements, got {bias.numel()}")
+        check_bias_shape(op, bias, x)
     check_step(op, step, phase)
     check_rows(op, "out", out, x.shape[:-1].numel(), step, phase)
+
+
+def check_bias_dtype(op: str, bias: Tensor, x: Tensor) -> None:
+    fits = bias.dtype == x.dtype or (bias.dtype == torch.float32 and x.dtype != torch.float64)
+    wanted = dtype_name(x.dtype) + (" or Float" if x.dtype in (torch.float16, torch.bfloat16) else "")
+    check(fits, f"{op}: bias must be {wanted}, got {dtype_name(bias.dtype)}")
+
+
+def check_rank(op: str, name: str, x: Tensor) -> None:
+    check(x.dim() in (2, 3), f"{op}: {name} must have 2 or 3 dimensions, got {x.dim()}")
+
+
+def check_bias_shape(op: str, bias: Tensor, x: Tensor) -> None:
+    shape = x.shape[1:] if x.dim() == 3 and bias.dim() == 2 else x.shape[-1:]
+    check(bias.dim() == len(shape), f"{op}: bias must have 1 dimensions, got {bias.dim()}")
+    check(bias.is_contiguous(), f"{op}: bias must be contiguous, got a strided view")
+    check(bias.shape == shape, f"{op}: bias must have {shape.numel()} elements, got {bias.numel()}")
 
 
 @torch.no_grad()

@@ -18,6 +18,9 @@ from plop_ext.totals import TOTALS_FIELDS
 # Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
 # since a reduction costs a launch of some microseconds.
 _ARENA_ELEMENTS = 1 << 20
+# Places in the buffer whose views are kept: those of a forward come back in the next one of its shape, and making a
+# view costs the host nearly as much as a launch.
+_KEPT_VIEWS = 4096
 
 
 class Call(NamedTuple):
@@ -63,6 +66,7 @@ class Arena:
         self._n_layers = n_layers
         self._sums = torch.empty(_ARENA_ELEMENTS, dtype=dtype, device=device)
         self._totals = torch.empty(0, device=device)
+        self._views: dict[tuple[int, int], Tensor] = {}
         self._used = 0
         self._records: list[int] = []
         self._recorded: set[int] = set()
@@ -101,24 +105,14 @@ class Arena:
             tokens: The batch.
             deferred: Leave the output to a fused kernel that asks for `output_sums`; until `settle`.
         """
-        room = (1 + len(layers)) * token_map.rows
         if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
             self._reduce()
-        if self._map is not token_map or self._used + room > self._sums.numel():
-            self._reduce()
-            self._map = token_map
-            if room > self._sums.numel():
-                self._sums = torch.empty(room, dtype=self.dtype, device=self.device)
-        in_start = self._input(call, tokens)
+        self._start_call((1 + len(layers)) * token_map.rows, token_map)
+        in_start, with_output = self._input(call, tokens, not deferred and layers[0][1].split is None)
         for index, layer in layers:
-            out_start = self._used
-            version = 0 if call.y_rows.is_inference() else call.y_rows._version
-            pending = _Pending(self._take(token_map.rows), call.y_rows, version, call.bias, layer)
-            if deferred:
-                self._tokens = tokens
-                self._pending[_columns(pending.rows, layer).data_ptr()] = pending
-            else:
-                _output_sumsq(pending, tokens)
+            out_start = in_start + token_map.rows if with_output else self._used
+            if not with_output:
+                self._output(call, layer, tokens, deferred)
             self._records += (index, in_start, out_start)
             self._recorded.add(index)
 
@@ -169,30 +163,67 @@ class Arena:
             self._reduce()
         self._totals[index].zero_()
 
-    def _input(self, call: Call, tokens: BatchTokens) -> int:
-        """Where the sums of the call's input start."""
-        x = call.x
+    def _start_call(self, room: int, token_map: TokenMap) -> None:
+        """Reduce first where the buffer has no `room` for the sums of a call, or holds those of other rows."""
+        if self._map is token_map and self._used + room <= self._sums.numel():
+            return
+        self._reduce()
+        self._map = token_map
+        if room > self._sums.numel():
+            self._sums = torch.empty(room, dtype=self.dtype, device=self.device)
+            self._views.clear()
+
+    def _input(self, call: Call, tokens: BatchTokens, with_output: bool) -> tuple[int, bool]:
+        """Where the sums of the call's input start, and whether those of its output are there, right behind them.
+
+        Args:
+            call: What to read.
+            tokens: The batch.
+            with_output: Read the output in the same launch if the input has to be read at all.
+        """
+        x, rows = call.x, call.x_rows
         # An inference tensor counts no modifications, so that nothing tells whether its sums still hold.
         version = None if x.is_inference() else x._version
-        cached = self._inputs.get(id(x)) if call.x_sumsq is None and version is not None else None
-        if cached is not None and cached[0]() is x and cached[1] == version:
-            return cached[2]
+        if call.x_sumsq is None and version is not None:
+            known = self._inputs.get(id(x))
+            if known is not None and known[1] == version and known[0]() is x:
+                return known[2], False
         assert self._map is not None
-        start = self._used
-        out = self._take(self._map.rows)
+        start, n_rows = self._used, self._map.rows
         if call.x_sumsq is not None:
-            out.copy_(call.x_sumsq[tokens.phase :: tokens.step])
-            return start
-        rows = call.x_rows
-        if x.device != self.device:  # accelerate's offload hands the hook the input before it was moved
-            rows = to_device(rows, self.device)
-        ops.row_sumsq_(out, rows, None, tokens.step, tokens.phase)
+            self._take(n_rows).copy_(call.x_sumsq[tokens.phase :: tokens.step])
+            return start, False
+        moved = x.device != self.device  # accelerate's offload hands the hook the input before it was moved
+        both = with_output and not moved and rows.dtype == call.y_rows.dtype
+        if both:
+            out = self._take(2 * n_rows)
+            ops.row_sumsq_pair_(out, rows, call.y_rows, call.bias, tokens.step, tokens.phase)
+        else:
+            rows = to_device(rows, self.device) if moved else rows
+            ops.row_sumsq_(self._take(n_rows), rows, None, tokens.step, tokens.phase)
         self._inputs[id(x)] = (weakref.ref(x), version, start)
-        return start
+        return start, both
+
+    def _output(self, call: Call, layer: LinearLayer, tokens: BatchTokens, deferred: bool) -> None:
+        """Take a place for the sums of one part of the call's output, and write them now or leave that to a kernel."""
+        assert self._map is not None
+        version = 0 if call.y_rows.is_inference() else call.y_rows._version
+        pending = _Pending(self._take(self._map.rows), call.y_rows, version, call.bias, layer)
+        if deferred:
+            self._tokens = tokens
+            self._pending[_columns(pending.rows, layer).data_ptr()] = pending
+        else:
+            _output_sumsq(pending, tokens)
 
     def _take(self, rows: int) -> Tensor:
+        place = (self._used, rows)
         self._used += rows
-        return self._sums[self._used - rows : self._used]
+        view = self._views.get(place)
+        if view is None:
+            if len(self._views) >= _KEPT_VIEWS:
+                self._views.clear()
+            view = self._views[place] = self._sums[place[0] : self._used]
+        return view
 
     def _reduce(self) -> None:
         self.settle()
@@ -209,13 +240,20 @@ class Arena:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """`x` as [T, K] or [N, T, K], without a copy wherever its strides allow."""
-    x = x.detach()
+    """`x` as [T, K] or [N, T, K], without a copy wherever its strides allow, and without its autograd graph."""
+    if x.requires_grad:
+        x = x.detach()
     if x.dim() in (2, 3):
         return x
     if x.dim() == 1:
         return x.unsqueeze(0)
     return x.reshape(-1, *x.shape[-2:])
+
+
+def row_count(rows: Tensor) -> int:
+    """Rows of what `as_rows` returns."""
+    shape = rows.shape
+    return shape[0] if len(shape) == 2 else shape[0] * shape[1]
 
 
 def _columns(y: Tensor, layer: LinearLayer) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
 from plop_ext.scoring import routed
-from plop_ext.scoring.arena import Arena, Call, as_rows
+from plop_ext.scoring.arena import Arena, Call, as_rows, row_count
 from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.scoring.transfer import to_device
@@ -58,6 +58,8 @@ class Collector:
         self._model = model
         self._stack = ExitStack()
         self._arenas: dict[tuple[torch.device, torch.dtype], Arena] = {}
+        # Of the running batch: what observing a call looks up, by what it depends on.
+        self._places: dict[tuple[int, torch.device, torch.dtype], tuple[TokenMap, Arena]] = {}
         self._tokens: BatchTokens | None = None
         self._deferred: Collection[nn.Module] = ()
         self._finished: list[Tensor] = []
@@ -83,6 +85,7 @@ class Collector:
                     stack.callback(handle.remove)
             self.experts_implementation = stack.enter_context(routed.observed(experts))
             stack.callback(self._arenas.clear)
+            stack.callback(self._places.clear)
             self._stack = stack.pop_all()
         return self
 
@@ -105,6 +108,7 @@ class Collector:
     def begin_with(self, tokens: BatchTokens) -> None:
         """Announce the next forward, of a batch whose tokens are known already."""
         self._tokens = tokens
+        self._places.clear()
         for arena in self._arenas.values():
             arena.start_batch(tokens.batch_size)
 
@@ -118,6 +122,7 @@ class Collector:
         batch = [arena.finish_batch() for arena in self._arenas.values()]
         shape = (len(self.layers), self._tokens.batch_size, len(TOTALS_FIELDS))
         self._tokens = None
+        self._places.clear()
         merged = torch.zeros(shape, dtype=torch.float64) if not batch else batch[0]
         for other in batch[1:]:
             merged = merged + to_device(other, merged.device)
@@ -143,6 +148,7 @@ class Collector:
             yield
         finally:
             self._arenas, self._tokens = arenas, None
+            self._places.clear()
 
     def totals(self) -> Tensor:
         """[M, S, 5] float64 on the CPU: totals of all closed batches, samples as seen. Waits for the devices."""
@@ -205,22 +211,28 @@ class Collector:
             parts: What is scored of it, with the rows of the totals.
             call: Its input and output.
         """
-        tokens = self._tokens
+        tokens, y_rows = self._tokens, call.y_rows
         assert tokens is not None
-        rows = call.y_rows.shape[:-1].numel()
-        x_rows = call.x_rows.shape[:-1].numel() if call.x_sumsq is None else len(call.x_sumsq)
+        rows = row_count(y_rows)
+        x_rows = row_count(call.x_rows) if call.x_sumsq is None else len(call.x_sumsq)
         if x_rows != rows:
             self.leave_out(parts, f"it maps {x_rows} input rows to {rows} output rows")
             return
-        token_map = self.map_for(rows, call.y_rows.device, parts)
-        if token_map is None:
-            return
-        arena = self.arena_for(call.y_rows.device, call.y_rows.dtype)
+        key = (rows, y_rows.device, y_rows.dtype)
+        place = self._places.get(key)
+        if place is None:
+            token_map = self.map_for(rows, y_rows.device, parts)
+            if token_map is None:
+                return
+            place = token_map, self.arena_for(y_rows.device, y_rows.dtype)
+            if token_map.masked:  # else every module has to be noted
+                self._places[key] = place
+        token_map, arena = place
         if self.last_call_only:
             for index, _ in parts:
                 arena.forget(index)
         # A kernel sees rows in the order they have in memory.
-        deferred = module in self._deferred and call.x_sumsq is None and call.y_rows.is_contiguous()
+        deferred = module in self._deferred and call.x_sumsq is None and y_rows.is_contiguous()
         arena.add(parts, call, token_map, tokens, deferred)
 
     def leave_out(self, parts: Sequence[tuple[int, LinearLayer]], reason: str) -> None:
@@ -249,7 +261,7 @@ class Collector:
     @property
     def tokens(self) -> BatchTokens | None:
         """The running batch; None where a forward does not count: nobody announced it, or it is a recomputation."""
-        return None if _recomputing() else self._tokens
+        return self._tokens if self._tokens is None or not _recomputing() else None
 
     def _drain(self, wait: bool) -> None:
         while self._transfers and (wait or self._transfers[0][1] is None or self._transfers[0][1].query()):
@@ -298,8 +310,8 @@ class _Hook:
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
         """What was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""
-        if self.bias is None:
-            return None
+        if self.bias is None or (self.bias.dtype == y.dtype and self.bias.device == y.device):
+            return self.bias
         key = (y.device, y.dtype)
         if key not in self.biases:
             self.biases[key] = self.bias.to(*key)

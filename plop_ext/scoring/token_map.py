@@ -42,16 +42,16 @@ class BatchTokens:
         self.batch_size = batch_size
         self.step = step
         self.phase = phase
-        self._shape = None if mask is None else tuple(mask.shape)
+        shape = () if mask is None else tuple(mask.shape)
+        self._time_first = shape[::-1] if len(shape) == 2 and shape[0] != shape[1] else None  # (T, B)
         self._mask = None if mask is None else mask.detach().reshape(-1).to(torch.bool)
         self._maps: dict[tuple[int, torch.device], TokenMap | None] = {}
         self._samples: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def time_first(self, shape: torch.Size) -> bool:
         """Whether an input of `shape` is [T, B, K], by the mask's [B, T]; where T = B it is taken for [B, T, K]."""
-        if self._shape is None or len(self._shape) != 2 or len(shape) != 3:
-            return False
-        return tuple(shape[:2]) == self._shape[::-1] != self._shape
+        wanted = self._time_first
+        return wanted is not None and len(shape) == 3 and shape[0] == wanted[0] and shape[1] == wanted[1]
 
     def map_for(self, rows: int, device: torch.device) -> TokenMap | None:
         """The map for a call that sees `rows` token vectors, or None if they cannot be assigned to the samples.
