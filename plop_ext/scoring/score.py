@@ -139,7 +139,6 @@ def score(
         "scope": scope,
         "max_samples": limit,
         "token_step": token_step,
-        "fast": fast,
         "seed": seed,
         "compat": compat,
     }
@@ -157,7 +156,7 @@ def score(
         collector = Collector(model, found.layers, last_call_only=compat is not None)
         watch = None if rule is None else StopWatch(rule, found.layers, values)
         described = describe_model(model)
-        identity = {"model": described, "data": data_name, **settings, "stop": str(rule)}
+        identity = {"model": described, "data": data_name, **settings, "stop": str(rule), "fast": fast}
         identity["modules"] = [layer.name for layer in found.layers]
         record = nullcontext() if journal is None else Journal(journal, identity, values, resume)
         total = limit if limit is not None else length(dataloader)
