@@ -5,9 +5,12 @@ Without a GPU a stand-in for the capture repeats the captured work at each repla
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -333,6 +336,34 @@ def test_runs_keep_no_memory() -> None:
     assert held[1] == held[2] == held[3]  # the first also leaves cuBLAS its workspaces
 
 
+def test_what_is_forgotten_is_rehearsed_again(graphing: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `forget` the next batch of a kind runs eagerly, whether its like was rehearsed or captured."""
+    rehearsed: list[int] = []
+    rehearse = GraphedForwards._rehearse
+    model, batches = Plain().to(graphing), floats(8)
+
+    def noted(self: GraphedForwards, *args: Any) -> None:
+        rehearsed.append(current)
+        rehearse(self, *args)
+
+    monkeypatch.setattr(GraphedForwards, "_rehearse", noted)
+    with Collector(model, discover(model).layers) as collector, torch.no_grad():
+        with GraphedForwards(model, lambda model, batch: model(batch["x"]), collector) as graphed:
+            for current, batch in enumerate(batches):
+                if current in (1, 4):
+                    graphed.forget()
+                graphed.run(batch, 2, None)
+            assert graphed.report() == {"captured": 2, "replayed": 5, "reason": None}
+        totals = collector.totals()
+    assert rehearsed == [0, 1, 4]
+    with Collector(model, discover(model).layers) as collector, torch.no_grad():
+        for batch in batches:
+            collector.begin(2, None)
+            model(batch["x"].to(graphing))
+            collector.end()
+        assert torch.equal(totals, collector.totals())
+
+
 def test_an_exception_between_replays_leaves_the_model_as_it_was(graphing: torch.device) -> None:
     model = model_on("llama", graphing)
     batches = [padded(2, 24, i) for i in range(4)]
@@ -540,6 +571,74 @@ def test_what_transformers_decides_is_given_back(llama: nn.Module) -> None:
     assert found() == before
 
 
+def in_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def test_other_threads_decide_on_masks_as_ever(llama: nn.Module) -> None:
+    """Two samples in one row of another thread must not see each other while this one says nothing is packed."""
+    packed = {"input_ids": plain(1, 24, 0)["input_ids"], "position_ids": torch.arange(24).remainder(12)[None]}
+    full = {"input_ids": packed["input_ids"], "attention_mask": torch.ones(1, 24, dtype=torch.long)}
+    expected, idle = attention_masks(llama, packed)[0], attention_masks(llama, full)[0]
+    assert expected is not None and idle is None
+    with decided_masks(plain(1, 24, 0), plain=True):
+        assert attention_masks(llama, packed)[0] is None
+        assert torch.equal(in_thread(lambda: attention_masks(llama, packed))[0], expected)
+        assert in_thread(lambda: attention_masks(llama, full))[0] is None
+
+
+def test_overlapping_threads_leave_nothing_behind(llama: nn.Module) -> None:
+    from transformers import masking_utils
+
+    before, decided = masking_utils.find_packed_sequence_indices, threading.Event()
+    finish = threading.Event()
+    positions = torch.arange(24).remainder(12)[None]
+
+    def other() -> Any:
+        with decided_masks(plain(1, 24, 0), plain=True):
+            decided.set()
+            assert finish.wait(60)
+            return masking_utils.find_packed_sequence_indices(positions)
+
+    with ThreadPoolExecutor(1) as pool:
+        with decided_masks(plain(1, 24, 0), plain=True):
+            result = pool.submit(other)
+            assert decided.wait(60)
+        try:  # the first to come was the first to go
+            assert masking_utils.find_packed_sequence_indices(positions) is not None
+        finally:
+            finish.set()
+        assert result.result() is None
+    assert masking_utils.find_packed_sequence_indices is before
+
+
+@pytest.mark.parametrize("name", ["is_tracing", "find_packed_sequence_indices"])
+def test_a_transformers_that_decides_elsewhere_is_not_graphed(
+    name: str, graphing: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import masking_utils
+
+    model, batches = model_on("llama", graphing), [plain(2, 24, i) for i in range(3)]
+    expected = scored(model, batches)
+    function = getattr(masking_utils, name)
+    monkeypatch.delattr(masking_utils, name)
+    # The model itself calls it under another name.
+    for caller in [
+        value
+        for value in vars(masking_utils).values()
+        if isinstance(value, FunctionType) and name in value.__code__.co_names
+    ]:
+        renamed = tuple(f"new_{name}" if used == name else used for used in caller.__code__.co_names)
+        monkeypatch.setattr(caller, "__code__", caller.__code__.replace(co_names=renamed))
+    monkeypatch.setattr(masking_utils, f"new_{name}", function, raising=False)
+    with pytest.warns(UserWarning, match=rf"because it is not known how transformers [\d.]+ .* no `{name}`"):
+        graphed = scored(model, batches, graph=True)
+    assert graphed.provenance["graph"]["captured"] == 0 and f"no `{name}`" in graphed.provenance["graph"]["reason"]
+    assert same(graphed, expected)
+
+
 def test_packed_samples_stay_apart(llama: nn.Module) -> None:
     """Positions of the batch itself are looked at: two samples in one row must not see each other."""
     batch = {"input_ids": plain(1, 24, 0)["input_ids"], "position_ids": torch.arange(24).remainder(12)[None]}
@@ -557,6 +656,86 @@ def test_the_first_cause_is_named() -> None:
             raise ValueError("capture invalidated")
     except ValueError as error:
         assert capture.cause(error) == "RuntimeError: operation not permitted"
+
+
+@pytest.fixture
+def sync_debug(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A stand-in for the mode, which is the last item."""
+    modes: list[Any] = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    return modes
+
+
+def wait() -> None:
+    """Warn as torch does at a wait while the mode is on."""
+    if torch.cuda.get_sync_debug_mode():
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+
+
+def test_only_waits_of_the_own_thread_are_noted(sync_debug: list[Any]) -> None:
+    filters, show = list(warnings.filters), warnings.showwarning
+    with warnings.catch_warnings(record=True) as shown, capture.noting_waits(torch.device("cuda")) as waits:
+        in_thread(wait)
+        assert waits == []
+        for _ in range(2):  # from one line, which is shown once by default
+            wait()
+        in_thread(lambda: warnings.warn("mine", stacklevel=1))
+    assert [str(item.message) for item in shown] == ["mine"]
+    assert len(waits) == 2 and all(item.startswith("test_graph.py:") for item in waits)
+    assert (sync_debug[-1], warnings.showwarning, list(warnings.filters)) == (0, show, filters)
+
+
+def test_waits_are_shown_where_the_mode_was_on(sync_debug: list[Any]) -> None:
+    sync_debug.append(1)
+    with (
+        pytest.warns(UserWarning, match="synchronizing") as shown,
+        capture.noting_waits(torch.device("cuda")) as waits,
+    ):
+        wait()
+        in_thread(wait)
+    assert len(shown) == 2 and len(waits) == 1 and sync_debug[-1] == 1
+
+
+def test_threads_that_note_waits_at_once_leave_nothing_behind(sync_debug: list[Any]) -> None:
+    filters, show = list(warnings.filters), warnings.showwarning
+    listening, finish = threading.Event(), threading.Event()
+
+    def other() -> list[str]:
+        with capture.noting_waits(torch.device("cuda")) as waits:
+            listening.set()
+            assert finish.wait(60)
+            wait()
+        return waits
+
+    with ThreadPoolExecutor(1) as pool:
+        with capture.noting_waits(torch.device("cuda")) as waits:
+            result = pool.submit(other)
+            assert listening.wait(60)
+            wait()
+        finish.set()
+        assert len(waits) == len(result.result()) == 1
+    assert (sync_debug[-1], warnings.showwarning, list(warnings.filters)) == (0, show, filters)
+
+
+def test_a_catch_that_outlasts_the_noting_hides_no_warning(sync_debug: list[Any]) -> None:
+    """It puts back what it found: the filters and the function of the noting."""
+    filters, show = list(warnings.filters), warnings.showwarning
+    noting = capture.noting_waits(torch.device("cuda"))
+    noting.__enter__()
+    catch = warnings.catch_warnings()
+    catch.__enter__()
+    noting.__exit__(None, None, None)
+    catch.__exit__(None, None, None)
+    try:
+        assert list(warnings.filters) == filters
+        with capture.noting_waits(torch.device("cuda")) as waits:
+            wait()
+        assert len(waits) == 1
+        with pytest.warns(UserWarning, match="mine"):
+            warnings.warn("mine", stacklevel=1)
+    finally:
+        warnings.showwarning = show
 
 
 @pytest.mark.gpu

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 from torch import Tensor
@@ -97,33 +98,89 @@ class Recorder:
             trivial.reset()
 
 
+class _Waits:
+    """Tells threads where they wait for a device.
+
+    torch says so in warnings, in a mode of the whole process, which is on while at least one thread listens. A wait is
+    noted for the thread that waits; the others are dropped, unless the mode was on before. Other warnings are shown
+    as ever. `warnings.catch_warnings` would do for one thread only: two that overlap leave state behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listening = 0
+        self._mode = 0
+        self._show = warnings.showwarning
+        self._changed: list[Any] = []
+        self._filters: list[Any] = []
+        self._own = threading.local()
+
+    @contextmanager
+    def noted(self) -> Iterator[list[str]]:
+        with self._lock:
+            if self._listening == 0:
+                self._begin()
+            self._listening += 1
+        outer = getattr(self._own, "waits", None)
+        waits: list[str] = []
+        self._own.waits = waits
+        try:
+            yield waits
+        finally:
+            self._own.waits = outer
+            with self._lock:
+                self._listening -= 1
+                if self._listening == 0:
+                    self._end()
+
+    def _begin(self) -> None:
+        self._mode = torch.cuda.get_sync_debug_mode()
+        if warnings.showwarning != self._note:  # another thread's `catch_warnings` may have put it back
+            self._show = warnings.showwarning
+        warnings.showwarning = self._note
+        warnings.filterwarnings("ignore", message=f".*{_PROTOTYPE}")
+        warnings.filterwarnings("always", message=f".*{_WAIT}")
+        self._changed, self._filters = cast(list[Any], warnings.filters), list(warnings.filters[:2])
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def _end(self) -> None:
+        torch.cuda.set_sync_debug_mode(self._mode)
+        if warnings.showwarning == self._note:
+            warnings.showwarning = self._show
+        # A `catch_warnings` that another thread is in works on a copy, and puts the changed ones back.
+        for filters in (self._changed, cast(list[Any], warnings.filters)):
+            for item in self._filters:
+                with suppress(ValueError):
+                    filters.remove(item)
+
+    def _note(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        is_wait = _WAIT in str(message)
+        waits = getattr(self._own, "waits", None)
+        if is_wait and waits is not None:
+            waits.append(f"{Path(filename).name}:{lineno}")
+        if not is_wait or self._mode != 0:
+            self._show(message, category, filename, lineno, file, line)
+
+
+_WAITS = _Waits()
+
+
 @contextmanager
 def noting_waits(device: torch.device) -> Iterator[list[str]]:
-    """Note where in the block the host waits for `device`, as `file.py:line`; the list is filled at its end.
-
-    torch says so in warnings. Other ones of the block are passed on afterwards.
-    """
-    waits: list[str] = []
+    """Note where in the block this thread waits for `device`, as `file.py:line`."""
     if device.type != "cuda":
-        yield waits
+        yield []
         return
-    mode = torch.cuda.get_sync_debug_mode()
-    caught: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                yield waits
-            finally:
-                torch.cuda.set_sync_debug_mode(mode)
-    finally:
-        for item in caught:
-            text = str(item.message)
-            if _WAIT in text:
-                waits.append(f"{Path(item.filename).name}:{item.lineno}")
-            elif _PROTOTYPE not in text:
-                warnings.warn_explicit(item.message, item.category, item.filename, item.lineno, source=item.source)
+    with _WAITS.noted() as waits:
+        yield waits
 
 
 def cause(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -132,6 +132,13 @@ class GraphedForwards:
                 tokens = BatchTokens(size, counted, step, phase)
                 self._eagerly(batch_to_device(batch, self._device), tokens)
 
+    def forget(self) -> None:
+        """Drop all graphs and what was seen of batches: the model runs other code than it did so far.
+
+        The next batch of each kind runs eagerly again. `replayed` and the number of graphs captured count on.
+        """
+        self._release()
+
     def report(self) -> dict[str, Any]:
         """How many batches of the run were replayed from how many graphs, and why not the others."""
         reason = self.reason or self._left_out
@@ -157,8 +164,15 @@ class GraphedForwards:
         """Run a batch eagerly, on the path that a capture of its like would take."""
         before = self._rehearsals.pop(key, None)
         inputs = batch_to_device(inputs, self._device)
-        with capture.noting_waits(self._device) as waits, decided_masks(inputs, self._plain):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(decided_masks(inputs, self._plain))
+            except Ungraphable as error:
+                self._stop(str(error))
+            waits = stack.enter_context(capture.noting_waits(self._device))
             self._eagerly(inputs, tokens)
+        if self.reason is not None:
+            return
         wait = waits[0] if waits else None
         if wait is not None and before is not None:  # once may be a cache that was empty
             self._stop(f"the forward makes the host wait for the device ({wait}), which a captured one cannot")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plop_ext.scoring.own_thread import ThreadPatch
 from plop_ext.scoring.transfer import overwrite
 
 _MASK = "attention_mask"
 _POSITIONS = "position_ids"
+# Where transformers decides whether to look at values. The second is of 5.17: later ones have no such module.
+_TRACING = ("masking_utils", "is_tracing")
+_TRACING_OF_5_17 = ("modeling_attn_mask_utils", "is_tracing")
+_PACKED = ("masking_utils", "find_packed_sequence_indices")
+_ADVICE = ("modeling_utils", "is_tracing")
+_PATCHES = {place: ThreadPatch(place[1]) for place in (_TRACING, _TRACING_OF_5_17, _PACKED, _ADVICE)}
 
 
 class Ungraphable(Exception):
-    """A batch that no graph can serve; the message says why."""
+    """What no graph can serve; the message says why."""
 
 
 def launch_key(batch: Any) -> Hashable:
@@ -78,11 +85,14 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
     every mask for one that masks something and every batch for a packed one, so that other, slower kernels run. Here
     the masks that are still there after `without_idle_masks` mask something, and the model counts positions by itself,
     so that nothing is packed. Nor does it look for padding among unmasked tokens, to advise a mask. Where that is not
-    known a capture looks as well, and fails.
+    known a capture looks as well, and fails. Other threads notice nothing.
 
     Args:
         inputs: The batch.
         plain: Whether it goes to a transformers model as it is, by `default_forward`.
+
+    Raises:
+        Ungraphable: On entry, if this transformers decides elsewhere: it would be captured on other paths.
     """
     fields = inputs if isinstance(inputs, Mapping) else {}
     known = plain and isinstance(inputs, (Mapping, Tensor)) and _POSITIONS not in fields
@@ -91,20 +101,23 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
     def is_tracing(tensor: Any = None) -> bool:
         return masked and tensor is not None
 
-    decisions: list[tuple[str, str, Any]] = [
-        ("masking_utils", "is_tracing", is_tracing),
-        ("modeling_attn_mask_utils", "is_tracing", is_tracing),
-    ]
+    decisions: dict[tuple[str, str], Callable[..., Any]] = {_TRACING: is_tracing, _TRACING_OF_5_17: is_tracing}
     if known:
-        decisions.append(("masking_utils", "find_packed_sequence_indices", lambda position_ids: None))
-        decisions.append(("modeling_utils", "is_tracing", lambda tensor=None: True))
+        decisions[_PACKED] = lambda position_ids: None
+        decisions[_ADVICE] = lambda tensor=None: True
     with ExitStack() as stack:
-        for module_name, name, decision in decisions:
+        for place, decision in decisions.items():
+            module_name, name = place
             module = sys.modules.get(f"transformers.{module_name}")
-            if module is not None:
-                # A missing name is an error: a transformers that decides elsewhere would be captured on other paths.
-                stack.callback(setattr, module, name, getattr(module, name))
-                setattr(module, name, decision)
+            if module is None:
+                continue
+            if not hasattr(module, name):
+                release = getattr(sys.modules.get("transformers"), "__version__", "as installed")
+                raise Ungraphable(
+                    f"it is not known how transformers {release} decides on attention masks: its {module_name} has no "
+                    f"`{name}`"
+                )
+            stack.enter_context(_PATCHES[place](module, decision))
         yield
 
 
