@@ -128,6 +128,13 @@ def test_nan_and_infinity_stay_in_their_row(device: torch.device, dtype: torch.d
         assert (result[result.isfinite()] == width).all()
 
 
+@pytest.mark.parametrize("rows", [8191, 8192, 8193])
+def test_many_rows(device: torch.device, rows: int) -> None:
+    """Both sides of where CUDA takes a launch per tensor again."""
+    x, y = (randn(rows, 520, dtype=torch.bfloat16, device=device) for _ in range(2))
+    check(x, y)
+
+
 def test_no_rows(device: torch.device) -> None:
     for x, y in ((torch.ones(0, 600), torch.ones(0, 700)), (torch.ones(2, 0, 8), torch.ones(0, 3, 5))):
         ops.row_sumsq_pair_(torch.ones(0, device=device), x.to(device), y.to(device))
@@ -148,15 +155,23 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_common_widths_take_one_launch(dtype: torch.dtype, bias: bool) -> None:
-    x, y = torch.ones(9, 960, device="cuda", dtype=dtype), torch.ones(9, 2560, device="cuda", dtype=dtype)
+def test_common_rows_take_one_launch(dtype: torch.dtype, bias: bool) -> None:
+    x, y = torch.ones(9000, 960, device="cuda", dtype=dtype), torch.ones(9000, 2560, device="cuda", dtype=dtype)
     shift = y[0].clone() if bias else None
-    run(x, y, shift)
+    assert launches(x[:9], y[:9], shift) == ["pair"]
+    assert (
+        launches(x, y, shift) == launches(x[:9, 1:], y[:9], shift) == launches(x[:9, :8], y[:9], shift) == ["one"] * 2
+    )
+
+
+def launches(x: Tensor, y: Tensor, bias: Tensor | None) -> list[str]:
+    """The kernels that one call runs: "pair" or "one"."""
+    run(x, y, bias)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        run(x, y, shift)
+        run(x, y, bias)
         torch.cuda.synchronize()
-    launches = [event.name for event in profile.events() if "row_sumsq" in event.name]
-    assert len(launches) == 1 and "row_sumsq_pair_kernel" in launches[0]
+    kernels = [event.name for event in profile.events() if "row_sumsq" in event.name and "_kernel" in event.name]
+    return ["pair" if "row_sumsq_pair_kernel" in name else "one" for name in kernels]
 
 
 @pytest.mark.parametrize("grad", [True, False])

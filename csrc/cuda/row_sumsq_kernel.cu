@@ -152,12 +152,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
 }
 
 constexpr int kWarpRows = kThreads / kWarpSize;
+// With more rows a launch is little of the time, and the kernels of one tensor have more blocks a multiprocessor.
+constexpr int64_t kMostPairRows = 8192;
 
 // The warp-per-row kernel over the aligned rows of two tensors, as many of one as of the other: the first half of the
-// grid reads `first`, which has no bias. Four rows a block and no loop over blocks.
+// grid reads `first`, which has no bias. With the registers of 16 blocks a multiprocessor it would spill on sm_100.
 template <typename T, bool kBias>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<T, kWarpSize, true, kBias>)
-    row_sumsq_pair_kernel(const RowSumsqArgs first, const RowSumsqArgs second) {
+__global__ void __launch_bounds__(kThreads) row_sumsq_pair_kernel(const RowSumsqArgs first, const RowSumsqArgs second) {
   const unsigned blocks = gridDim.x / 2;
   const bool is_first = blockIdx.x < blocks;
   const int64_t block = is_first ? blockIdx.x : blockIdx.x - blocks;
@@ -238,13 +239,14 @@ bool takes_aligned_warps(const RowSumsqArgs& args) {
 // Enqueues one launch for both, or nothing and returns false.
 template <typename T>
 bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
-  const int64_t grid = (first.n_rows + kWarpRows - 1) / kWarpRows * 2;
   const bool same_bias = second.bias == nullptr || second.bias_dtype == second.dtype;
-  if (!same_bias || grid > kMaxGrid || !takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
+  if (!same_bias || first.n_rows > kMostPairRows) return false;
+  if (!takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
+  const auto grid = static_cast<unsigned>((first.n_rows + kWarpRows - 1) / kWarpRows * 2);
   if (second.bias == nullptr) {
-    row_sumsq_pair_kernel<T, false><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(first, second);
+    row_sumsq_pair_kernel<T, false><<<grid, kThreads, 0, stream>>>(first, second);
   } else {
-    row_sumsq_pair_kernel<T, true><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(first, second);
+    row_sumsq_pair_kernel<T, true><<<grid, kThreads, 0, stream>>>(first, second);
   }
   return true;
 }
