@@ -53,8 +53,11 @@ def figure(result: Result) -> Figure:
 
 
 def _panel(axes: Axes, found: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
-    axes.axvline(1.0, color=figures.GRID, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
+    if not found:
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", fontsize=7, transform=axes.transAxes)
+        return
+    axes.axvline(1.0, color=figures.GRID, linewidth=0.8)
     for position, name in enumerate(names):
         if name not in found:
             continue
