@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ import plop_ext
 from plop_ext import Collector, ops
 from plop_ext.fast import FastPath
 from plop_ext.fast.families import find_blocks
+from plop_ext.fast.forwards import FusedBlock
 from plop_ext.layers import discover
 from tests import fast_models
 from tests.fast_models import FAMILIES, batches, make
@@ -405,13 +407,161 @@ def test_small_errors_of_a_kernel_are_found(dtype: torch.dtype, monkeypatch: pyt
 def test_a_family_put_together_in_another_way_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels may be right and another release of transformers may compose a block differently."""
     model, data = make("llama"), batches()
-    block: Any = type(model.get_submodule("layers.0"))
-    original = block.forward
-    monkeypatch.setattr(block, "forward", lambda self, *args, **kwargs: original(self, *args, **kwargs) * 1.1)
     plain = quietly(model, data)
+    original = FusedBlock.forward
+    monkeypatch.setattr(FusedBlock, "forward", lambda self, *args, **kwargs: original(self, *args, **kwargs) * 1.1)
     with pytest.warns(UserWarning, match="what a LlamaDecoderLayer adds is off by"):
         fast = quietly(model, data, fast=True)
     np.testing.assert_array_equal(fast.totals, plain.totals)
+
+
+def wrapped(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libraries do that patch classes: the wrapper says which function it stands for."""
+    original = kind.forward
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", forward)
+
+
+@pytest.mark.parametrize("name", ["LlamaDecoderLayer", "LlamaAttention", "LlamaMLP", "LlamaRMSNorm"])
+def test_a_class_that_was_patched_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama import modeling_llama
+
+    model, data = make("llama"), batches()
+    wrapped(getattr(modeling_llama, name), monkeypatch)
+    with pytest.warns(UserWarning, match=f"4 blocks are left out: the forward of {name} has been replaced"):
+        quietly(model, data, fast=True)
+
+    class LlamaMLP(modeling_llama.LlamaMLP):
+        pass
+
+    monkeypatch.undo()
+    monkeypatch.setattr(modeling_llama, "LlamaMLP", LlamaMLP)
+    with pytest.warns(UserWarning, match="4 blocks are left out: `mlp` of a LlamaDecoderLayer is a LlamaMLP"):
+        quietly(make("llama"), data, fast=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "layers.0.mlp.act_fn"),
+        ("gemma2", "layers.0.post_attention_layernorm"),
+        ("gemma2", "layers.1.post_feedforward_layernorm"),
+        ("qwen3", "layers.0.self_attn.q_norm"),
+        ("phi3", "layers.1.resid_attn_dropout"),
+    ],
+)
+def test_hooks_that_come_during_a_forward_are_called(family: str, name: str) -> None:
+    model, data = make(family), batches()
+    module = model.get_submodule(name)
+    calls: list[int] = []
+
+    def hooked(model: nn.Module, batch: dict[str, Tensor]) -> None:
+        handle = module.register_forward_hook(lambda module, args, output: calls.append(1) or output * 2)
+        model(**batch, use_cache=False)
+        handle.remove()
+
+    plain = quietly(model, data, forward=hooked)
+    calls.clear()
+    with pytest.warns(UserWarning, match="speeds up 3 blocks: 2 forwards of blocks ran as they were, .* with hooks"):
+        fast = quietly(model, data, fast=True, forward=hooked)
+    assert len(calls) == len(data)
+    np.testing.assert_allclose(fast.totals, plain.totals, rtol=1e-5)
+
+
+def test_a_forward_put_in_place_during_a_batch_stays_there() -> None:
+    model, data = make("llama"), batches()
+    mlp = model.get_submodule("layers.1.mlp")
+    calls: list[int] = []
+
+    def ablated(model: nn.Module, batch: dict[str, Tensor]) -> None:
+        before = vars(mlp).get("forward")
+        vars(mlp)["forward"] = lambda x: calls.append(1) or torch.zeros_like(x)
+        model(**batch, use_cache=False)
+        if before is None:
+            del vars(mlp)["forward"]
+        else:
+            vars(mlp)["forward"] = before
+
+    plain = quietly(model, data, forward=ablated)
+    calls.clear()
+    fast = quietly(model, data, fast=True, forward=ablated)
+    assert len(calls) >= len(data)
+    assert [module.name for module in fast.modules] == [module.name for module in plain.modules]
+    np.testing.assert_allclose(fast.totals, plain.totals, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_errors_in_one_sample_or_in_late_rows_are_found(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama", dtype, max_position_embeddings=4096)
+    data = batches(1, samples=3, tokens=1200, padded=False)
+    assert quietly(model, data, fast=True).provenance["fast"] == {"blocks": 4, "reason": None}
+    rotary, gated = ops.rotary_, ops.gated_activation_
+
+    def last_sample(*args: Any) -> None:
+        rotary(*args)
+        args[0][-1] = args[2][-1]
+
+    def balanced(*args: Any) -> None:
+        rotary(*args)
+        args[13][1200:2400] *= 1.3
+        args[13][2400:] *= 0.74
+
+    def late(*args: Any) -> None:
+        gated(*args)
+        args[8][2048:] *= 1.1
+
+    for name, wrong in (("rotary_", last_sample), ("rotary_", balanced), ("gated_activation_", late)):
+        with monkeypatch.context() as patch, pytest.warns(UserWarning, match="the fused kernels disagree"):
+            patch.setattr(ops, name, wrong)
+            assert quietly(model, data, fast=True).provenance["fast"]["blocks"] == 0
+
+
+@pytest.mark.parametrize("token_step", [5, 16, 64])
+def test_few_or_no_rows_are_read(token_step: int) -> None:
+    import transformers
+
+    causal = transformers.LlamaForCausalLM(make("llama").config).eval()  # type: ignore[arg-type]
+    data = batches(3, padded=False)
+
+    def generates(model: Any, batch: dict[str, Tensor]) -> None:
+        model.generate(**batch, max_new_tokens=2, do_sample=False)
+
+    for forward in (None, generates):
+        plain = quietly(causal, data, token_step=token_step, forward=forward)
+        fast = quietly(causal, data, token_step=token_step, forward=forward, fast=True)
+        assert fast.provenance["fast"] == {"blocks": 4, "reason": None}
+        np.testing.assert_allclose(fast.totals, plain.totals, rtol=1e-5)
+
+
+def test_negative_gates_of_gelu_are_no_disagreement() -> None:
+    model = make("gemma2", mlp_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate_proj.weight"):
+                parameter.mul_(0.01)
+    for name, module in model.named_modules():
+        if name.endswith("gate_proj"):
+            module.bias = nn.Parameter(torch.full((160,), -4.5))
+    assert quietly(model, batches(), fast=True).provenance["fast"] == {"blocks": 4, "reason": None}
+
+
+def test_batches_in_and_out_of_inference_mode() -> None:
+    model, data = make("llama"), batches()
+    plain = quietly(model, data)
+    turns = iter((True, False, True, False))
+
+    def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
+        with torch.inference_mode(next(turns)), torch.no_grad():
+            model(**batch, use_cache=False)
+
+    np.testing.assert_array_equal(quietly(model, data, forward=forward).totals, plain.totals)
+    with pytest.warns(UserWarning, match="4 forwards of blocks ran as they were"):
+        mixed = quietly(model, data, forward=forward, fast=True)
+    np.testing.assert_allclose(mixed.totals, plain.totals, rtol=1e-5)
 
 
 def test_a_block_used_twice() -> None:

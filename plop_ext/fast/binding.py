@@ -27,15 +27,21 @@ class Bindings:
             vars(module)["forward"] = forward
 
     def deactivate(self) -> None:
-        for module, forward in self._forwards.items():
-            if vars(module).get("forward") == forward:  # and not what someone else has put there since
-                del vars(module)["forward"]
+        self._unbind()
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Within the block the modules run as they were."""
-        self.deactivate()
+        unbound = self._unbind()
         try:
             yield
         finally:
-            self.activate()
+            for module in unbound:
+                vars(module)["forward"] = self._forwards[module]
+
+    def _unbind(self) -> list[nn.Module]:
+        """Take the forwards back, but not what someone else has put in their place since."""
+        bound = [module for module, forward in self._forwards.items() if vars(module).get("forward") == forward]
+        for module in bound:
+            del vars(module)["forward"]
+        return bound

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,6 +83,7 @@ class Block:
         act: The MLP's activation.
         activation: Its name for `ops.gated_activation_`.
         emitted: Linear layers whose outputs the fused kernels read.
+        bypassed: What is part of a kernel and not called as a module: norms within, the activation, dropout.
     """
 
     module: Any
@@ -98,6 +99,7 @@ class Block:
     act: Any
     activation: str
     emitted: tuple[nn.Module, ...]
+    bypassed: tuple[nn.Module, ...]
 
 
 def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: False) -> tuple[list[Block], list[str]]:
@@ -143,6 +145,7 @@ def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
     Raises:
         NotFast: If a piece is not what the family is made of, or has been changed.
     """
+    _check_code(type(module))
     attention = _piece(module, "self_attn", family, "Attention")
     mlp = _piece(module, "mlp", family, "MLP")
     _refuse_changes(module, ours)
@@ -158,13 +161,17 @@ def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
     gate_up = (mlp.gate_up_proj,) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj, mlp.up_proj)
     qk = (attention.qkv_proj,) if hasattr(attention, "qkv_proj") else (attention.q_proj, attention.k_proj)
     act = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
+    after_attention = _norm(module, "post_attention_layernorm", family) if between else None
+    after_mlp = _norm(module, "post_feedforward_layernorm", family) if between else None
+    within = [norm.module for norm in (after_attention, after_mlp, *(head_norms or ())) if norm is not None]
+    dropouts = [child for child in module.children() if isinstance(child, nn.Dropout)]
     block = Block(
         module=module,
         family=family,
         before_attention=_norm(module, "input_layernorm", family),
-        after_attention=_norm(module, "post_attention_layernorm", family) if between else None,
+        after_attention=after_attention,
         before_mlp=_norm(module, "pre_feedforward_layernorm" if between else "post_attention_layernorm", family),
-        after_mlp=_norm(module, "post_feedforward_layernorm", family) if between else None,
+        after_mlp=after_mlp,
         following=None,
         head_norms=head_norms,
         rotary_forward=rotary_forward,
@@ -172,6 +179,7 @@ def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
         act=act,
         activation=_activation(act),
         emitted=tuple(linear for linear in (*qk, attention.o_proj, *gate_up, mlp.down_proj) if _emits(linear)),
+        bypassed=(*within, act, *dropouts),
     )
     _check_sizes(block)
     return block
@@ -181,9 +189,23 @@ def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
     """A child of the family's own class: another one may compute anything."""
     found = parent._modules.get(name)
     wanted = f"{family.name}{kind}"
-    if type(found) is not getattr(sys.modules[type(parent).__module__], wanted, None):
+    if (type(found).__module__, type(found).__name__) != (type(parent).__module__, wanted):
         raise NotFast(f"`{name}` of a {type(parent).__name__} is a {type(found).__name__} and not a {wanted}")
+    _check_code(type(found))
     return found
+
+
+def _check_code(kind: type) -> None:
+    """Raise if a class' forward is not transformers' own, wrappers included."""
+    import transformers
+
+    home = os.path.dirname(transformers.__file__)
+    forward: Any = kind.forward  # type: ignore[attr-defined]
+    while forward is not None:
+        code = getattr(forward, "__code__", None)
+        if code is None or not code.co_filename.startswith(home):
+            raise NotFast(f"the forward of {kind.__name__} has been replaced")
+        forward = getattr(forward, "__wrapped__", None)
 
 
 def _norm(parent: nn.Module, name: str, family: Family) -> Norm:

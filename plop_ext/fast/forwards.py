@@ -63,6 +63,7 @@ class FusedBlock:
         self.fused = self.plain = 0
         self._collector = collector
         self._handover = handover
+        self._bindings = bindings
         self._unit_offset = block.family.unit_offset
         self._parameters = tuple(inspect.signature(type(block.module).forward).parameters)[2:]  # self, hidden_states
         attention = block.module.self_attn
@@ -83,6 +84,10 @@ class FusedBlock:
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The block's forward."""
         block, module = self.block, self.block.module
+        if any(map(_is_observed, block.bypassed)):
+            self.plain += 1
+            with self._bindings.suspended():
+                return type(module).forward(module, hidden_states, *args, **kwargs)
         if not self._runs_fused(module, hidden_states, block.before_attention):
             self.plain += 1
             return type(module).forward(module, hidden_states, *args, **kwargs)
@@ -122,6 +127,7 @@ class FusedBlock:
             if norms is not None:
                 q, k = (type(norm.module).forward(norm.module, x) for norm, x in zip(norms, (q, k), strict=True))
             original: Callable[..., tuple[Tensor, Tensor]] = self.block.rotary_forward.__globals__[ROTARY]
+            self._collector.emitter(by_token[0].flatten(2)).settle()
             return original(q, k, cos, sin, *args, **kwargs)
         emitter = self._collector.emitter(by_token[0].flatten(2))
         q, k = kernels.rotary(*by_token, cos, sin, norms, self._unit_offset, emitter, self.audit)
@@ -153,6 +159,12 @@ class FusedBlock:
     @staticmethod
     def _runs_fused(module: nn.Module, x: Tensor, norm: Norm) -> bool:
         return kernels.runs_fused(module, x) and kernels.takes(x, norm.weight)
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether something has been attached to a module, since the run began, that a kernel would pass by."""
+    forward = vars(module).get("forward")
+    return bool(module._forward_hooks or module._forward_pre_hooks) or forward not in (None, _same)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ class FastPath:
         plain = sum(fused.plain for fused in self._blocks)
         if plain and self.blocks:
             reasons.append(
-                f"{plain} forwards of blocks ran as they were, under autocast, in inference mode, with gradients or "
-                "in a type that is not their weights'"
+                f"{plain} forwards of blocks ran as they were, under autocast, in inference mode, with gradients, "
+                "with hooks, or on states of another type or layout than the kernels read"
             )
         elif self.blocks and not used:
             reasons.append("no batch needed a forward")

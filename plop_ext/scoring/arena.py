@@ -64,7 +64,7 @@ class Arena:
         self.device = device
         self.dtype = dtype
         self._n_layers = n_layers
-        self._sums = torch.empty(_ARENA_ELEMENTS, dtype=dtype, device=device)
+        self._sums = self._buffer(_ARENA_ELEMENTS)
         self._totals = torch.empty(0, device=device)
         self._views: dict[tuple[int, int], Tensor] = {}
         self._used = 0
@@ -80,7 +80,8 @@ class Arena:
 
     def start_batch(self, batch_size: int) -> None:
         shape = (self._n_layers, batch_size, len(TOTALS_FIELDS))
-        self._totals = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        with torch.inference_mode(False):
+            self._totals = torch.zeros(shape, dtype=torch.float64, device=self.device)
         self._pending.clear()
         self._reset()
 
@@ -170,7 +171,7 @@ class Arena:
         self._reduce()
         self._map = token_map
         if room > self._sums.numel():
-            self._sums = torch.empty(room, dtype=self.dtype, device=self.device)
+            self._sums = self._buffer(room)
             self._views.clear()
 
     def _input(self, call: Call, tokens: BatchTokens, with_output: bool) -> tuple[int, bool]:
@@ -214,6 +215,11 @@ class Arena:
             self._pending[_columns(pending.rows, layer).data_ptr()] = pending
         else:
             _output_sumsq(pending, tokens)
+
+    def _buffer(self, elements: int) -> Tensor:
+        # A tensor that inference mode makes cannot be written outside of it, where the next batch may run.
+        with torch.inference_mode(False):
+            return torch.empty(elements, dtype=self.dtype, device=self.device)
 
     def _take(self, rows: int) -> Tensor:
         place = (self._used, rows)
