@@ -5,10 +5,8 @@ Without a GPU a stand-in for the capture repeats the captured work at each repla
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -28,11 +26,9 @@ from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.graph import MAX_GRAPHS, GraphedForwards
 from plop_ext.scoring.graph_inputs import (
     Ungraphable,
-    decided_masks,
     launch_key,
     on_device,
     tensors,
-    without_idle_masks,
 )
 from plop_ext.scoring.score import find_plop_targets, score
 from tests.architectures import ARCHITECTURES
@@ -496,124 +492,6 @@ def test_copies_of_a_batch() -> None:
         assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
 
 
-def test_only_masks_that_mask_nothing_are_left_out() -> None:
-    ones = torch.ones(2, 4, dtype=torch.long)
-    some = ones.clone()
-    some[1, 3] = 0
-    batch = {"attention_mask": ones, "decoder_attention_mask": some, "labels": ones, "x_attention_mask": ones[0]}
-    assert {name: value is None for name, value in without_idle_masks(batch).items()} == {
-        "attention_mask": True,
-        "decoder_attention_mask": False,
-        "labels": False,
-        "x_attention_mask": False,
-    }
-    assert batch["attention_mask"] is ones
-    assert without_idle_masks(ones) is ones
-
-
-def attention_masks(model: nn.Module, batch: Any) -> list[Any]:
-    """What each attention module of `model` is given as its mask."""
-    seen: list[Any] = []
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
-        )
-        for name, module in model.named_modules()
-        if name.endswith((".self_attn", ".attn"))
-    ]
-    try:
-        with torch.no_grad():
-            model(**batch, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def looked(*unused: Any) -> Any:
-    raise AssertionError("the value of a tensor was looked at")
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "qwen3_moe", "gemma3"])
-@pytest.mark.parametrize("make", [plain, padded])
-@pytest.mark.parametrize("capturing", [False, True])
-def test_rehearsal_and_capture_make_the_masks_of_an_eager_forward_and_look_at_nothing(
-    name: str, make: Callable[..., Batch], capturing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = ARCHITECTURES[name].build()
-    model.config.pad_token_id = 0  # some look for it where there is no mask
-    batch = {key: make(2, 24, 1)[key] for key in ("input_ids", "attention_mask")}
-    eager = attention_masks(model, batch)
-    inputs = without_idle_masks(batch)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    if name != "qwen3_moe":  # its experts on a CPU look at the numbers of rows
-        for method in ("__bool__", "item", "tolist"):
-            monkeypatch.setattr(Tensor, method, looked)
-    with decided_masks(inputs, plain=True):
-        captured = attention_masks(model, inputs)
-    monkeypatch.undo()
-    assert len(captured) == len(eager) > 0
-    for ours, theirs in zip(captured, eager, strict=True):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or torch.equal(ours, theirs)
-
-
-def test_what_transformers_decides_is_given_back(llama: nn.Module) -> None:
-    from transformers import masking_utils, modeling_utils
-
-    def found() -> list[Any]:
-        return [masking_utils.is_tracing, masking_utils.find_packed_sequence_indices, modeling_utils.is_tracing]
-
-    before = found()
-    with pytest.raises(ZeroDivisionError), decided_masks(plain(2, 24, 0), plain=True):
-        assert not any(ours is theirs for ours, theirs in zip(found(), before, strict=True))
-        raise ZeroDivisionError
-    assert found() == before
-
-
-def in_thread(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
-
-
-def test_other_threads_decide_on_masks_as_ever(llama: nn.Module) -> None:
-    """Two samples in one row of another thread must not see each other while this one says nothing is packed."""
-    packed = {"input_ids": plain(1, 24, 0)["input_ids"], "position_ids": torch.arange(24).remainder(12)[None]}
-    full = {"input_ids": packed["input_ids"], "attention_mask": torch.ones(1, 24, dtype=torch.long)}
-    expected, idle = attention_masks(llama, packed)[0], attention_masks(llama, full)[0]
-    assert expected is not None and idle is None
-    with decided_masks(plain(1, 24, 0), plain=True):
-        assert attention_masks(llama, packed)[0] is None
-        assert torch.equal(in_thread(lambda: attention_masks(llama, packed))[0], expected)
-        assert in_thread(lambda: attention_masks(llama, full))[0] is None
-
-
-def test_overlapping_threads_leave_nothing_behind(llama: nn.Module) -> None:
-    from transformers import masking_utils
-
-    before, decided = masking_utils.find_packed_sequence_indices, threading.Event()
-    finish = threading.Event()
-    positions = torch.arange(24).remainder(12)[None]
-
-    def other() -> Any:
-        with decided_masks(plain(1, 24, 0), plain=True):
-            decided.set()
-            assert finish.wait(60)
-            return masking_utils.find_packed_sequence_indices(positions)
-
-    with ThreadPoolExecutor(1) as pool:
-        with decided_masks(plain(1, 24, 0), plain=True):
-            result = pool.submit(other)
-            assert decided.wait(60)
-        try:  # the first to come was the first to go
-            assert masking_utils.find_packed_sequence_indices(positions) is not None
-        finally:
-            finish.set()
-        assert result.result() is None
-    assert masking_utils.find_packed_sequence_indices is before
-
-
 @pytest.mark.parametrize("name", ["is_tracing", "find_packed_sequence_indices"])
 def test_a_transformers_that_decides_elsewhere_is_not_graphed(
     name: str, graphing: torch.device, monkeypatch: pytest.MonkeyPatch
@@ -637,116 +515,3 @@ def test_a_transformers_that_decides_elsewhere_is_not_graphed(
         graphed = scored(model, batches, graph=True)
     assert graphed.provenance["graph"]["captured"] == 0 and f"no `{name}`" in graphed.provenance["graph"]["reason"]
     assert same(graphed, expected)
-
-
-def test_packed_samples_stay_apart(llama: nn.Module) -> None:
-    """Positions of the batch itself are looked at: two samples in one row must not see each other."""
-    batch = {"input_ids": plain(1, 24, 0)["input_ids"], "position_ids": torch.arange(24).remainder(12)[None]}
-    eager = attention_masks(llama, batch)
-    assert eager[0] is not None
-    with decided_masks(batch, plain=True):
-        assert torch.equal(attention_masks(llama, batch)[0], eager[0])
-
-
-def test_the_first_cause_is_named() -> None:
-    try:
-        try:
-            raise RuntimeError("operation not permitted\nmore")
-        finally:
-            raise ValueError("capture invalidated")
-    except ValueError as error:
-        assert capture.cause(error) == "RuntimeError: operation not permitted"
-
-
-@pytest.fixture
-def sync_debug(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A stand-in for the mode, which is the last item."""
-    modes: list[Any] = [0]
-    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    return modes
-
-
-def wait() -> None:
-    """Warn as torch does at a wait while the mode is on."""
-    if torch.cuda.get_sync_debug_mode():
-        warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
-
-
-def test_only_waits_of_the_own_thread_are_noted(sync_debug: list[Any]) -> None:
-    filters, show = list(warnings.filters), warnings.showwarning
-    with warnings.catch_warnings(record=True) as shown, capture.noting_waits(torch.device("cuda")) as waits:
-        in_thread(wait)
-        assert waits == []
-        for _ in range(2):  # from one line, which is shown once by default
-            wait()
-        in_thread(lambda: warnings.warn("mine", stacklevel=1))
-    assert [str(item.message) for item in shown] == ["mine"]
-    assert len(waits) == 2 and all(item.startswith("test_graph.py:") for item in waits)
-    assert (sync_debug[-1], warnings.showwarning, list(warnings.filters)) == (0, show, filters)
-
-
-def test_waits_are_shown_where_the_mode_was_on(sync_debug: list[Any]) -> None:
-    sync_debug.append(1)
-    with (
-        pytest.warns(UserWarning, match="synchronizing") as shown,
-        capture.noting_waits(torch.device("cuda")) as waits,
-    ):
-        wait()
-        in_thread(wait)
-    assert len(shown) == 2 and len(waits) == 1 and sync_debug[-1] == 1
-
-
-def test_threads_that_note_waits_at_once_leave_nothing_behind(sync_debug: list[Any]) -> None:
-    filters, show = list(warnings.filters), warnings.showwarning
-    listening, finish = threading.Event(), threading.Event()
-
-    def other() -> list[str]:
-        with capture.noting_waits(torch.device("cuda")) as waits:
-            listening.set()
-            assert finish.wait(60)
-            wait()
-        return waits
-
-    with ThreadPoolExecutor(1) as pool:
-        with capture.noting_waits(torch.device("cuda")) as waits:
-            result = pool.submit(other)
-            assert listening.wait(60)
-            wait()
-        finish.set()
-        assert len(waits) == len(result.result()) == 1
-    assert (sync_debug[-1], warnings.showwarning, list(warnings.filters)) == (0, show, filters)
-
-
-def test_a_catch_that_outlasts_the_noting_hides_no_warning(sync_debug: list[Any]) -> None:
-    """It puts back what it found: the filters and the function of the noting."""
-    filters, show = list(warnings.filters), warnings.showwarning
-    noting = capture.noting_waits(torch.device("cuda"))
-    noting.__enter__()
-    catch = warnings.catch_warnings()
-    catch.__enter__()
-    noting.__exit__(None, None, None)
-    catch.__exit__(None, None, None)
-    try:
-        assert list(warnings.filters) == filters
-        with capture.noting_waits(torch.device("cuda")) as waits:
-            wait()
-        assert len(waits) == 1
-        with pytest.warns(UserWarning, match="mine"):
-            warnings.warn("mine", stacklevel=1)
-    finally:
-        warnings.showwarning = show
-
-
-@pytest.mark.gpu
-def test_waits_are_noted_and_other_warnings_passed_on() -> None:
-    x = torch.ones(3, device="cuda")
-    with pytest.warns(UserWarning, match="mine") as passed, capture.noting_waits(x.device) as waits:
-        x.sum().item()
-        warnings.warn("mine", stacklevel=1)
-    assert len(passed) == 1 and len(set(waits)) == 1 and waits[0].startswith("test_graph.py:")
-    assert torch.cuda.get_sync_debug_mode() == 0
-    with capture.noting_waits(x.device) as waits:
-        x.sum()
-        torch.ones(3).pin_memory().to("cuda", non_blocking=True)
-    assert waits == []

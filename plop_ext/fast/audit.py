@@ -63,8 +63,6 @@ class Audit:
             again[place] = None
             if place in ours:
                 again[place] = torch.empty_like(ours[place])
-        if again[written[0]] is None:
-            return
         twin(*again)
         name = twin.__name__.removesuffix("_pytorch")
         limit = max(torch.finfo(like.dtype).eps, _FLOAT32_LIMIT)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as torch_module
 
-from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_HEAD_DIMS
+from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_HEAD_DIMS, is_aligned
 
 ROTARY = "apply_rotary_pos_emb"
 _PACKAGE = "transformers.models."
@@ -210,7 +210,7 @@ def _check_code(kind: type) -> None:
 
 def _norm(parent: nn.Module, name: str, family: Family) -> Norm:
     module = _piece(parent, name, family, "RMSNorm")
-    if not _aligned(module.weight):
+    if not (module.weight.is_contiguous() and is_aligned(module.weight)):
         raise NotFast(f"the weight of a {type(module).__name__} starts where the kernels cannot read it")
     return Norm(module, float(module.eps if hasattr(module, "eps") else module.variance_epsilon))
 
@@ -247,11 +247,7 @@ def captures(hook: Any) -> bool:
 
 def _emits(linear: Any) -> bool:
     """Whether the sums of a layer may be those of what it returns: of no other class, such as one under LoRA."""
-    return type(linear) is nn.Linear and (linear.bias is None or _aligned(linear.bias))
-
-
-def _aligned(weight: Tensor) -> bool:
-    return weight.is_contiguous() and weight.storage_offset() % 8 == 0 and weight.data_ptr() % 16 == 0
+    return type(linear) is nn.Linear and (linear.bias is None or is_aligned(linear.bias))
 
 
 def _activation(act: Any) -> str:

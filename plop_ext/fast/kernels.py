@@ -36,7 +36,7 @@ def takes(x: Tensor, *others: Tensor) -> bool:
     return (
         x.dtype in ops.FUSED_FLOATS
         and x.is_contiguous()
-        and _aligned(x)
+        and ops.is_aligned(x)
         and all(other.dtype == x.dtype and other.device == x.device for other in others)
     )
 
@@ -44,7 +44,7 @@ def takes(x: Tensor, *others: Tensor) -> bool:
 def takes_columns(gate: Tensor, up: Tensor, like: Tensor) -> bool:
     """Whether `gated_activation` reads gate and up as they lie in memory, and `like`'s type is theirs."""
     return all(
-        x.dtype == like.dtype and x.stride(-1) == 1 and x.stride(-2) % 8 == 0 and _aligned(x) and _folds(x)
+        x.dtype == like.dtype and x.stride(-1) == 1 and x.stride(-2) % 8 == 0 and ops.is_aligned(x) and _folds(x)
         for x in (gate, up)
     )
 
@@ -61,7 +61,7 @@ def takes_heads(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and cos.shape[1] == q.shape[1]
         and rotary_dim % 16 == 0
         and (width - rotary_dim) % 16 == 0
-        and all(_aligned(x) or not x.is_contiguous() for x in (cos, sin))  # else a copy is made
+        and all(ops.is_aligned(x) or not x.is_contiguous() for x in (cos, sin))  # else a copy is made
         and all(_tokens_apart(x) for x in (q, k))
     )
 
@@ -179,7 +179,7 @@ def _tokens_apart(x: Tensor) -> bool:
     """Whether the heads of a token lie one after the other, and tokens at one distance."""
     _, tokens, _, width = x.shape
     between, token, head, element = x.stride()
-    apart = head == width and element == 1 and token % 8 == 0 and _aligned(x)
+    apart = head == width and element == 1 and token % 8 == 0 and ops.is_aligned(x)
     return apart and (x.shape[0] == 1 or between == tokens * token)
 
 
@@ -187,11 +187,6 @@ def _folds(x: Tensor) -> bool:
     """Whether [..., T, I] is [R, I] without a copy."""
     strides = zip(x.shape[:-2], x.stride()[:-2], x.shape[1:-1], x.stride()[1:-1], strict=True)
     return all(size == 1 or stride == inner * apart for size, stride, inner, apart in strides)
-
-
-def _aligned(x: Tensor) -> bool:
-    """Whether `x` starts where a vector may, in its storage and in memory, which another library may have given."""
-    return x.storage_offset() % 8 == 0 and x.data_ptr() % 16 == 0
 
 
 def _rows(x: Tensor) -> Tensor:

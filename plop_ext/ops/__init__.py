@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from plop_ext import native
 from plop_ext.ops.add_rms_norm import MAX_NORM_FEATURES, add_rms_norm_, add_rms_norm_fake, add_rms_norm_pytorch
-from plop_ext.ops.checks import FLOATS, FUSED_FLOATS, NAMESPACE, rows_read, sum_dtype
+from plop_ext.ops.checks import FLOATS, FUSED_FLOATS, NAMESPACE, is_aligned, rows_read, sum_dtype
 from plop_ext.ops.gain_totals import gain_totals_, gain_totals_fake, gain_totals_pytorch
 from plop_ext.ops.gated_activation import (
     ACTIVATIONS,
@@ -40,6 +40,7 @@ __all__ = [
     "gated_activation_",
     "gated_activation_fake",
     "gated_activation_pytorch",
+    "is_aligned",
     "rotary_",
     "rotary_fake",
     "rotary_pytorch",

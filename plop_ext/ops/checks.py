@@ -74,6 +74,11 @@ def check_aligned(op: str, name: str, tensor: Tensor) -> None:
     check(offset % VECTOR == 0, f"{op}: {name} must start at a multiple of {VECTOR} elements, got offset {offset}")
 
 
+def is_aligned(x: Tensor) -> bool:
+    """Whether the kernels may read `x` from its first element on: in its storage, and in foreign memory."""
+    return x.storage_offset() % VECTOR == 0 and x.data_ptr() % 16 == 0
+
+
 def check_step(op: str, step: int, phase: int) -> None:
     check(step >= 1, f"{op}: step must be at least 1, got {step}")
     check(0 <= phase < step, f"{op}: phase must be in [0, step), got {phase}")
