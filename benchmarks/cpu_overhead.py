@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         model = build(args.shape)
         case = overhead.make_case(model, SHAPES[args.shape]["vocab_size"], args.batch, args.tokens, args.device)
-        with overhead.fast_path(case) as (collector, path):
-            path.first_batch(lambda: case.scored(collector))
+        with overhead.fast_run(case) as (run, path):
+            path.first_batch(run)
             blocks, reason = path.blocks, path.reason
         rows = overhead.measure_case(
             case,

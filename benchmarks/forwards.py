@@ -4,10 +4,11 @@ python -m benchmarks.forwards --output benchmarks/results/forwards.json
 python -m benchmarks.forwards --output benchmarks/results/forwards.json --append --model llama-3.1-8b --case 8x1024
 
 Models have the shape of published ones and random weights; they end at the last hidden state, run without gradients
-and get token ids alone. All candidates of a case run in interleaved rounds on the same weights; `ratio` is to the
-plain eager forward of the same round, `of_compiled`, `of_whole` and `of_graph` are to the plain forward compiled by
-block, compiled as a whole, and in a CUDA graph. What comes before the first timing is a figure of its own, `setup_s`:
-for compiled candidates the compilation, for graphs warm-up and capture, for the others a first run.
+and get token ids alone. All candidates of a case run in interleaved rounds on the same weights, each right behind an
+unmeasured run of its own, as in a run over many batches; `ratio` is to the plain eager forward of the same round,
+`of_compiled`, `of_whole` and `of_graph` are to the plain forward compiled by block, compiled as a whole, and in a CUDA
+graph. What comes before the first timing is a figure of its own, `setup_s`: for compiled candidates the compilation,
+for graphs warm-up and capture, for the others a first run.
 
 By default each decoder block is compiled, with fixed shapes: one compilation serves all blocks. For the models of
 `--whole-model-compile` the forward compiled as a whole, plain and with hooks, runs too where a batch has 8192 tokens
@@ -131,7 +132,9 @@ def measure_case(
         memory = measure_memory(setup, device)
         # On a GPU the run that measured memory was the warm-up.
         warmup = 0 if device.type == "cuda" else 1
-        seconds = measure(setup.ready, device, rounds=args.rounds, warmup=warmup, at_least_s=args.seconds_per_case)
+        seconds = measure(
+            setup.ready, device, rounds=args.rounds, warmup=warmup, at_least_s=args.seconds_per_case, lead=True
+        )
         for variant in variants:
             name = variant.name
             if name in setup.errors:

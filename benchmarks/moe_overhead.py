@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for candidate in everyone[:2] * 2:
         time_once(candidate, args.device)
     memory = {candidate.name: overhead.peak_memory(candidate, args.device) for candidate in everyone}
-    seconds = measure(everyone, args.device, rounds=args.rounds, warmup=3)
+    seconds = measure(everyone, args.device, rounds=args.rounds, warmup=3, lead=True)
     rows = [overhead.row(name, values, seconds[overhead.PLAIN], memory) for name, values in seconds.items()]
     for row in rows:
         print(f"{row['candidate']}: {row['ms']:.2f} ms, x {row['ratio']:.4f}", flush=True)

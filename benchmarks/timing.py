@@ -61,8 +61,8 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> Summary:
     return summarize([value / other for value, other in zip(values, base, strict=True)])
 
 
-def time_once(candidate: Candidate, device: torch.device) -> float:
-    """Seconds of one run: between CUDA events on a CUDA device, wall clock elsewhere."""
+def time_once(candidate: Candidate, device: torch.device, *, lead: bool = False) -> float:
+    """Seconds of one run: between CUDA events on a CUDA device, wall clock elsewhere; `lead` as for `measure`."""
     with candidate.attach() as attached:
         if device.type != "cuda":
             started = time.perf_counter()
@@ -72,6 +72,8 @@ def time_once(candidate: Candidate, device: torch.device) -> float:
         torch.cuda.synchronize(device)
         if candidate.queued:
             torch.cuda._sleep(_SLEEP_CYCLES)
+        if lead:
+            candidate.run(attached)
         start.record()
         candidate.run(attached)
         stop.record()
@@ -80,19 +82,29 @@ def time_once(candidate: Candidate, device: torch.device) -> float:
 
 
 def measure(
-    candidates: Sequence[Candidate], device: torch.device, *, rounds: int, warmup: int = 1, at_least_s: float = 0.0
+    candidates: Sequence[Candidate],
+    device: torch.device,
+    *,
+    rounds: int,
+    warmup: int = 1,
+    at_least_s: float = 0.0,
+    lead: bool = False,
 ) -> Mapping[str, list[float]]:
     """Seconds of each candidate in each round, after `warmup` uncounted rounds.
 
-    In the order A B C, B C A, C A B ...: each follows a rest or another candidate's heat as often as the others. More
-    than `rounds` rounds are run until `at_least_s` seconds have passed.
+    In the order A B C, B C A, C A B ...: each comes first and last as often as the others. More than `rounds` rounds
+    are run until `at_least_s` seconds have passed.
+
+    With `lead` each run on a CUDA device follows an unmeasured one of its own at once, as the second of two batches
+    does. A GPU at its power limit lowers its clock for what the work before asked of it, so that a forward would be
+    timed at the clock of another; and the host is as far ahead as the candidate lets it run.
     """
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     number, until = -warmup, time.perf_counter() + at_least_s
     while number < rounds or time.perf_counter() < until:
         turn = number % len(candidates)
         for candidate in (*candidates[turn:], *candidates[:turn]):
-            elapsed = time_once(candidate, device)
+            elapsed = time_once(candidate, device, lead=lead)
             if number >= 0:
                 seconds[candidate.name].append(elapsed)
         number += 1

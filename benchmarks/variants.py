@@ -106,9 +106,9 @@ def _compiled(name: str, twin: Case, whole: bool, end: Callable[[], None]) -> Re
 @contextmanager
 def _fast(case: Case) -> Iterator[Ready]:
     twin = _twin(case)
-    with overhead.fast_path(twin) as (collector, path):
-        path.first_batch(lambda: twin.scored(collector))
-        yield Ready(Candidate(FAST, lambda _: twin.scored(collector)), lambda: _blocks(path, twin))
+    with overhead.fast_run(twin) as (run, path):
+        path.first_batch(run)
+        yield Ready(Candidate(FAST, lambda _: run()), lambda: _blocks(path, twin))
 
 
 @contextmanager

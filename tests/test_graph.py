@@ -24,12 +24,7 @@ from plop_ext.scoring import graph as graphs
 from plop_ext.scoring import score as score_module
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.graph import MAX_GRAPHS, GraphedForwards
-from plop_ext.scoring.graph_inputs import (
-    Ungraphable,
-    launch_key,
-    on_device,
-    tensors,
-)
+from plop_ext.scoring.graph_inputs import Ungraphable, launch_key, on_device, tensors
 from plop_ext.scoring.score import find_plop_targets, score
 from tests.architectures import ARCHITECTURES
 from tests.tiny_models import Plain, token_batch

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plop_ext.scoring.graph_inputs import decided_masks, without_idle_masks
+from plop_ext.scoring.masks import decided_masks, without_idle_masks
 from tests.architectures import ARCHITECTURES
 from tests.test_graph import Batch, padded, plain
 
@@ -35,6 +35,8 @@ def test_only_masks_that_mask_nothing_are_left_out() -> None:
         "x_attention_mask": False,
     }
     assert batch["attention_mask"] is ones
+    packed = batch | {"position_ids": ones}  # without a mask they would say where samples start
+    assert without_idle_masks(packed) is packed
     assert without_idle_masks(ones) is ones
 
 

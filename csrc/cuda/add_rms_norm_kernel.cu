@@ -1,15 +1,13 @@
 // One block per row, the row in registers: x and the residual are read once, hidden and normed written once, and the
 // sums of squares come out of the same pass. Bound by memory bandwidth.
-#include <cuda_runtime.h>
-
 #include "../add_rms_norm.h"
 #include "elements.cuh"
+#include "launch.cuh"
 #include "reduce.cuh"
 
 namespace plop_ext {
 namespace {
 
-constexpr int64_t kMaxGrid = int64_t{1} << 30;
 constexpr int kMaxThreads = 512;
 
 // Blocks that a multiprocessor must hold, so that other rows' loads are in flight while one waits at its barriers. On
@@ -24,6 +22,7 @@ __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThrea
   __shared__ float scratch_x[2][kWarpSize];
   __shared__ float scratch_h[1][kWarpSize];
   __shared__ float scratch_n[1][kWarpSize];
+  await_previous_kernel();
 
   const int64_t row = first_row + blockIdx.x;
   const int packs = static_cast<int>(args.in_features / kPack);
@@ -107,11 +106,10 @@ template <typename T, int kPacks, int kMostThreads, bool kInner, bool kUnitOffse
 void enqueue(const AddRmsNormArgs& args, cudaStream_t stream) {
   const int64_t packs = args.in_features / kPack;
   const int64_t warps = (packs + kPacks * kWarpSize - 1) / (kPacks * kWarpSize);
-  for (int64_t row = 0; row < args.n_rows; row += kMaxGrid) {
-    const int64_t rows = args.n_rows - row < kMaxGrid ? args.n_rows - row : kMaxGrid;
-    add_rms_norm_kernel<T, kPacks, kMostThreads, kInner, kUnitOffset>
-        <<<static_cast<unsigned>(rows), static_cast<unsigned>(warps * kWarpSize), 0, stream>>>(args, row);
-  }
+  for_grids(args.n_rows, 1, [&](int64_t row, dim3 grid) {
+    launch(add_rms_norm_kernel<T, kPacks, kMostThreads, kInner, kUnitOffset>, grid, warps * kWarpSize, stream, args,
+           row);
+  });
 }
 
 template <typename T, bool kInner, bool kUnitOffset>
@@ -143,22 +141,8 @@ void enqueue_by_form(const AddRmsNormArgs& args, cudaStream_t stream) {
 }  // namespace
 
 const char* launch_add_rms_norm(const AddRmsNormArgs& args, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (args.dtype) {
-    case DType::kFloat32:
-      enqueue_by_form<float>(args, cuda_stream);
-      break;
-    case DType::kFloat16:
-      enqueue_by_form<__half>(args, cuda_stream);
-      break;
-    case DType::kBFloat16:
-      enqueue_by_form<__nv_bfloat16>(args, cuda_stream);
-      break;
-    case DType::kFloat64:
-      return "float64 has no kernel";
-  }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return for_narrow_type(
+      args.dtype, [&](auto value) { enqueue_by_form<decltype(value)>(args, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace plop_ext

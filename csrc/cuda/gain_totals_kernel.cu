@@ -1,8 +1,7 @@
 // One block per (record, group, sample) cell. The records travel as a kernel parameter: nothing is copied to the device
 // and the host never waits. Within a launch no two records share a module, so each cell has one owner.
-#include <cuda_runtime.h>
-
 #include "../gain_totals.h"
+#include "launch.cuh"
 #include "reduce.cuh"
 
 namespace plop_ext {
@@ -19,6 +18,7 @@ struct RecordBatch {
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsArgs args, const RecordBatch batch) {
   __shared__ double scratch[kThreads / kWarpSize];
+  await_previous_kernel();
   const GainRecord& record = batch.records[blockIdx.y];
   const T* __restrict__ s_in = static_cast<const T*>(args.sumsq) + record.in_start;
   const T* __restrict__ s_out = static_cast<const T*>(args.sumsq) + record.out_start;
@@ -54,7 +54,6 @@ __global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsA
 }  // namespace
 
 const char* launch_gain_totals(const GainTotalsArgs& args, const GainRecord* records, int64_t n_records, void* stream) {
-  constexpr int64_t kMaxGrid = 65535;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const unsigned cells = static_cast<unsigned>(args.n_cells < kMaxGrid ? args.n_cells : kMaxGrid);
   for (int64_t first = 0; first < n_records; first += kMaxRecords) {
@@ -63,12 +62,11 @@ const char* launch_gain_totals(const GainTotalsArgs& args, const GainRecord* rec
     for (int64_t i = 0; i < count; ++i) batch.records[i] = records[first + i];
     const dim3 grid(cells, static_cast<unsigned>(count));
     if (args.dtype == DType::kFloat64) {
-      gain_totals_kernel<double><<<grid, kThreads, 0, cuda_stream>>>(args, batch);
+      launch(gain_totals_kernel<double>, grid, kThreads, cuda_stream, args, batch);
     } else {
-      gain_totals_kernel<float><<<grid, kThreads, 0, cuda_stream>>>(args, batch);
+      launch(gain_totals_kernel<float>, grid, kThreads, cuda_stream, args, batch);
     }
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (const char* error = launch_error()) return error;
   }
   return nullptr;
 }

@@ -1,16 +1,14 @@
 // One warp per token, all heads of q and k: each is read once and written once. A lane owns the same two packs, which
 // rotate into each other, of every head it handles, so it loads cos and sin once; the D / 16 lanes of a head are
 // neighbours and norm it with shuffles. Bound by memory bandwidth.
-#include <cuda_runtime.h>
-
 #include "../rotary.h"
 #include "elements.cuh"
+#include "launch.cuh"
 #include "reduce.cuh"
 
 namespace plop_ext {
 namespace {
 
-constexpr int64_t kMaxGrid = int64_t{1} << 30;
 // Two warps: a small batch still spreads over all multiprocessors.
 constexpr int kThreads = 64;
 // Heads in flight per lane, and the blocks a multiprocessor must hold: with a norm, fewer registers matter more than
@@ -114,6 +112,7 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
 template <typename T, bool kNorm, bool kUnitOffset>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kNorm>)
     rotary_kernel(const RotaryArgs args, const int64_t first_row) {
+  await_previous_kernel();
   const int index = threadIdx.x % kWarpSize;
   const int head_dim = static_cast<int>(args.head_dim);
   const int rotary_dim = static_cast<int>(args.rotary_dim);
@@ -153,12 +152,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kNorm>)
 
 template <typename T, bool kNorm, bool kUnitOffset>
 void enqueue(const RotaryArgs& args, cudaStream_t stream) {
-  constexpr int64_t kRows = kThreads / kWarpSize;
-  for (int64_t row = 0; row < args.n_rows; row += kMaxGrid * kRows) {
-    const int64_t blocks = (args.n_rows - row + kRows - 1) / kRows;
-    const unsigned grid = static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
-    rotary_kernel<T, kNorm, kUnitOffset><<<grid, kThreads, 0, stream>>>(args, row);
-  }
+  for_grids(args.n_rows, kThreads / kWarpSize, [&](int64_t row, dim3 grid) {
+    launch(rotary_kernel<T, kNorm, kUnitOffset>, grid, kThreads, stream, args, row);
+  });
 }
 
 template <typename T>
@@ -175,22 +171,8 @@ void enqueue_by_norm(const RotaryArgs& args, cudaStream_t stream) {
 }  // namespace
 
 const char* launch_rotary(const RotaryArgs& args, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (args.dtype) {
-    case DType::kFloat32:
-      enqueue_by_norm<float>(args, cuda_stream);
-      break;
-    case DType::kFloat16:
-      enqueue_by_norm<__half>(args, cuda_stream);
-      break;
-    case DType::kBFloat16:
-      enqueue_by_norm<__nv_bfloat16>(args, cuda_stream);
-      break;
-    case DType::kFloat64:
-      return "float64 has no kernel";
-  }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return for_narrow_type(
+      args.dtype, [&](auto value) { enqueue_by_norm<decltype(value)>(args, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace plop_ext

@@ -2,10 +2,9 @@
 // of 16 bytes; chunk c belongs to thread c % group and there to accumulator (c / group) % kUnroll, whether it is read
 // by one 16-byte load or element by element, so both paths give the same bits. Reads each activation once and writes 4
 // bytes a row: bound by memory bandwidth.
-#include <cuda_runtime.h>
-
 #include "../row_sumsq.h"
 #include "elements.cuh"
+#include "launch.cuh"
 #include "reduce.cuh"
 
 namespace plop_ext {
@@ -18,7 +17,6 @@ constexpr int kUnroll = 4;
 constexpr int64_t kWidestGroupRow = 16 * kUnroll;
 // ... and of more than these a whole block, or one warp would work on while the others are done.
 constexpr int64_t kWidestWarpRow = 4096;
-constexpr int64_t kMaxGrid = int64_t{1} << 30;
 
 template <typename T>
 struct SumOf {
@@ -43,8 +41,8 @@ __device__ __forceinline__ Sum add_squares(Sum sum, const Chunk<T, kChunk<T>>& c
                                            const Chunk<B, kChunk<T>>& shift) {
 #pragma unroll
   for (int j = 0; j < kChunk<T>; ++j) {
-    Sum v = load_value(chunk.values[j]);
-    if constexpr (kBias) v -= static_cast<Sum>(load_value(shift.values[j]));
+    Sum v = element(chunk.values, j);
+    if constexpr (kBias) v -= static_cast<Sum>(element(shift.values, j));
     sum += v * v;
   }
   return sum;
@@ -132,6 +130,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
   using Sum = typename SumOf<T>::type;
   constexpr int kRows = kThreads / kGroup;
   __shared__ Sum scratch[kThreads / kWarpSize];
+  await_previous_kernel();
 
   Sum* __restrict__ out = static_cast<Sum*>(args.out);
   const int lane = threadIdx.x % kGroup;
@@ -159,6 +158,7 @@ constexpr int64_t kMostPairRows = 8192;
 // grid reads `first`, which has no bias. With the registers of 16 blocks a multiprocessor it would spill on sm_100.
 template <typename T, bool kBias>
 __global__ void __launch_bounds__(kThreads) row_sumsq_pair_kernel(const RowSumsqArgs first, const RowSumsqArgs second) {
+  await_previous_kernel();
   const unsigned blocks = gridDim.x / 2;
   const bool is_first = blockIdx.x < blocks;
   const int64_t block = is_first ? blockIdx.x : blockIdx.x - blocks;
@@ -179,8 +179,8 @@ template <typename T, typename B, int kGroup, bool kVector, bool kBias>
 void enqueue(const RowSumsqArgs& args, cudaStream_t stream) {
   constexpr int64_t kRows = kThreads / kGroup;
   const int64_t blocks = (args.n_rows + kRows - 1) / kRows;
-  const unsigned grid = static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
-  row_sumsq_kernel<T, B, kGroup, kVector, kBias><<<grid, kThreads, 0, stream>>>(args);
+  const dim3 grid(static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid));
+  launch(row_sumsq_kernel<T, B, kGroup, kVector, kBias>, grid, kThreads, stream, args);
 }
 
 template <typename T>
@@ -242,57 +242,34 @@ bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStr
   const bool same_bias = second.bias == nullptr || second.bias_dtype == second.dtype;
   if (!same_bias || first.n_rows > kMostPairRows) return false;
   if (!takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
-  const auto grid = static_cast<unsigned>((first.n_rows + kWarpRows - 1) / kWarpRows * 2);
+  const dim3 grid(static_cast<unsigned>((first.n_rows + kWarpRows - 1) / kWarpRows * 2));
   if (second.bias == nullptr) {
-    row_sumsq_pair_kernel<T, false><<<grid, kThreads, 0, stream>>>(first, second);
+    launch(row_sumsq_pair_kernel<T, false>, grid, kThreads, stream, first, second);
   } else {
-    row_sumsq_pair_kernel<T, true><<<grid, kThreads, 0, stream>>>(first, second);
+    launch(row_sumsq_pair_kernel<T, true>, grid, kThreads, stream, first, second);
   }
   return true;
-}
-
-bool enqueue_pair_by_type(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
-  switch (first.dtype) {
-    case DType::kFloat32:
-      return enqueue_pair<float>(first, second, stream);
-    case DType::kFloat16:
-      return enqueue_pair<__half>(first, second, stream);
-    case DType::kBFloat16:
-      return enqueue_pair<__nv_bfloat16>(first, second, stream);
-    default:
-      return false;
-  }
-}
-
-// CUDA's text for a launch that failed, or nullptr.
-const char* launch_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace
 
 const char* launch_row_sumsq(const RowSumsqArgs& args, void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (args.dtype) {
-    case DType::kFloat32:
-      enqueue_by_bias<float>(args, cuda_stream);
-      break;
-    case DType::kFloat64:
-      enqueue_by_bias<double>(args, cuda_stream);
-      break;
-    case DType::kFloat16:
-      enqueue_by_bias<__half>(args, cuda_stream);
-      break;
-    case DType::kBFloat16:
-      enqueue_by_bias<__nv_bfloat16>(args, cuda_stream);
-      break;
+  if (args.dtype == DType::kFloat64) {
+    enqueue_by_bias<double>(args, cuda_stream);
+    return launch_error();
   }
-  return launch_error();
+  return for_narrow_type(args.dtype, [&](auto value) { enqueue_by_bias<decltype(value)>(args, cuda_stream); });
 }
 
 const char* launch_row_sumsq_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, void* stream) {
-  if (enqueue_pair_by_type(first, second, static_cast<cudaStream_t>(stream))) return launch_error();
+  if (first.dtype != DType::kFloat64) {
+    bool together = false;
+    const char* error = for_narrow_type(first.dtype, [&](auto value) {
+      together = enqueue_pair<decltype(value)>(first, second, static_cast<cudaStream_t>(stream));
+    });
+    if (together || error != nullptr) return error;
+  }
   const char* error = launch_row_sumsq(first, stream);
   return error != nullptr ? error : launch_row_sumsq(second, stream);
 }

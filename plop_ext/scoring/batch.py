@@ -19,8 +19,8 @@ def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable
     """Call the model on a batch; a transformers model does no work that no scored module needs."""
     extra: dict[str, Any] = {}
     drop_labels = False
-    config = getattr(model, "config", None)
-    if hasattr(config, "model_type"):
+    if is_transformers_model(model):
+        config: Any = model.config
         parameters = inspect.signature(model.forward).parameters
         keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         if hasattr(config, "use_cache") and (keywords or "use_cache" in parameters):
@@ -40,6 +40,11 @@ def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable
         return model(batch)
 
     return run
+
+
+def is_transformers_model(model: nn.Module) -> bool:
+    """Whether the model takes its inputs as transformers models do."""
+    return hasattr(getattr(model, "config", None), "model_type")
 
 
 def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:

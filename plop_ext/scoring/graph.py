@@ -14,16 +14,11 @@ from torch import Tensor, nn
 
 from plop_ext.errors import InputError
 from plop_ext.scoring import capture
-from plop_ext.scoring.batch import batch_to_device, input_device
+from plop_ext.scoring.batch import batch_to_device, input_device, is_transformers_model
 from plop_ext.scoring.collector import Collector
-from plop_ext.scoring.graph_inputs import (
-    Ungraphable,
-    decided_masks,
-    launch_key,
-    on_device,
-    tensors,
-    without_idle_masks,
-)
+from plop_ext.scoring.forwards import EagerForwards
+from plop_ext.scoring.graph_inputs import Ungraphable, launch_key, on_device, tensors
+from plop_ext.scoring.masks import UnknownMasks, decided_masks, without_idle_masks
 from plop_ext.scoring.token_map import BatchTokens
 from plop_ext.scoring.transfer import overwrite
 
@@ -81,7 +76,8 @@ class GraphedForwards:
         self._model = model
         self._forward = forward
         self._collector = collector
-        self._plain = plain and hasattr(getattr(model, "config", None), "model_type")
+        self._plain = plain and is_transformers_model(model)
+        self._eager = EagerForwards(model, forward, collector, decides_masks=self._plain)
         self._device = input_device(model)
         self._recorder = capture.Recorder(self._device)
         self._rehearsals: dict[Hashable, _Rehearsal] = {}
@@ -129,8 +125,7 @@ class GraphedForwards:
             if graph is not None:
                 self._replay(graph, inputs, counted)
             else:
-                tokens = BatchTokens(size, counted, step, phase)
-                self._eagerly(batch_to_device(batch, self._device), tokens)
+                self._eager.run(batch, size, counted, step=step, phase=phase)
 
     def forget(self) -> None:
         """Drop all graphs and what was seen of batches: the model runs other code than it did so far.
@@ -155,11 +150,6 @@ class GraphedForwards:
             self._left_out = str(error)
             return None
 
-    def _eagerly(self, inputs: Any, tokens: BatchTokens) -> None:
-        self._collector.begin_with(tokens)
-        self._forward(self._model, inputs)
-        self._collector.end()
-
     def _rehearse(self, key: Hashable, inputs: Any, tokens: BatchTokens) -> None:
         """Run a batch eagerly, on the path that a capture of its like would take."""
         before = self._rehearsals.pop(key, None)
@@ -167,10 +157,12 @@ class GraphedForwards:
         with ExitStack() as stack:
             try:
                 stack.enter_context(decided_masks(inputs, self._plain))
-            except Ungraphable as error:
+            except UnknownMasks as error:
                 self._stop(str(error))
             waits = stack.enter_context(capture.noting_waits(self._device))
-            self._eagerly(inputs, tokens)
+            self._collector.begin_with(tokens)
+            self._forward(self._model, inputs)
+            self._collector.end()
         if self.reason is not None:
             return
         wait = waits[0] if waits else None

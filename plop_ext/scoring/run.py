@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from plop_ext.scoring.batch import batch_size, batch_to_device, input_device, take_sample_ids, token_mask
+from plop_ext.scoring.batch import batch_size, input_device, take_sample_ids, token_mask
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.digest import data_hash, digest, on_host
+from plop_ext.scoring.forwards import EagerForwards
 from plop_ext.scoring.graph import GraphedForwards
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
@@ -50,14 +51,13 @@ def run_batches(
     model: nn.Module,
     dataloader: Iterable[Any],
     collector: Collector,
-    forward: Callable[[nn.Module, Any], Any],
+    forwards: EagerForwards | GraphedForwards,
     *,
     mask: str,
     token_step: int,
     seed: int,
     max_samples: int | None,
     fast: FastPath | None = None,
-    graphed: GraphedForwards | None = None,
     journal: Journal | None = None,
     watch: StopWatch | None = None,
     advance: Callable[[int], None] = lambda samples: None,
@@ -73,13 +73,12 @@ def run_batches(
         model: Prepared for scoring.
         dataloader: Batches, as for `score`.
         collector: Entered.
-        forward: Runs a batch.
+        forwards: Run a batch.
         mask: Which tokens count.
         token_step: Read every `token_step`-th token.
         seed: Of the first token read.
         max_samples: Stop after the batch that completes this many.
         fast: Entered; checks itself on the first batch that needs a forward.
-        graphed: Entered; runs the forwards in place of `forward`.
         journal: Where to write totals, and which batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
@@ -118,21 +117,13 @@ def run_batches(
             pending.append((number, known))
         else:
             counted = token_mask(batch, mask)
-            if graphed is None:
-                batch = batch_to_device(batch, device)
             noted = set(collector.unassigned)
 
             def run(batch: Any = batch, size: int = size, counted: Any = counted, phase: int = phase) -> None:
-                if graphed is not None:
-                    graphed.run(batch, size, counted, step=token_step, phase=phase)
-                    return
-                collector.begin(size, counted, step=token_step, phase=phase)
-                forward(model, batch)
-                collector.end()
+                forwards.run(batch, size, counted, step=token_step, phase=phase)
 
             def again(run: Callable[[], None] = run) -> None:
-                if graphed is not None:
-                    graphed.forget()
+                forwards.forget()
                 run()
 
             if fast is not None and not fast.checked:

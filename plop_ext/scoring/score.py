@@ -24,8 +24,9 @@ from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
 from plop_ext.scoring.arguments import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.assemble import assemble, describe_run, warn
-from plop_ext.scoring.batch import default_forward, input_device, length
+from plop_ext.scoring.batch import default_forward, input_device, is_transformers_model, length
 from plop_ext.scoring.collector import Collector
+from plop_ext.scoring.forwards import EagerForwards
 from plop_ext.scoring.graph import GraphedForwards, check_graph
 from plop_ext.scoring.journal import Journal
 from plop_ext.scoring.run import run_batches
@@ -162,25 +163,23 @@ def score(
         total = limit if limit is not None else length(dataloader)
         run = forward or default_forward(model, [layer.module for layer in found.layers])
         path = FastPath(model, collector) if fast else None
-        graphed = GraphedForwards(model, run, collector, plain=forward is None) if graph else None
         with (
             record as written,
             collector,
             path or nullcontext(),
-            graphed or nullcontext(),
+            _forwards(model, run, collector, graph, forward is None, path) as forwards,
             progress_bar("scoring", total, progress) as advance,
         ):
             done = run_batches(
                 model,
                 dataloader,
                 collector,
-                run,
+                forwards,
                 mask=mask,
                 token_step=token_step,
                 seed=seed,
                 max_samples=limit,
                 fast=path,
-                graphed=graphed,
                 journal=written,
                 watch=watch,
                 advance=lambda samples: advance(samples if limit is not None else 1),
@@ -195,13 +194,29 @@ def score(
     facts |= {"name": data_name, "samples": len(done.ids), "hash": done.fingerprint}
     provenance = describe_run(described, facts, settings, collector, input_device(model), started, stop=stop_report)
     provenance["fast"] = fast_report
-    provenance["graph"] = None if graphed is None else graphed.report()
+    provenance["graph"] = forwards.report()
     scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
     warn(scores, collector)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )
     return scores
+
+
+def _forwards(
+    model: nn.Module,
+    forward: Callable[[nn.Module, Any], Any],
+    collector: Collector,
+    graph: bool,
+    plain: bool,
+    fast: FastPath | None,
+) -> EagerForwards | GraphedForwards:
+    """How batches are run; `plain` says that `forward` is the default one, `fast` is entered."""
+    if graph:
+        return GraphedForwards(model, forward, collector, plain=plain)
+    # The families of the fast path are known to mean the same by no mask as by one of ones.
+    decides = plain and fast is not None and fast.blocks > 0 and is_transformers_model(model)
+    return EagerForwards(model, forward, collector, decides_masks=decides)
 
 
 def find_plop_targets(
