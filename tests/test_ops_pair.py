@@ -128,10 +128,10 @@ def test_nan_and_infinity_stay_in_their_row(device: torch.device, dtype: torch.d
         assert (result[result.isfinite()] == width).all()
 
 
-@pytest.mark.parametrize("rows", [8191, 8192, 8193])
+@pytest.mark.parametrize("rows", [4095, 4096, 4097])
 def test_many_rows(device: torch.device, rows: int) -> None:
     """Both sides of where CUDA takes a launch per tensor again."""
-    x, y = (randn(rows, 520, dtype=torch.bfloat16, device=device) for _ in range(2))
+    x, y = (randn(rows, 2312, dtype=torch.bfloat16, device=device) for _ in range(2))
     check(x, y)
 
 

@@ -13,6 +13,11 @@ namespace {
 constexpr int kThreads = 128;
 // Independent 16-byte loads in flight per thread.
 constexpr int kUnroll = 4;
+// With few rows too little is in flight to fill the memory's pipes: there each thread loads so many rounds of kUnroll
+// chunks before it uses the first. Its accumulators get the same chunks in the same order, so that a row has the same
+// bits.
+constexpr int kDeepRounds = 4;
+constexpr int64_t kFewRows = 4096;
 // Rows of more chunks take a warp ...
 constexpr int64_t kWidestGroupRow = 16 * kUnroll;
 // ... and of more than these a whole block, or one warp would work on while the others are done.
@@ -70,25 +75,40 @@ __device__ __forceinline__ Chunk<T, kSize> load_elements(const T* __restrict__ p
   return chunk;
 }
 
-template <typename T, typename B, int kGroup, bool kVector, bool kBias>
+// Reads whole rounds, kDepth at a time, from chunk `c` on, as many as are left, and moves `c` behind them.
+template <int kDepth, int kGroup, bool kBias, typename T, typename B, typename Sum>
+__device__ __forceinline__ void add_rounds(Sum (&sums)[kUnroll], int64_t& c, const T* __restrict__ row,
+                                           const B* __restrict__ bias, int64_t whole) {
+  constexpr int kSize = kChunk<T>;
+  constexpr int kChunks = kDepth * kUnroll;
+  Chunk<T, kSize> chunks[kChunks];
+  Chunk<B, kSize> shift = {};
+  // No branch between the loads: all of them are in flight before the first is used.
+  for (; c + (kChunks - 1) * kGroup < whole; c += kChunks * kGroup) {
+#pragma unroll
+    for (int u = 0; u < kChunks; ++u) chunks[u] = load_vector<T, kSize>(row + (c + u * kGroup) * kSize);
+#pragma unroll
+    for (int u = 0; u < kChunks; ++u) {
+      if constexpr (kBias) shift = load_vector<B, kSize>(bias + (c + u * kGroup) * kSize);
+      sums[u % kUnroll] = add_squares<kBias>(sums[u % kUnroll], chunks[u], shift);
+    }
+  }
+}
+
+template <typename T, typename B, int kGroup, bool kVector, bool kBias, bool kDeep>
 __device__ __forceinline__ typename SumOf<T>::type lane_sumsq(const T* __restrict__ row, const B* __restrict__ bias,
                                                               int64_t n, int64_t stride, int lane) {
   constexpr int kSize = kChunk<T>;
   typename SumOf<T>::type sums[kUnroll] = {};
-  Chunk<T, kSize> chunks[kUnroll];
-  Chunk<B, kSize> shift = {};
   const int64_t whole = kVector ? n / kSize : 0;  // chunks read by vector loads
   int64_t c = lane;
-  // No branch between the loads: all of them are in flight before the first is used.
-  for (; c + (kUnroll - 1) * kGroup < whole; c += kUnroll * kGroup) {
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) chunks[u] = load_vector<T, kSize>(row + (c + u * kGroup) * kSize);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if constexpr (kBias) shift = load_vector<B, kSize>(bias + (c + u * kGroup) * kSize);
-      sums[u] = add_squares<kBias>(sums[u], chunks[u], shift);
-    }
+  if constexpr (kDeep) {
+    add_rounds<kDeepRounds, kGroup, kBias>(sums, c, row, bias, whole);
+    add_rounds<kDeepRounds / 2, kGroup, kBias>(sums, c, row, bias, whole);
   }
+  add_rounds<1, kGroup, kBias>(sums, c, row, bias, whole);
+  Chunk<T, kSize> chunks[kUnroll];
+  Chunk<B, kSize> shift = {};
   for (; c * kSize < n; c += kUnroll * kGroup) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -108,11 +128,11 @@ __device__ __forceinline__ typename SumOf<T>::type lane_sumsq(const T* __restric
 
 // 16 blocks a multiprocessor need at most 32 registers a thread: 3 % more bandwidth at K = 4096 in bf16 on an H200. The
 // other variants would spill.
-template <typename T, int kGroup, bool kVector, bool kBias>
-constexpr int kMinBlocks = kGroup <= kWarpSize && kVector && !kBias && sizeof(T) < sizeof(float) ? 16 : 1;
+template <typename T, int kGroup, bool kVector, bool kBias, bool kDeep>
+constexpr int kMinBlocks = kGroup <= kWarpSize && kVector && !kBias && !kDeep && sizeof(T) < sizeof(float) ? 16 : 1;
 
 // This thread's share of the `r`-th row read.
-template <typename T, typename B, int kGroup, bool kVector, bool kBias>
+template <typename T, typename B, int kGroup, bool kVector, bool kBias, bool kDeep>
 __device__ __forceinline__ typename SumOf<T>::type row_lane_sumsq(const RowSumsqArgs& args, int64_t r, int lane) {
   const T* __restrict__ x = static_cast<const T*>(args.x);
   const B* __restrict__ bias = static_cast<const B*>(args.bias);
@@ -121,11 +141,11 @@ __device__ __forceinline__ typename SumOf<T>::type row_lane_sumsq(const RowSumsq
   const T* p = row < args.inner ? x + row * args.row_stride
                                 : x + (row / args.inner) * args.outer_stride + (row % args.inner) * args.row_stride;
   const B* b = kBias && args.bias_stride != 0 ? bias + (row % args.inner) * args.bias_stride : bias;
-  return lane_sumsq<T, B, kGroup, kVector, kBias>(p, b, args.in_features, args.feature_stride, lane);
+  return lane_sumsq<T, B, kGroup, kVector, kBias, kDeep>(p, b, args.in_features, args.feature_stride, lane);
 }
 
-template <typename T, typename B, int kGroup, bool kVector, bool kBias>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias>)
+template <typename T, typename B, int kGroup, bool kVector, bool kBias, bool kDeep>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias, kDeep>)
     row_sumsq_kernel(const RowSumsqArgs args) {
   using Sum = typename SumOf<T>::type;
   constexpr int kRows = kThreads / kGroup;
@@ -140,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
     const int64_t r = block * kRows + threadIdx.x / kGroup;
     const bool active = r < args.n_rows;
     Sum sum = 0;
-    if (active) sum = row_lane_sumsq<T, B, kGroup, kVector, kBias>(args, r, lane);
+    if (active) sum = row_lane_sumsq<T, B, kGroup, kVector, kBias, kDeep>(args, r, lane);
     if (kGroup == kThreads) {
       sum = block_sum<kThreads>(sum, scratch);
     } else {
@@ -151,36 +171,43 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kGroup, kVector, kBias
 }
 
 constexpr int kWarpRows = kThreads / kWarpSize;
-// With more rows a launch is little of the time, and the kernels of one tensor have more blocks a multiprocessor.
-constexpr int64_t kMostPairRows = 8192;
+// The compiler moves loads behind uses to save registers that nobody needs, unless it is told how many there are.
+template <bool kBias>
+constexpr int kPairBlocks = kBias ? 4 : 5;
 
-// The warp-per-row kernel over the aligned rows of two tensors, as many of one as of the other: the first half of the
-// grid reads `first`, which has no bias. With the registers of 16 blocks a multiprocessor it would spill on sm_100.
+struct RowSumsqPair {
+  RowSumsqArgs parts[2];
+};
+
+// The deep warp-per-row kernel over the aligned rows of two tensors, as many of one as of the other: the first half of
+// the grid reads the first part, which has no bias.
 template <typename T, bool kBias>
-__global__ void __launch_bounds__(kThreads) row_sumsq_pair_kernel(const RowSumsqArgs first, const RowSumsqArgs second) {
+__global__ void __launch_bounds__(kThreads, kPairBlocks<kBias>)
+    row_sumsq_pair_kernel(const __grid_constant__ RowSumsqPair pair) {
   await_previous_kernel();
   const unsigned blocks = gridDim.x / 2;
-  const bool is_first = blockIdx.x < blocks;
-  const int64_t block = is_first ? blockIdx.x : blockIdx.x - blocks;
+  const int part = blockIdx.x < blocks ? 0 : 1;
+  const int64_t block = blockIdx.x - part * blocks;
   const int64_t r = block * kWarpRows + threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
-  if (r >= first.n_rows) return;  // a whole warp
+  const RowSumsqArgs& args = pair.parts[part];
+  if (r >= args.n_rows) return;  // a whole warp
   float sum;
-  if (is_first) {
-    sum = row_lane_sumsq<T, T, kWarpSize, true, false>(first, r, lane);
+  if (kBias && part == 1) {
+    sum = row_lane_sumsq<T, T, kWarpSize, true, kBias, true>(args, r, lane);
   } else {
-    sum = row_lane_sumsq<T, T, kWarpSize, true, kBias>(second, r, lane);
+    sum = row_lane_sumsq<T, T, kWarpSize, true, false, true>(args, r, lane);
   }
   sum = group_sum<kWarpSize>(sum);
-  if (lane == 0) static_cast<float*>(is_first ? first.out : second.out)[r] = sum;
+  if (lane == 0) static_cast<float*>(args.out)[r] = sum;
 }
 
-template <typename T, typename B, int kGroup, bool kVector, bool kBias>
+template <typename T, typename B, int kGroup, bool kVector, bool kBias, bool kDeep = false>
 void enqueue(const RowSumsqArgs& args, cudaStream_t stream) {
   constexpr int64_t kRows = kThreads / kGroup;
   const int64_t blocks = (args.n_rows + kRows - 1) / kRows;
   const dim3 grid(static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid));
-  launch(row_sumsq_kernel<T, B, kGroup, kVector, kBias>, grid, kThreads, stream, args);
+  launch(row_sumsq_kernel<T, B, kGroup, kVector, kBias, kDeep>, grid, kThreads, stream, args);
 }
 
 template <typename T>
@@ -196,6 +223,12 @@ void enqueue_by_width(const RowSumsqArgs& args, cudaStream_t stream) {
   } else if (chunks <= kWidestGroupRow) {
     enqueue<T, B, 8, kVector, kBias>(args, stream);
   } else if (chunks <= kWidestWarpRow) {
+    if constexpr (kVector && sizeof(T) <= sizeof(float) && sizeof(B) == sizeof(T)) {
+      if (args.n_rows <= kFewRows) {
+        enqueue<T, B, kWarpSize, kVector, kBias, true>(args, stream);
+        return;
+      }
+    }
     enqueue<T, B, kWarpSize, kVector, kBias>(args, stream);
   } else {
     enqueue<T, B, kThreads, kVector, kBias>(args, stream);
@@ -240,13 +273,13 @@ bool takes_aligned_warps(const RowSumsqArgs& args) {
 template <typename T>
 bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
   const bool same_bias = second.bias == nullptr || second.bias_dtype == second.dtype;
-  if (!same_bias || first.n_rows > kMostPairRows) return false;
+  if (!same_bias || first.n_rows > kFewRows) return false;
   if (!takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
   const dim3 grid(static_cast<unsigned>((first.n_rows + kWarpRows - 1) / kWarpRows * 2));
   if (second.bias == nullptr) {
-    launch(row_sumsq_pair_kernel<T, false>, grid, kThreads, stream, first, second);
+    launch(row_sumsq_pair_kernel<T, false>, grid, kThreads, stream, RowSumsqPair{first, second});
   } else {
-    launch(row_sumsq_pair_kernel<T, true>, grid, kThreads, stream, first, second);
+    launch(row_sumsq_pair_kernel<T, true>, grid, kThreads, stream, RowSumsqPair{first, second});
   }
   return true;
 }
