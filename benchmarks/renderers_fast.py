@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from benchmarks.markdown import Result, spread, table
 
+_BASES = {
+    "of_compiled": "x plain, compiled",
+    "of_whole": "x plain, compiled as a whole",
+    "of_graph": "x plain, CUDA graph",
+}
+
 
 def forwards(result: Result) -> str:
-    """One row per model, batch and candidate; those that did not run too."""
+    """One row per model, batch and candidate, small batches first; those that did not run too."""
     settings, rows = result["settings"], []
-    for row in result["rows"]:
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    bases = [key for key in _BASES if any(key in row for row in result["rows"])]
+    for row in sorted(result["rows"], key=lambda row: (models.index(row["model"]), row["batch"] * row["tokens"])):
         case = [row["model"], f"{row['batch']} x {row['tokens']}", row["candidate"]]
         if "error" in row:
-            rows.append([*case, *[""] * 9, row["error"].replace("|", "/")])
+            rows.append([*case, *[""] * (6 + len(bases)), row["error"].replace("|", "/")])
             continue
         memory, floor = row["extra_peak_mib"], row.get("floor_ms")
         rows.append(
@@ -19,7 +27,7 @@ def forwards(result: Result) -> str:
                 *case,
                 f"{row['ms']:.2f}",
                 spread(row, "ratio"),
-                *(f"{row[name]:.3f}" if name in row else "" for name in ("of_compiled", "of_whole", "of_graph")),
+                *(f"{row[key]:.3f}" if key in row else "" for key in bases),
                 "" if memory is None else f"{memory:+.1f}",
                 f"{row['setup_s']:.1f}" if "setup_s" in row else "",
                 "" if floor is None else f"{floor:.2f} ({row['of_floor']:.2f})",
@@ -27,18 +35,16 @@ def forwards(result: Result) -> str:
                 row.get("note", "").replace("|", "/"),
             ]
         )
-    header = ["model", "batch", "candidate", "ms", "x plain forward, median (p20-p80)", "x plain, compiled"]
-    header += [
-        "x plain, compiled as a whole",
-        "x plain, CUDA graph",
-        "extra peak memory, MiB",
-        "setup, s",
-        "roofline, ms (x)",
-        "rounds",
-        "note",
+    header = [
+        "model",
+        "batch",
+        "candidate",
+        "ms",
+        "x plain forward, median (p20-p80)",
+        *(_BASES[key] for key in bases),
     ]
+    header += ["extra peak memory, MiB", "setup, s", "roofline, ms (x)", "rounds", "note"]
     facts = (
-        "![ratios](../docs/forwards.svg)\n\n"
         f"{settings['dtype']}; roofline at {settings['copy_gb_per_s']:.0f} GB/s of a copy and "
         f"{settings['matmul_tflop_per_s']:.0f} TFLOP/s of a matrix product.\n\n"
     )
