@@ -165,7 +165,6 @@ def test_why_a_module_has_no_score_outlives_the_process(tmp_path: Path) -> None:
 def test_on_a_device_a_resumed_run_stops_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch that was under way when the set settled counts, whether it is in the file or not."""
     monkeypatch.setattr(run_module, "input_device", lambda model: SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
 
     def stopped(path: Path, resume: bool) -> Scores:
         looks = iter([0.5, 0.5, 1.0])

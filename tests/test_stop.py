@@ -196,7 +196,6 @@ def test_on_a_device_totals_are_read_one_batch_late_but_for_the_first_look(monke
     host = order_of(model, tied_data(6), StopRule(types=1))
     assert host[0] == "f0f1f2f3f4f5"
     monkeypatch.setattr(run_module, "input_device", lambda model: _Pretend())
-    monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
     device = order_of(model, tied_data(6), StopRule(types=1))
     assert device[0] == "ff01ff2f3f45"
     assert len(device[1].sample_ids) == 12 and (device[1].totals == host[1].totals).all()
@@ -207,7 +206,6 @@ def test_on_a_device_totals_are_read_one_batch_late_but_for_the_first_look(monke
 
 def test_the_batch_under_way_when_the_set_settles_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "input_device", lambda model: _Pretend())
-    monkeypatch.setattr(run_module, "batch_to_device", lambda batch, device: batch)
     looks = iter([0.5, 0.5, 1.0])
     monkeypatch.setattr("plop_ext.scoring.stopping.set_stability", lambda table, rule: next(looks))
     order, found = order_of(Split(), tied_data(20), StopRule(types=1))
