@@ -112,7 +112,7 @@ def fast_run(case: Case) -> Iterator[tuple[Callable[[], None], FastPath]]:
 
     with fast_path(case) as (collector, path):
         forward = default_forward(case.model, [layer.module for layer in case.layers])
-        forwards = EagerForwards(case.model, forward, collector, decides_masks=path.blocks > 0)
+        forwards = EagerForwards(case.model, forward, collector, decides_masks=path.is_of_family)
 
         def run() -> None:
             with torch.no_grad():

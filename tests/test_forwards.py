@@ -13,9 +13,11 @@ import plop_ext
 from plop_ext import ops
 from plop_ext.layers import discover
 from plop_ext.scoring import capture
+from plop_ext.scoring import forwards as forwards_module
 from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
+from plop_ext.scoring.masks import without_idle_masks
 from tests.fast_models import FAMILIES, batches, make
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens")
@@ -58,7 +60,7 @@ def test_decided_masks_are_those_of_the_model(family: str, padded: bool, device:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_no_value_on_the_device_is_looked_at(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forward_looks_at_no_value(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = make("llama"), batches(1, padded=padded)[0]
     layers = discover(model).layers
 
@@ -101,23 +103,47 @@ def test_a_transformers_that_decides_elsewhere_looks_itself(monkeypatch: pytest.
     )
     layers = discover(model).layers
     seen: list[Any] = []
+    tried: list[bool] = []
+    decide = forwards_module.decided_masks
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        tried.append(True)
+        return decide(*args, **kwargs)
+
+    monkeypatch.setattr(forwards_module, "decided_masks", noted)
     with Collector(model, layers) as collector:
         forwards = EagerForwards(model, lambda model, inputs: seen.append(inputs), collector, decides_masks=True)
         for _ in range(2):
             forwards.run(batch, 3, None)
     assert [inputs["attention_mask"] is not None for inputs in seen] == [True, True]
+    assert tried == [True]  # and not again for every batch
     monkeypatch.undo()
     assert torch.equal(scored(model, batch, decides=True), expected)
 
 
-@needs_native
-@pytest.mark.parametrize(
-    "fast, own, decides", [(True, False, True), (False, False, False), (True, True, False)], ids=str
-)
-def test_only_the_fast_path_decides(
-    fast: bool, own: bool, decides: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another family may make something else of no mask, and a forward of the user's may need it."""
+def test_a_forward_that_fails_leaves_transformers_as_it_was() -> None:
+    from transformers import masking_utils
+
+    def fail(model: nn.Module, inputs: Any) -> None:
+        assert masking_utils.find_packed_sequence_indices is not before
+        raise ZeroDivisionError
+
+    model, before = make("llama"), masking_utils.find_packed_sequence_indices
+    with Collector(model, discover(model).layers) as collector, pytest.raises(ZeroDivisionError):
+        EagerForwards(model, fail, collector, decides_masks=True).run(batches(1)[0], 3, None)
+    assert masking_utils.find_packed_sequence_indices is before
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (3, 9), (1, 12)], ids=str)
+def test_what_is_wrong_with_a_mask_the_model_says(shape: tuple[int, int]) -> None:
+    model, batch = make("llama"), batches(1, padded=False)[0]
+    batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
+    with pytest.raises((RuntimeError, IndexError)):
+        scored(model, batch, decides=True)
+
+
+def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Gets, run by run, whether its eager forwards decide on masks."""
     made: list[bool] = []
     start = EagerForwards.__init__
 
@@ -126,16 +152,39 @@ def test_only_the_fast_path_decides(
         start(self, *args, decides_masks=decides_masks)
 
     monkeypatch.setattr(EagerForwards, "__init__", noted)
-    model, data = make("llama", device=device), batches()
-    given = {"forward": lambda model, batch: model(**batch)} if own else {}
-    scores = plop_ext.score(model, data, fast=fast, progress=False, max_samples=None, **given)
-    assert made == [decides]
-    plain = plop_ext.score(model, data, progress=False, max_samples=None)
-    np.testing.assert_array_equal(scores.totals[:, :, 2:], plain.totals[:, :, 2:])
+    return made
 
 
 @needs_native
-def test_an_unknown_family_is_given_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "fast, own, decides", [(True, False, True), (False, False, False), (True, True, False)], ids=str
+)
+def test_eager_forwards_decide_on_the_fast_path_only(
+    fast: bool, own: bool, decides: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another family may make something else of no mask, and a forward of the user's may need it."""
+    model, data = make("llama", device=device), batches()
+    plain = plop_ext.score(model, data, progress=False, max_samples=None)
+    made = decisions(monkeypatch)
+    given = {"forward": lambda model, batch: model(**batch)} if own else {}
+    scores = plop_ext.score(model, data, fast=fast, progress=False, max_samples=None, **given)
+    assert made == [decides]
+    np.testing.assert_array_equal(scores.totals[:, :, 2:], plain.totals[:, :, 2:])
+    np.testing.assert_allclose(scores.totals[:, :, :2], plain.totals[:, :, :2], rtol=1e-5)
+
+
+@needs_native
+def test_lora_on_a_model_of_a_family_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+
+    model = peft.get_peft_model(make("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    made = decisions(monkeypatch)
+    plop_ext.score(model, batches(), fast=True, progress=False, max_samples=None)
+    assert made == [True]
+
+
+@needs_native
+def test_an_unknown_family_is_given_its_mask() -> None:
     import transformers
 
     config = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2)
@@ -145,6 +194,35 @@ def test_an_unknown_family_is_given_its_mask(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.warns(UserWarning, match="fast"):
         plop_ext.score(model, batches(padded=False), fast=True, progress=False, max_samples=None)
     assert seen and all(mask is not None for mask in seen)
+
+
+@needs_native
+def test_a_larger_model_around_known_blocks_is_given_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen2-Audio has Qwen2's blocks, and asks the mask of its audio, which has a name like that of the tokens."""
+    import transformers
+
+    text = {"model_type": "qwen2", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 160}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    audio = {"model_type": "qwen2_audio_encoder", "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2}
+    audio |= {"encoder_ffn_dim": 64, "num_mel_bins": 8, "max_source_positions": 20}
+    config = transformers.Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=90)
+    config.audio_token_id = 90
+    model = transformers.Qwen2AudioForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 80, (2, 24), generator=generator)
+    ids[:, 2:12] = 90
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "input_features": torch.randn(2, 8, 40, generator=generator),
+        "feature_attention_mask": torch.ones(2, 40, dtype=torch.long),
+    }
+    plain = plop_ext.score(model, [batch], progress=False, max_samples=None)
+    made = decisions(monkeypatch)
+    fast = plop_ext.score(model, [batch], fast=True, progress=False, max_samples=None)
+    assert made == [False] and fast.provenance["fast"]["blocks"] == 2
+    np.testing.assert_allclose(fast.totals[:, :, :2], plain.totals[:, :, :2], rtol=1e-5)
+    assert without_idle_masks(batch)["feature_attention_mask"] is batch["feature_attention_mask"]
 
 
 @pytest.mark.gpu

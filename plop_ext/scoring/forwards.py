@@ -20,9 +20,9 @@ class EagerForwards:
         model: Prepared for scoring.
         forward: Runs a batch.
         collector: Entered before the first batch.
-        decides_masks: Let no transformers model look at the values of masks and positions, for which the host would
-            wait in every forward, with the device idle until it has caught up. Only where `forward` is
-            `default_forward` and `attention_mask` may be None.
+        decides_masks: Keep a transformers model from looking at the values of masks and positions, for which the host
+            would wait in every forward, with the device idle until it has caught up; attention by flash-attn or flex
+            looks nevertheless. Only where `forward` is `default_forward` and `attention_mask` may be None.
     """
 
     def __init__(

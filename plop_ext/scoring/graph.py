@@ -77,7 +77,7 @@ class GraphedForwards:
         self._forward = forward
         self._collector = collector
         self._plain = plain and is_transformers_model(model)
-        self._eager = EagerForwards(model, forward, collector, decides_masks=self._plain)
+        self._eager = EagerForwards(model, forward, collector)
         self._device = input_device(model)
         self._recorder = capture.Recorder(self._device)
         self._rehearsals: dict[Hashable, _Rehearsal] = {}

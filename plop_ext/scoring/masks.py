@@ -11,7 +11,8 @@ from torch import Tensor
 
 from plop_ext.scoring.own_thread import ThreadPatch
 
-_MASK = "attention_mask"
+# Those that every transformers model that takes them may be called without. What else is called so is a model's own.
+_MASKS = ("attention_mask", "decoder_attention_mask")
 _POSITIONS = "position_ids"
 # Where transformers decides whether to look at values. The second is of 5.17: later ones have no such module.
 _TRACING = ("masking_utils", "is_tracing")
@@ -26,14 +27,20 @@ class UnknownMasks(Exception):
 
 
 def without_idle_masks(batch: Any) -> Any:
-    """The batch with None for each [B, T] mask that masks nothing, which means the same to a transformers model.
+    """The batch with None for each attention mask that masks nothing, which means the same to a transformers model.
 
     It computes attention without a mask either way, but of a mask of ones it must look at every value to know. A batch
-    with positions keeps its masks: without one the model takes positions that start again for samples in one row.
+    with positions keeps its masks: without one the model takes positions that start again for samples in one row. So
+    does one whose mask [B, T] is for no input [B, T, ...]: what is wrong with it, the model says.
     """
     if not isinstance(batch, Mapping) or _POSITIONS in batch:
         return batch
-    return {name: None if _is_mask(name, value) and bool(value.all()) else value for name, value in batch.items()}
+    inputs = {value.shape[:2] for name, value in batch.items() if isinstance(value, Tensor) and name not in _MASKS}
+
+    def is_idle(name: Any, value: Any) -> bool:
+        return _is_mask(name, value) and value.shape in inputs and bool(value.all())
+
+    return {name: None if is_idle(name, value) else value for name, value in batch.items()}
 
 
 @contextmanager
@@ -81,4 +88,4 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
 
 
 def _is_mask(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and name.endswith(_MASK) and isinstance(value, Tensor) and value.dim() == 2
+    return name in _MASKS and isinstance(value, Tensor) and value.dim() == 2

@@ -24,7 +24,7 @@ from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
 from plop_ext.scoring.arguments import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.assemble import assemble, describe_run, warn
-from plop_ext.scoring.batch import default_forward, input_device, is_transformers_model, length
+from plop_ext.scoring.batch import default_forward, input_device, length
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
 from plop_ext.scoring.graph import GraphedForwards, check_graph
@@ -214,8 +214,8 @@ def _forwards(
     """How batches are run; `plain` says that `forward` is the default one, `fast` is entered."""
     if graph:
         return GraphedForwards(model, forward, collector, plain=plain)
-    # The families of the fast path are known to mean the same by no mask as by one of ones.
-    decides = plain and fast is not None and fast.blocks > 0 and is_transformers_model(model)
+    # These families are known to mean the same by no mask as by one of ones; a larger model around one may need it.
+    decides = plain and fast is not None and fast.is_of_family
     return EagerForwards(model, forward, collector, decides_masks=decides)
 
 
