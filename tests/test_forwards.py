@@ -135,11 +135,24 @@ def test_a_forward_that_fails_leaves_transformers_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 16), (3, 9), (1, 12)], ids=str)
-def test_what_is_wrong_with_a_mask_the_model_says(shape: tuple[int, int]) -> None:
+def test_a_mask_for_no_input_is_what_it_is_to_the_model(shape: tuple[int, int]) -> None:
     model, batch = make("llama"), batches(1, padded=False)[0]
     batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
-    with pytest.raises((RuntimeError, IndexError)):
-        scored(model, batch, decides=True)
+    found: list[Any] = []
+    for decides in (False, True):
+        try:
+            found.append(scored(model, batch, decides).tolist())
+        except (RuntimeError, IndexError) as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+
+
+def test_a_mask_longer_than_the_input_is_what_it_is_to_the_model() -> None:
+    """transformers leaves one that masks the future alone out."""
+    model, batch = make("llama"), batches(1, padded=False)[0]
+    batch["attention_mask"] = torch.cat([torch.ones(3, 12), torch.zeros(3, 4)], dim=1).long()
+    expected = scored(model, batch, decides=False)
+    assert torch.equal(scored(model, batch, decides=True), expected)
 
 
 def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from plop_ext.scoring.own_thread import ThreadPatch
@@ -35,10 +36,10 @@ def without_idle_masks(batch: Any) -> Any:
     """
     if not isinstance(batch, Mapping) or _POSITIONS in batch:
         return batch
-    inputs = {value.shape[:2] for name, value in batch.items() if isinstance(value, Tensor) and name not in _MASKS}
+    extents = _extents(batch)
 
     def is_idle(name: Any, value: Any) -> bool:
-        return _is_mask(name, value) and value.shape in inputs and bool(value.all())
+        return _is_mask(name, value) and value.shape in extents and bool(value.all())
 
     return {name: None if is_idle(name, value) else value for name, value in batch.items()}
 
@@ -61,8 +62,10 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
         UnknownMasks: On entry, if this transformers decides elsewhere: it would take other paths.
     """
     fields = inputs if isinstance(inputs, Mapping) else {}
+    masks = [value for name, value in fields.items() if _is_mask(name, value)]
     known = plain and isinstance(inputs, (Mapping, Tensor)) and _POSITIONS not in fields
-    masked = known and any(_is_mask(name, value) for name, value in fields.items())
+    known = known and all(mask.shape in _extents(fields) for mask in masks)
+    masked = known and bool(masks)
 
     def is_tracing(tensor: Any = None) -> bool:
         return masked and tensor is not None
@@ -85,6 +88,11 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
                 )
             stack.enter_context(_PATCHES[place](module, decision))
         yield
+
+
+def _extents(batch: Mapping[Any, Any]) -> set[torch.Size]:
+    """[B, T] of all inputs [B, T, ...] but masks."""
+    return {value.shape[:2] for name, value in batch.items() if isinstance(value, Tensor) and name not in _MASKS}
 
 
 def _is_mask(name: Any, value: Any) -> bool:
