@@ -20,6 +20,7 @@ from plop_ext.layers import LinearLayer, discover
 from plop_ext.scoring.baseline import frobenius_norms
 from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.collector import Collector
+from plop_ext.scoring.forwards import EagerForwards
 
 if TYPE_CHECKING:
     from plop_ext.fast import FastPath
@@ -108,8 +109,6 @@ def fast_path(case: Case) -> Iterator[tuple[Collector, FastPath]]:
 @contextmanager
 def fast_run(case: Case) -> Iterator[tuple[Callable[[], None], FastPath]]:
     """One forward on the fast path, as `plop_ext.score` runs it, and the path."""
-    from plop_ext.scoring.forwards import EagerForwards
-
     with fast_path(case) as (collector, path):
         forward = default_forward(case.model, [layer.module for layer in case.layers])
         forwards = EagerForwards(case.model, forward, collector, decides_masks=path.is_of_family)
@@ -121,15 +120,9 @@ def fast_run(case: Case) -> Iterator[tuple[Callable[[], None], FastPath]]:
         yield run, path
 
 
-@contextmanager
-def _fast_run(case: Case) -> Iterator[Callable[[], None]]:
-    with fast_run(case) as (run, _):
-        yield run
-
-
 def fast_candidate(case: Case) -> Candidate:
     """Scoring on the fast path."""
-    return Candidate(FAST, lambda run: run(), lambda: _fast_run(case))
+    return Candidate(FAST, lambda attached: attached[0](), lambda: fast_run(case))
 
 
 def published_candidate(case: Case) -> Candidate:

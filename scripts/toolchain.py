@@ -41,7 +41,7 @@ def missing_tools() -> list[str]:
 
 
 def arch_flags(nvcc: Path) -> tuple[list[str], str]:
-    """nvcc's -gencode flags and the readable list they stand for."""
+    """nvcc's flags for the architectures, and the readable list they stand for."""
     wish = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if wish:
         names = [name for name in re.split(r"[;\s]+", wish.strip()) if name]
@@ -53,4 +53,6 @@ def arch_flags(nvcc: Path) -> tuple[list[str], str]:
         ptx = archs[-1:]
     flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     flags += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ptx]
+    if any(int(re.sub(r"\D", "", arch)) < 90 for arch in ptx):
+        flags.append("-DPLOP_LAUNCHES_IN_ORDER")
     return flags, " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in ptx])

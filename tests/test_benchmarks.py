@@ -125,6 +125,31 @@ def test_rounds_are_interleaved_and_warm_up_is_not_counted() -> None:
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
+def test_a_lead_runs_in_front_unmeasured_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            pass
+
+        def record(self) -> None:
+            order.append("record")
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, other: Event) -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
+    candidate = timing.Candidate("a", lambda _: order.append("run"))
+    for lead, expected in ((False, "wait record run record"), (True, "wait run record run record")):
+        order.clear()
+        assert timing.measure([candidate], torch.device("cuda"), rounds=1, warmup=0, lead=lead) == {"a": [0.002]}
+        assert order == expected.split()
+
+
 def test_more_rounds_run_until_the_time_is_up() -> None:
     candidate = timing.Candidate("a", lambda _: time.sleep(0.01))
     assert len(timing.measure([candidate], torch.device("cpu"), rounds=1, at_least_s=0.1)["a"]) > 2

@@ -24,7 +24,7 @@ from plop_ext.scoring import graph as graphs
 from plop_ext.scoring import score as score_module
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.graph import MAX_GRAPHS, GraphedForwards
-from plop_ext.scoring.graph_inputs import Ungraphable, launch_key, on_device, tensors
+from plop_ext.scoring.graph_inputs import on_device
 from plop_ext.scoring.score import find_plop_targets, score
 from tests.architectures import ARCHITECTURES
 from tests.tiny_models import Plain, token_batch
@@ -458,33 +458,11 @@ def test_weights_on_several_devices_are_scored_eagerly(graphing: torch.device) -
         assert collector.totals().shape == (4, 6, 5) and graphed.report()["replayed"] == 0
 
 
-def test_keys() -> None:
-    batch = plain(2, 24, 0)
-    assert launch_key(batch) == launch_key(plain(2, 24, 1))
-    assert launch_key(batch) != launch_key(plain(2, 23, 0)) and launch_key(batch) != launch_key(plain(1, 24, 0))
-    assert launch_key(batch) != launch_key({**batch, "labels": batch["labels"].int()})
-    assert launch_key(batch) != launch_key({**batch, "attention_mask": None})
-    assert launch_key(batch["labels"]) != launch_key(batch["labels"].T.contiguous().T)  # other strides, other kernels
-    assert launch_key({"flag": True}) != launch_key({"flag": 1})
-    assert launch_key({"image": [batch["labels"]] * 2}) != launch_key({"image": [batch["labels"]]})
-    for foreign in (object(), {1, 2}, torch.eye(2).to_sparse()):
-        with pytest.raises(Ungraphable, match="a batch holds a"):
-            launch_key({"x": foreign})
-
-
 def test_a_foreign_object_in_a_batch_is_said_so(graphing: torch.device) -> None:
     model = Plain().to(graphing)
     batches = [{**batch, "cache": object()} for batch in floats(3)]
     report = scored(model, batches, graph=True).provenance["graph"]
     assert report == {"captured": 0, "replayed": 0, "reason": "a batch holds a object, which may stand for anything"}
-
-
-def test_copies_of_a_batch() -> None:
-    batch = {"x": torch.randn(2, 3), "more": [torch.ones(2), "text"], "none": None}
-    copy = on_device(batch, torch.device("cpu"))
-    assert copy["more"][1] == "text" and copy["none"] is None
-    for ours, theirs in zip(tensors(copy), tensors(batch), strict=True):
-        assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
 
 
 @pytest.mark.parametrize("name", ["is_tracing", "find_packed_sequence_indices"])

@@ -131,6 +131,18 @@ def test_architectures(setup: Any, no_cuda: Path, monkeypatch: pytest.MonkeyPatc
         assert setup.arch_flags(nvcc)[1] == "sm_80 sm_90 compute_90"
 
 
+@pytest.mark.parametrize(
+    "listed, in_order",
+    [("8.0+PTX", True), ("8.6+PTX 9.0", True), ("8.0;9.0", False), ("9.0a+PTX", False), ("12.0+PTX", False)],
+)
+def test_code_that_does_not_wait_is_never_launched_ahead(
+    setup: Any, no_cuda: Path, monkeypatch: pytest.MonkeyPatch, listed: str, in_order: bool
+) -> None:
+    """PTX from before Hopper may run there, without the wait that a kernel launched ahead begins with."""
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    assert ("-DPLOP_LAUNCHES_IN_ORDER" in setup.arch_flags(fake_nvcc(no_cuda))[0]) is in_order
+
+
 def test_every_source_is_built_and_shipped(setup: Any) -> None:
     listed = {f"csrc/{name}" for name in (*setup.KERNEL_SOURCES, *setup.CUDA_SOURCES)} | {"csrc/python/module.cpp"}
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")}

@@ -19,7 +19,7 @@ __device__ __forceinline__ float load_value(__half v) { return __half2float(v); 
 __device__ __forceinline__ float load_value(__nv_bfloat16 v) { return __bfloat162float(v); }
 
 // The `j`-th of elements that lie in registers. A bfloat16 is the upper half of its float32: a shift or a mask of the
-// word it lies in. The compiler takes two instructions for the upper one, half as many again as for all of a square.
+// word it lies in. The compiler takes two instructions for the upper one.
 template <typename T>
 __device__ __forceinline__ auto element(const T* __restrict__ values, int j) {
   return load_value(values[j]);

@@ -28,7 +28,7 @@ __device__ __forceinline__ float power_of_two(float x) {
 }
 
 // In float32 the expressions of PyTorch's own kernels. A 16-bit result does not show the last bits of one: there silu
-// takes a third of the instructions, which bind at the clock that matrix products leave. It divides by no more than 2,
+// takes half of the instructions, which bind at the clock that matrix products leave. It divides by no more than 2,
 // does not overflow to zero below -88.7, and goes by the root of exp(-|x|), which is a normal number for longer.
 template <typename T, Activation kActivation>
 __device__ __forceinline__ float activated(float x) {

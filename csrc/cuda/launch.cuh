@@ -23,10 +23,14 @@ __device__ __forceinline__ void await_previous_kernel() {
 }
 
 inline bool launches_ahead() {
+#ifdef PLOP_LAUNCHES_IN_ORDER  // PTX from before Hopper is among what was built, and does not wait if it runs there
+  return false;
+#else
   int device = 0;
   int major = 0;
   return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+#endif
 }
 
 // Enqueues a kernel. From Hopper on it is set up while the one in front of it ends (programmatic dependent launch),
