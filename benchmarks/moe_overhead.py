@@ -18,7 +18,6 @@ from benchmarks.shapes import SHAPES, build
 from benchmarks.timing import Candidate, measure, time_once
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.scoring import routed
-from plop_ext.scoring.collector import Collector
 
 UNOBSERVED = "the observed forward, not observed"
 
@@ -27,10 +26,6 @@ def candidates(case: overhead.Case) -> list[Candidate]:
     """The plain forward, the one that scoring observes, and scoring at every and every 8th token."""
     experts = [layer.module for layer in case.layers if isinstance(layer.adapter, ExpertsAdapter)]
 
-    def ours(step: int) -> Candidate:
-        name = overhead.OURS if step == 1 else f"{overhead.OURS}, token_step={step}"
-        return Candidate(name, lambda hooks: case.scored(hooks, step), lambda: Collector(case.model, case.layers))
-
     return [
         Candidate(overhead.PLAIN, lambda _: case.forward()),
         Candidate(
@@ -38,8 +33,7 @@ def candidates(case: overhead.Case) -> list[Candidate]:
             lambda _: case.forward(),
             lambda: routed.observed(dict.fromkeys(experts, lambda hidden, token, expert: None)),
         ),
-        ours(1),
-        ours(8),
+        *(overhead.scoring_candidate(case, step) for step in (1, 8)),
     ]
 
 

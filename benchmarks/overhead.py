@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,12 @@ from torch import Tensor, nn
 from benchmarks.results import Row
 from benchmarks.rivals import BestHooks, PublishedScript, UsualHooks
 from benchmarks.timing import Candidate, measure, ratios, summarize, time_once
+from plop_ext.fast import FastPath, is_of_family
 from plop_ext.layers import LinearLayer, discover
 from plop_ext.scoring.baseline import frobenius_norms
 from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
-
-if TYPE_CHECKING:
-    from plop_ext.fast import FastPath
 
 PLAIN = "plain forward"
 OURS = "plop_ext"
@@ -59,16 +56,39 @@ class Case:
         with torch.no_grad():
             self.model(input_ids=self.input_ids, use_cache=False)
 
-    def scored(self, collector: Collector, step: int = 1) -> None:
-        """One forward as `plop_ext.score` runs it."""
-        collector.begin(len(self.input_ids), self.mask, step=step, phase=step // 2)
-        self.forward()
-        collector.end()
-
 
 def make_case(model: nn.Module, vocab_size: int, batch: int, tokens: int, device: torch.device) -> Case:
     ids = torch.randint(0, vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(1))
     return Case(model, ids.to(device), torch.ones(batch, tokens, dtype=torch.bool), discover(model).layers)
+
+
+def scoring_run(case: Case, collector: Collector, step: int = 1) -> Callable[[], None]:
+    """One forward as `plop_ext.score` runs it, of which every `step`-th token is read."""
+    forward = default_forward(case.model, [layer.module for layer in case.layers])
+    forwards = EagerForwards(case.model, forward, collector, decides_masks=is_of_family(case.model))
+
+    def run() -> None:
+        with torch.no_grad():
+            forwards.run({"input_ids": case.input_ids}, len(case.input_ids), case.mask, step=step, phase=step // 2)
+
+    return run
+
+
+@contextmanager
+def scored(case: Case, step: int = 1) -> Iterator[Callable[[], None]]:
+    """`scoring_run` with hooks in place."""
+    with Collector(case.model, case.layers) as collector:
+        yield scoring_run(case, collector, step)
+
+
+def step_name(step: int) -> str:
+    """What plop_ext is called that reads every `step`-th token."""
+    return OURS if step == 1 else f"{OURS}, token_step={step}"
+
+
+def scoring_candidate(case: Case, step: int = 1) -> Candidate:
+    """plop_ext, reading every `step`-th token."""
+    return Candidate(step_name(step), lambda run: run(), lambda: scored(case, step))
 
 
 def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate]:
@@ -77,10 +97,6 @@ def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate
     The hooks leave fused experts out: what they see of them is one input and one output for all.
     """
     modules = {layer.name: layer.module for layer in case.hookable}
-
-    def ours(step: int) -> Candidate:
-        name = OURS if step == 1 else f"{OURS}, token_step={step}"
-        return Candidate(name, lambda hooks: case.scored(hooks, step), lambda: Collector(case.model, case.layers))
 
     def usual(hooks: UsualHooks) -> None:
         case.forward()
@@ -91,7 +107,7 @@ def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate
 
     return [
         Candidate(PLAIN, lambda _: case.forward()),
-        *(ours(step) for step in steps),
+        *(scoring_candidate(case, step) for step in steps),
         Candidate(USUAL, usual, lambda: UsualHooks(modules)),
         Candidate(BEST, best, lambda: BestHooks(modules, case.input_ids.numel(), case.input_ids.device)),
     ]
@@ -100,8 +116,6 @@ def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate
 @contextmanager
 def fast_path(case: Case) -> Iterator[tuple[Collector, FastPath]]:
     """The model on its fast path, as far as it has one, and scored."""
-    from plop_ext.fast import FastPath
-
     with Collector(case.model, case.layers) as collector, FastPath(case.model, collector) as path:
         yield collector, path
 
@@ -110,14 +124,7 @@ def fast_path(case: Case) -> Iterator[tuple[Collector, FastPath]]:
 def fast_run(case: Case) -> Iterator[tuple[Callable[[], None], FastPath]]:
     """One forward on the fast path, as `plop_ext.score` runs it, and the path."""
     with fast_path(case) as (collector, path):
-        forward = default_forward(case.model, [layer.module for layer in case.layers])
-        forwards = EagerForwards(case.model, forward, collector, decides_masks=path.is_of_family)
-
-        def run() -> None:
-            with torch.no_grad():
-                forwards.run({"input_ids": case.input_ids}, len(case.input_ids), case.mask)
-
-        yield run, path
+        yield scoring_run(case, collector), path
 
 
 def fast_candidate(case: Case) -> Candidate:
@@ -206,11 +213,10 @@ def weight_norm_seconds(case: Case) -> float:
 def host_waits(case: Case) -> dict[str, int]:
     """How often a plain and a scored forward make the host wait for the CUDA device, as torch's own check sees it."""
     found = {PLAIN: count_waits(case.forward)}
-    with Collector(case.model, case.layers) as collector:
-        for step in (1, 8):
-            name = OURS if step == 1 else f"{OURS}, token_step={step}"
-            case.scored(collector, step)  # the arena is allocated once per run
-            found[name] = count_waits(partial(case.scored, collector, step))
+    for step in (1, 8):
+        with scored(case, step) as run:
+            run()  # the arena is allocated once per run
+            found[step_name(step)] = count_waits(run)
     return found
 
 

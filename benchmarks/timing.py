@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -92,8 +93,8 @@ def measure(
 ) -> Mapping[str, list[float]]:
     """Seconds of each candidate in each round, after `warmup` uncounted rounds.
 
-    In the order A B C, B C A, C A B ...: each comes first and last as often as the others. More than `rounds` rounds
-    are run until `at_least_s` seconds have passed.
+    Each round has an order of its own, drawn with a fixed seed, so that no candidate is always behind the same one.
+    More than `rounds` rounds are run until `at_least_s` seconds have passed.
 
     With `lead` each run on a CUDA device follows an unmeasured one of its own at once, as the second of two batches
     does. A GPU at its power limit lowers its clock for what the work before asked of it, so that a forward would be
@@ -101,9 +102,9 @@ def measure(
     """
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     number, until = -warmup, time.perf_counter() + at_least_s
+    orders = random.Random(0)
     while number < rounds or time.perf_counter() < until:
-        turn = number % len(candidates)
-        for candidate in (*candidates[turn:], *candidates[:turn]):
+        for candidate in orders.sample(candidates, len(candidates)):
             elapsed = time_once(candidate, device, lead=lead)
             if number >= 0:
                 seconds[candidate.name].append(elapsed)

@@ -119,10 +119,11 @@ def test_arguments_out_of_range(arguments: list[str], message: str, capsys: pyte
 
 def test_rounds_are_interleaved_and_warm_up_is_not_counted() -> None:
     order: list[str] = []
-    candidates = [timing.Candidate(name, lambda _, name=name: order.append(name)) for name in "ab"]
-    seconds = timing.measure(candidates, torch.device("cpu"), rounds=3, warmup=2)
-    assert "".join(order) == "abbaabbaab"  # each round begins with another one
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+    candidates = [timing.Candidate(name, lambda _, name=name: order.append(name)) for name in "abc"]
+    seconds = timing.measure(candidates, torch.device("cpu"), rounds=30, warmup=2)
+    rounds = ["".join(order[start : start + 3]) for start in range(0, len(order), 3)]
+    assert len(rounds) == 32 and set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 30, "b": 30, "c": 30}
 
 
 def test_a_lead_runs_in_front_unmeasured_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Forwards of the fast path make no host wait for the values of masks; all others run as the model has it."""
+"""Forwards of known families make no host wait for the values of masks; all others run as the model has it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import plop_ext
 from plop_ext import ops
+from plop_ext.fast import is_of_family
 from plop_ext.layers import discover
 from plop_ext.scoring import capture
 from plop_ext.scoring import forwards as forwards_module
@@ -167,12 +168,12 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @needs_native
 @pytest.mark.parametrize(
-    "fast, own, decides", [(True, False, True), (False, False, False), (True, True, False)], ids=str
+    "fast, own, decides", [(True, False, True), (False, False, True), (True, True, False)], ids=str
 )
-def test_eager_forwards_decide_on_the_fast_path_only(
+def test_eager_forwards_decide_unless_they_are_the_users(
     fast: bool, own: bool, decides: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another family may make something else of no mask, and a forward of the user's may need it."""
+    """A forward of the user's may need the mask."""
     model, data = make("llama", device=device), batches()
     plain = plop_ext.score(model, data, progress=False, max_samples=None)
     made = decisions(monkeypatch)
@@ -183,14 +184,32 @@ def test_eager_forwards_decide_on_the_fast_path_only(
     np.testing.assert_allclose(scores.totals[:, :, :2], plain.totals[:, :, :2], rtol=1e-5)
 
 
-@needs_native
-def test_lora_on_a_model_of_a_family_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_are_known(family: str) -> None:
+    assert is_of_family(make(family))
+
+
+def test_lora_on_a_model_of_a_family_changes_nothing() -> None:
     import peft
 
-    model = peft.get_peft_model(make("llama"), peft.LoraConfig(target_modules=["q_proj"]))
-    made = decisions(monkeypatch)
-    plop_ext.score(model, batches(), fast=True, progress=False, max_samples=None)
-    assert made == [True]
+    config = peft.LoraConfig(target_modules=["q_proj"])
+    assert is_of_family(peft.get_peft_model(make("llama"), config))
+    plain = nn.Sequential(nn.Linear(3, 3))
+    assert not is_of_family(peft.get_peft_model(plain, peft.LoraConfig(target_modules=["0"])))
+
+
+def test_a_class_of_the_users_is_given_its_mask() -> None:
+    """It may count tokens by it, whatever its configuration says."""
+    import transformers
+
+    class Pooled(transformers.LlamaModel):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
+            states = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+            return (states * attention_mask[..., None]).sum(1)
+
+    model = Pooled(make("llama").config).eval()
+    assert model.config.model_type == "llama" and not is_of_family(model)
+    plop_ext.score(model, batches(padded=False), progress=False, max_samples=None)
 
 
 @needs_native

@@ -129,10 +129,10 @@ def test_nan_and_infinity_stay_in_their_row(device: torch.device, dtype: torch.d
 
 
 @pytest.mark.parametrize("rows", [4095, 4096, 4097])
-def test_many_rows(device: torch.device, rows: int) -> None:
-    """Both sides of where CUDA takes a launch per tensor again."""
-    x, y = (randn(rows, 2312, dtype=torch.bfloat16, device=device) for _ in range(2))
-    check(x, y)
+@pytest.mark.parametrize("widths", [(2312, 2312), (2312, 4104)], ids=str)
+def test_many_rows(device: torch.device, rows: int, widths: tuple[int, int]) -> None:
+    """Both sides of where CUDA reads single tensors of narrow rows another way, and rows that are not narrow."""
+    check(*(randn(rows, width, dtype=torch.bfloat16, device=device) for width in widths))
 
 
 def test_no_rows(device: torch.device) -> None:

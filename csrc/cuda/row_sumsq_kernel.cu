@@ -13,11 +13,12 @@ namespace {
 constexpr int kThreads = 128;
 // Independent 16-byte loads in flight per thread.
 constexpr int kUnroll = 4;
-// With few rows too little is in flight to fill the memory's pipes: there each thread loads so many rounds of kUnroll
-// chunks before it uses the first. Its accumulators get the same chunks in the same order, so that a row has the same
-// bits.
+// A deep kernel loads so many rounds of kUnroll chunks before it uses the first, since that alone fills the memory's
+// pipes where there are few rows. Its accumulators get the same chunks in the same order, so that a row has the same
+// bits. With more rows it still gains a hundredth where rows fill its rounds, and loses a tenth where they do not.
 constexpr int kDeepRounds = 4;
 constexpr int64_t kFewRows = 4096;
+constexpr int64_t kDeepRow = kDeepRounds * kUnroll * kWarpSize;
 // Rows of more chunks take a warp ...
 constexpr int64_t kWidestGroupRow = 16 * kUnroll;
 // ... and of more than these a whole block, or one warp would work on while the others are done.
@@ -224,7 +225,7 @@ void enqueue_by_width(const RowSumsqArgs& args, cudaStream_t stream) {
     enqueue<T, B, 8, kVector, kBias>(args, stream);
   } else if (chunks <= kWidestWarpRow) {
     if constexpr (kVector && sizeof(T) <= sizeof(float) && sizeof(B) == sizeof(T)) {
-      if (args.n_rows <= kFewRows) {
+      if (args.n_rows <= kFewRows || chunks >= kDeepRow) {
         enqueue<T, B, kWarpSize, kVector, kBias, true>(args, stream);
         return;
       }
@@ -269,11 +270,12 @@ bool takes_aligned_warps(const RowSumsqArgs& args) {
   return chunks > kWidestGroupRow && chunks <= kWidestWarpRow && rows_are_aligned<T>(args);
 }
 
-// Enqueues one launch for both, or nothing and returns false.
+// Enqueues one launch for both, or nothing and returns false. One launch wins with any number of rows: the second part
+// fills the machine while the first runs out.
 template <typename T>
 bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
   const bool same_bias = second.bias == nullptr || second.bias_dtype == second.dtype;
-  if (!same_bias || first.n_rows > kFewRows) return false;
+  if (!same_bias || first.n_rows > kMaxGrid) return false;
   if (!takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
   const dim3 grid(static_cast<unsigned>((first.n_rows + kWarpRows - 1) / kWarpRows * 2));
   if (second.bias == nullptr) {

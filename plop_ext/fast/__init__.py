@@ -1,5 +1,6 @@
 """Runs blocks of known decoder families by fused kernels, which emit the sums that scoring needs on their way."""
 
+from plop_ext.fast.families import is_of_family
 from plop_ext.fast.path import FastPath
 
-__all__ = ["FastPath"]
+__all__ = ["FastPath", "is_of_family"]

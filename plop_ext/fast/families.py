@@ -139,6 +139,19 @@ def family_of(module: nn.Module) -> Family | None:
     return _FAMILIES.get(kind.__name__) if kind.__module__.startswith(_PACKAGE) else None
 
 
+def is_of_family(model: nn.Module) -> bool:
+    """Whether the whole model, with or without LoRA, is transformers' own of one of these families.
+
+    A larger model around their blocks is not, nor is a class of the user's: what those make of their inputs is theirs.
+    """
+    inner: Any = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
+    kind = getattr(getattr(inner, "config", None), "model_type", None)
+    blocks = [module for module in inner.modules() if family_of(module) is not None]
+    return type(inner).__module__.startswith(_PACKAGE) and {block.self_attn.config.model_type for block in blocks} == {
+        kind
+    }
+
+
 def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
     """The pieces of a decoder layer, whose following norm is not known yet.
 

@@ -99,13 +99,6 @@ class FastPath:
             self._collector.drop_batch()
             (again or run)()
 
-    @property
-    def is_of_family(self) -> bool:
-        """Whether the model itself, and not only a part of it, is of the family whose blocks take the fast path."""
-        kind = getattr(getattr(self._model, "config", None), "model_type", None)
-        kinds = {fused.block.module.self_attn.config.model_type for fused in self._blocks} if self.blocks else set()
-        return kind is not None and kinds == {kind}
-
     def report(self) -> dict[str, Any]:
         """For the provenance: how many blocks took the fast path, and why others, or some of their calls, did not."""
         used = sum(fused.fused > 0 for fused in self._blocks) if self.blocks else 0

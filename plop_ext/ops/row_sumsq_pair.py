@@ -1,4 +1,4 @@
-"""`row_sumsq_pair_`: `row_sumsq_` of a layer's input and output in one call, for small batches that launches bound."""
+"""`row_sumsq_pair_`: `row_sumsq_` of a layer's input and output in one call."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def row_sumsq_pair_(
     r"""Write the sums of squares of the rows of `x`, then those of `y` less `bias`, to `out`.
 
     Bit for bit what `row_sumsq_(out[:R], x, None, step, phase)` and `row_sumsq_(out[R:], y, bias, step, phase)` write,
-    and inside `torch.compile` what those are. On CUDA one launch does it for up to 4096 contiguous rows of more than 1
-    and up to 64 KiB that are aligned to 16 bytes, of any dtype but float64, and a bias of the same dtype; else two do.
+    and inside `torch.compile` what those are. On CUDA one launch does it for contiguous rows of more than 1 and up to
+    64 KiB that are aligned to 16 bytes, of any dtype but float64, and a bias of the same dtype; else two do.
 
     Args:
         out: [2 * R] float32 (float64 if `x` is float64), contiguous, where R = `rows_read(rows of x, step, phase)`.

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from plop_ext.errors import InputError
-from plop_ext.fast import FastPath
+from plop_ext.fast import FastPath, is_of_family
 from plop_ext.layers import discover
 from plop_ext.module_types import as_patterns
 from plop_ext.preserve import evaluating, random_state
@@ -167,7 +167,7 @@ def score(
             record as written,
             collector,
             path or nullcontext(),
-            _forwards(model, run, collector, graph, forward is None, path) as forwards,
+            _forwards(model, run, collector, graph, forward is None) as forwards,
             progress_bar("scoring", total, progress) as advance,
         ):
             done = run_batches(
@@ -209,14 +209,12 @@ def _forwards(
     collector: Collector,
     graph: bool,
     plain: bool,
-    fast: FastPath | None,
 ) -> EagerForwards | GraphedForwards:
-    """How batches are run; `plain` says that `forward` is the default one, `fast` is entered."""
+    """How batches are run; `plain` says that `forward` is the default one."""
     if graph:
         return GraphedForwards(model, forward, collector, plain=plain)
-    # These families are known to mean the same by no mask as by one of ones; a larger model around one may need it.
-    decides = plain and fast is not None and fast.is_of_family
-    return EagerForwards(model, forward, collector, decides_masks=decides)
+    # To these families no mask is known to mean the same as one of ones; a larger model around one may need it.
+    return EagerForwards(model, forward, collector, decides_masks=plain and is_of_family(model))
 
 
 def find_plop_targets(
