@@ -156,12 +156,13 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_common_rows_take_one_launch(dtype: torch.dtype, bias: bool) -> None:
-    x, y = torch.ones(9000, 960, device="cuda", dtype=dtype), torch.ones(9000, 2560, device="cuda", dtype=dtype)
-    shift = y[0].clone() if bias else None
-    assert launches(x[:9], y[:9], shift) == ["pair"]
-    assert (
-        launches(x, y, shift) == launches(x[:9, 1:], y[:9], shift) == launches(x[:9, :8], y[:9], shift) == ["one"] * 2
-    )
+    x, narrow, wide = (torch.ones(9000, width, device="cuda", dtype=dtype) for width in (960, 1024, 4104))
+    for y, together in ((narrow, not bias), (wide, True)):
+        shift = y[0].clone() if bias else None
+        assert launches(x[:9], y[:9], shift) == ["pair"]
+        assert launches(x, y, shift) == (["pair"] if together else ["one"] * 2)
+        for other in (x[:9, 1:], x[:9, :8]):
+            assert launches(other, y[:9], shift) == ["one"] * 2
 
 
 def launches(x: Tensor, y: Tensor, bias: Tensor | None) -> list[str]:

@@ -270,12 +270,13 @@ bool takes_aligned_warps(const RowSumsqArgs& args) {
   return chunks > kWidestGroupRow && chunks <= kWidestWarpRow && rows_are_aligned<T>(args);
 }
 
-// Enqueues one launch for both, or nothing and returns false. One launch wins with any number of rows: the second part
-// fills the machine while the first runs out.
+// Enqueues one launch for both, or nothing and returns false. One launch wins with any number of rows, since the second
+// part fills the machine while the first runs out, but the deep kernel subtracts a bias from many narrow rows slowly.
 template <typename T>
 bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
   const bool same_bias = second.bias == nullptr || second.bias_dtype == second.dtype;
-  if (!same_bias || first.n_rows > kMaxGrid) return false;
+  const bool shifts_narrow_rows = second.bias != nullptr && row_chunks<T>(second) < kDeepRow;
+  if (!same_bias || first.n_rows > (shifts_narrow_rows ? kFewRows : kMaxGrid)) return false;
   if (!takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
   const dim3 grid(static_cast<unsigned>((first.n_rows + kWarpRows - 1) / kWarpRows * 2));
   if (second.bias == nullptr) {
