@@ -3,8 +3,8 @@
 ncu --csv ... python -m benchmarks.profile_kernels > ncu.csv            launches each kernel once per shape
 python -m benchmarks.profile_kernels --read ncu.csv --output ncu.json   turns what ncu wrote into a result file
 
-`make gpu-profile` does both. Rows are bf16, as many as a batch of 8 x 1024 tokens has, and 256 for one model. Before
-each launch the device is kept busy for a moment, so that its clocks are those of a run.
+`make gpu-profile` does both. Rows are bf16, as many as a batch of 8 x 1024 tokens has, or every 8th of them, and 256
+for one model. Before each launch the device is kept busy for a moment, so that its clocks are those of a run.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from plop_ext.files import write_text_atomic
 MODELS = ("llama-3.1-8b", "qwen3-0.6b", "qwen3-8b", "gemma-2-9b")
 TOKENS, FEW_TOKENS = 8192, 256
 SUMSQ_FEATURES = (128, 1024, 4096, 14336)
+# Input and output of q or o, gate and down of `MODELS[0]`.
+PAIR_FEATURES = ((4096, 4096), (4096, 14336), (14336, 4096))
 # Field of a row, ncu's metric.
 METRICS = {
     "dram_share": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -80,6 +82,10 @@ def launches(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[
         rows = TOKENS * (32 if features == 128 else 1)
         prepare = partial(_row_sumsq, rows, features, dtype, device)
         found.append(Launch("row_sumsq", "", f"{rows} x {features}", prepare))
+    for rows in (TOKENS, TOKENS // 8, FEW_TOKENS):
+        for widths in PAIR_FEATURES:
+            prepare = partial(_row_sumsq_pair, rows, widths, dtype, device)
+            found.append(Launch("row_sumsq_pair", "", f"{rows} x ({widths[0]} + {widths[1]})", prepare))
     layers = 7 * int(SHAPES[MODELS[0]]["num_hidden_layers"])
     shape = f"{layers} modules x {TOKENS} tokens"
     found.append(Launch("gain_totals", "", shape, partial(_gain_totals, layers, TOKENS, device)))
@@ -93,6 +99,13 @@ def _call(case: Any) -> Callable[[], None]:
 def _row_sumsq(rows: int, features: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
     x, out = torch.randn(rows, features, device=device).to(dtype), torch.empty(rows, device=device)
     return partial(ops.row_sumsq_, out, x)
+
+
+def _row_sumsq_pair(
+    rows: int, widths: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Callable[[], None]:
+    x, y = (torch.randn(rows, width, device=device).to(dtype) for width in widths)
+    return partial(ops.row_sumsq_pair_, torch.empty(2 * rows, device=device), x, y)
 
 
 def _gain_totals(layers: int, tokens: int, device: torch.device) -> Callable[[], None]:
@@ -127,7 +140,7 @@ def read(lines: Iterable[str], planned: Sequence[Launch]) -> list[dict[str, Any]
     rows = []
     for op in dict.fromkeys(launch.op for launch in planned):
         calls = [launch for launch in planned if launch.op == op]
-        seen = [kernel for kernel in kernels if f"{op}_" in kernel["kernel"]]
+        seen = [kernel for kernel in kernels if f"{op}_kernel" in kernel["kernel"]]
         each, rest = divmod(len(seen), len(calls))
         if rest or not each:
             raise ValueError(f"{op}: {len(seen)} kernels do not belong to {len(calls)} calls")

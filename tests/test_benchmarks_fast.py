@@ -228,9 +228,10 @@ def ncu_rows(number: int, kernel: str, **values: str) -> list[str]:
     ]
 
 
-def test_what_ncu_wrote_is_assigned_to_calls() -> None:
+@pytest.mark.parametrize("namespace", ["plop_ext::<unnamed>::", "unnamed>::", ""])
+def test_what_ncu_wrote_is_assigned_to_calls(namespace: str) -> None:
     planned = [call for call in profile_kernels.launches(CPU) if call.op == "rotary"][:2]
-    name = "void plop_ext::<unnamed>::rotary_kernel<__nv_bfloat16, (bool)1>(RotaryArgs)"
+    name = f"void {namespace}rotary_kernel<__nv_bfloat16, (bool)1>(RotaryArgs)"
     rows = ncu_rows(0, name, us="52,500", dram_share="93.5") + ncu_rows(1, name, l2_hit_rate="n/a", occupancy="70")
     found = profile_kernels.read(NCU.format(rows="\n".join(rows)).splitlines(), planned)
     assert [row["shape"] for row in found] == [call.shape for call in planned]
