@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from benchmarks.results import Row
 from benchmarks.rivals import BestHooks, PublishedScript, UsualHooks
 from benchmarks.timing import Candidate, measure, ratios, summarize, time_once
-from plop_ext.fast import FastPath, is_of_family
+from plop_ext.fast import FastPath
 from plop_ext.layers import LinearLayer, discover
 from plop_ext.scoring.baseline import frobenius_norms
 from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
+from plop_ext.scoring.masks import may_omit_masks
 
 PLAIN = "plain forward"
 OURS = "plop_ext"
@@ -63,9 +64,9 @@ def make_case(model: nn.Module, vocab_size: int, batch: int, tokens: int, device
 
 
 def scoring_run(case: Case, collector: Collector, step: int = 1) -> Callable[[], None]:
-    """One forward as `plop_ext.score` runs it, of which every `step`-th token is read."""
+    """One forward as `plop_ext.score` runs it on `input_ids` alone, of which every `step`-th token is read."""
     forward = default_forward(case.model, [layer.module for layer in case.layers])
-    forwards = EagerForwards(case.model, forward, collector, decides_masks=is_of_family(case.model))
+    forwards = EagerForwards(case.model, forward, collector, decides_masks=may_omit_masks(case.model))
 
     def run() -> None:
         with torch.no_grad():

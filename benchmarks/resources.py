@@ -92,7 +92,7 @@ def check(result: dict[str, Any]) -> None:
 
 def kernel_name(name: str) -> str:
     """A demangled kernel's name and template arguments, without namespaces, casts and parameters."""
-    # ncu writes `unnamed>` for `<unnamed>`.
+    # ncu writes `unnamed>::` for `plop_ext::<unnamed>::`.
     name = re.sub(r"\(anonymous namespace\)::|<?unnamed>::|\bplop_ext::|\bvoid ", "", name)
     return re.sub(r"\([^()]*\)$", "", re.sub(r"\(\w+\)(?=\d)", "", name)).strip()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +93,8 @@ def measure(
 ) -> Mapping[str, list[float]]:
     """Seconds of each candidate in each round, after `warmup` uncounted rounds.
 
-    Each round has an order of its own, drawn with a fixed seed, so that no candidate is always behind the same one.
-    More than `rounds` rounds are run until `at_least_s` seconds have passed.
+    Rounds have the orders of `orders`, so that no candidate is always behind the same one. More than `rounds` rounds
+    are run until `at_least_s` seconds have passed.
 
     With `lead` each run on a CUDA device follows an unmeasured one of its own at once, as the second of two batches
     does. A GPU at its power limit lowers its clock for what the work before asked of it, so that a forward would be
@@ -102,14 +102,31 @@ def measure(
     """
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     number, until = -warmup, time.perf_counter() + at_least_s
-    orders = random.Random(0)
-    while number < rounds or time.perf_counter() < until:
-        for candidate in orders.sample(candidates, len(candidates)):
+    for order in orders(len(candidates)):
+        if number >= rounds and time.perf_counter() >= until:
+            break
+        for candidate in (candidates[place] for place in order):
             elapsed = time_once(candidate, device, lead=lead)
             if number >= 0:
                 seconds[candidate.name].append(elapsed)
         number += 1
     return seconds
+
+
+def orders(count: int) -> Iterator[tuple[int, ...]]:
+    """Orders of `count` candidates, without end.
+
+    They come in blocks, `count` orders or twice as many where that is odd: Latin squares balanced for what comes
+    before (E. J. Williams, 1949). In a block each candidate is in each place, and behind each other one, as often as
+    all are. The orders of a block are shuffled with a fixed seed.
+    """
+    zigzag = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]  # 0, 1, -1, 2, -2, ...
+    block = [tuple((number + shift) % count for number in zigzag) for shift in range(count)]
+    if count % 2:
+        block += [order[::-1] for order in block]
+    shuffled = random.Random(0)
+    while True:
+        yield from shuffled.sample(block, len(block))
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:

@@ -31,8 +31,8 @@ void row_sumsq_cpu(const RowSumsqArgs& args, int64_t begin, int64_t end);
 const char* launch_row_sumsq(const RowSumsqArgs& args, void* stream);
 
 // The same for two tensors of one dtype, `n_rows` and device, `first` without a bias: one launch where both take the
-// kernel that has a warp per row and aligned loads, and that wins. The bits are those of two calls of
-// `launch_row_sumsq`.
+// kernel that has a warp per row and aligned loads, and one is faster (`enqueue_pair`). The bits are those of two calls
+// of `launch_row_sumsq`.
 const char* launch_row_sumsq_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, void* stream);
 
 }  // namespace plop_ext

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,18 @@ def test_rounds_are_interleaved_and_warm_up_is_not_counted() -> None:
     rounds = ["".join(order[start : start + 3]) for start in range(0, len(order), 3)]
     assert len(rounds) == 32 and set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}
     assert {name: len(values) for name, values in seconds.items()} == {"a": 30, "b": 30, "c": 30}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 11])
+def test_orders_are_balanced(count: int) -> None:
+    size = count * (1 + count % 2)
+    stream = timing.orders(count)
+    for block in (list(itertools.islice(stream, size)) for _ in range(3)):
+        assert all(sorted(order) == list(range(count)) for order in block)
+        places = Counter((place, number) for order in block for place, number in enumerate(order))
+        behind = Counter(pair for order in block for pair in itertools.pairwise(order))
+        assert len(places) == count**2 and set(places.values()) == {size // count}
+        assert len(behind) == count * (count - 1) and len(set(behind.values())) <= 1
 
 
 def test_a_lead_runs_in_front_unmeasured_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

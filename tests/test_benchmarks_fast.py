@@ -228,7 +228,9 @@ def ncu_rows(number: int, kernel: str, **values: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("namespace", ["plop_ext::<unnamed>::", "unnamed>::", ""])
+@pytest.mark.parametrize(
+    "namespace", ["plop_ext::<unnamed>::", "unnamed>::", ""], ids=["whole", "as ncu cuts it", "none"]
+)
 def test_what_ncu_wrote_is_assigned_to_calls(namespace: str) -> None:
     planned = [call for call in profile_kernels.launches(CPU) if call.op == "rotary"][:2]
     name = f"void {namespace}rotary_kernel<__nv_bfloat16, (bool)1>(RotaryArgs)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,13 @@ from torch import Tensor, nn
 
 import plop_ext
 from plop_ext import ops
-from plop_ext.fast import is_of_family
 from plop_ext.layers import discover
 from plop_ext.scoring import capture
 from plop_ext.scoring import forwards as forwards_module
 from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
-from plop_ext.scoring.masks import without_idle_masks
+from plop_ext.scoring.masks import may_omit_masks, without_idle_masks
 from tests.fast_models import FAMILIES, batches, make
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens")
@@ -166,62 +167,185 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return made
 
 
-@needs_native
-@pytest.mark.parametrize(
-    "fast, own, decides", [(True, False, True), (False, False, True), (True, True, False)], ids=str
-)
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_native)])
 def test_eager_forwards_decide_unless_they_are_the_users(
-    fast: bool, own: bool, decides: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    fast: bool, own: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forward of the user's may need the mask."""
-    model, data = make("llama", device=device), batches()
-    plain = plop_ext.score(model, data, progress=False, max_samples=None)
+    model, data = make("llama", device=device), batches(padded=False) + batches()
     made = decisions(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr("plop_ext.scoring.score.may_omit_masks", lambda model: False)
+        plain = plop_ext.score(model, data, progress=False, max_samples=None)
     given = {"forward": lambda model, batch: model(**batch)} if own else {}
     scores = plop_ext.score(model, data, fast=fast, progress=False, max_samples=None, **given)
-    assert made == [decides]
+    assert made == [False, not own]
     np.testing.assert_array_equal(scores.totals[:, :, 2:], plain.totals[:, :, 2:])
-    np.testing.assert_allclose(scores.totals[:, :, :2], plain.totals[:, :, :2], rtol=1e-5)
+    np.testing.assert_allclose(scores.totals[:, :, :2], plain.totals[:, :, :2], rtol=1e-5 if fast else 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_are_known(family: str) -> None:
-    assert is_of_family(make(family))
+def test_models_that_may_do_without_a_mask(family: str) -> None:
+    assert may_omit_masks(make(family))
 
 
-def test_lora_on_a_model_of_a_family_changes_nothing() -> None:
+def test_lora_needs_no_mask() -> None:
     import peft
 
     config = peft.LoraConfig(target_modules=["q_proj"])
-    assert is_of_family(peft.get_peft_model(make("llama"), config))
-    plain = nn.Sequential(nn.Linear(3, 3))
-    assert not is_of_family(peft.get_peft_model(plain, peft.LoraConfig(target_modules=["0"])))
+    assert may_omit_masks(peft.get_peft_model(make("llama"), config))
+    assert not may_omit_masks(
+        peft.get_peft_model(nn.Sequential(nn.Linear(3, 3)), peft.LoraConfig(target_modules=["0"]))
+    )
 
 
-def test_a_class_of_the_users_is_given_its_mask() -> None:
-    """It may count tokens by it, whatever its configuration says."""
+def counts_by_mask(self: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+    """A forward that cannot do without a mask."""
     import transformers
 
-    class Pooled(transformers.LlamaModel):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
-            states = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-            return (states * attention_mask[..., None]).sum(1)
-
-    model = Pooled(make("llama").config).eval()
-    assert model.config.model_type == "llama" and not is_of_family(model)
-    plop_ext.score(model, batches(padded=False), progress=False, max_samples=None)
+    assert attention_mask.sum() > 0
+    return transformers.LlamaModel.forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
-@needs_native
-def test_an_unknown_family_is_given_its_mask() -> None:
+def of_a_class_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    model.__class__ = type("Pooled", (type(model),), {"forward": counts_by_mask, "__module__": "pooled"})
+    return model
+
+
+def with_a_class_of_the_users_inside(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    import transformers
+
+    outer = transformers.LlamaForCausalLM(model.config).eval()
+    outer.model = of_a_class_of_the_users(model, monkeypatch)
+    return outer
+
+
+def with_a_forward_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    model.forward = types.MethodType(counts_by_mask, model)
+    return model
+
+
+def with_a_patched_class(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    forward = type(model).forward
+
+    def patched(self: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+        assert attention_mask.sum() > 0
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", patched)
+    return model
+
+
+def with_a_hook_before(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        assert kwargs["attention_mask"].sum() > 0
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    return model
+
+
+def with_a_hook_behind(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        assert kwargs["attention_mask"].sum() > 0
+
+    model.register_forward_hook(look, with_kwargs=True)
+    return model
+
+
+def with_a_mask_function_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    from transformers import masking_utils
+
+    makers = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    theirs = makers["sdpa"]
+
+    def mine(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        assert attention_mask.sum() > 0
+        return theirs(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setitem(makers._local_mapping, "sdpa", mine)
+    return model
+
+
+def with_another_attention(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner(*args, **kwargs)
+
+    for layer in model.layers:
+        layer.self_attn = Wrapped(layer.self_attn)
+    return model
+
+
+def within_a_model_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    class Tower(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def get_base_model(self) -> Any:
+            return self.inner
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+            assert attention_mask.sum() > 0
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    return Tower(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_a_class_of_the_users,
+        with_a_class_of_the_users_inside,
+        with_a_forward_of_the_users,
+        with_a_patched_class,
+        with_a_hook_before,
+        with_a_hook_behind,
+        with_a_mask_function_of_the_users,
+        with_another_attention,
+        within_a_model_of_the_users,
+    ],
+)
+def test_whatever_may_need_its_mask_gets_it(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = batches(padded=False)
+    expected = plop_ext.score(make("llama"), data, progress=False, max_samples=None)
+    model = change(make("llama"), monkeypatch)
+    assert not may_omit_masks(model)
+    scores = plop_ext.score(model, data, progress=False, max_samples=None)
+    np.testing.assert_array_equal(scores.totals, expected.totals)
+
+
+def test_a_cache_is_filled_with_the_mask_it_came_with() -> None:
+    """Of a mask for the new tokens alone transformers takes the cached ones for masked, and of none for seen."""
+    import transformers
+
+    model, batch = make("llama"), batches(1, padded=False)[0]
+
+    def with_cache() -> dict[str, Any]:
+        cache = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(input_ids=batch["input_ids"], past_key_values=cache, use_cache=True)
+        return batch | {"past_key_values": cache}
+
+    assert torch.equal(scored(model, with_cache(), decides=True), scored(model, with_cache(), decides=False))
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_native)])
+@pytest.mark.filterwarnings("ignore:.*fast")
+def test_an_unknown_family_is_given_its_mask(fast: bool) -> None:
     import transformers
 
     config = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2)
     model = transformers.GPT2LMHeadModel(config).eval()
+    assert not may_omit_masks(model)
     seen: list[Any] = []
     model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True)
-    with pytest.warns(UserWarning, match="fast"):
-        plop_ext.score(model, batches(padded=False), fast=True, progress=False, max_samples=None)
+    plop_ext.score(model, batches(padded=False), fast=fast, progress=False, max_samples=None)
     assert seen and all(mask is not None for mask in seen)
 
 
@@ -246,28 +370,37 @@ def test_a_larger_model_around_known_blocks_is_given_its_masks(monkeypatch: pyte
         "input_features": torch.randn(2, 8, 40, generator=generator),
         "feature_attention_mask": torch.ones(2, 40, dtype=torch.long),
     }
-    plain = plop_ext.score(model, [batch], progress=False, max_samples=None)
     made = decisions(monkeypatch)
+    plain = plop_ext.score(model, [batch], progress=False, max_samples=None)
     fast = plop_ext.score(model, [batch], fast=True, progress=False, max_samples=None)
-    assert made == [False] and fast.provenance["fast"]["blocks"] == 2
+    assert made == [False, False] and fast.provenance["fast"]["blocks"] == 2
     np.testing.assert_allclose(fast.totals[:, :, :2], plain.totals[:, :, :2], rtol=1e-5)
     assert without_idle_masks(batch)["feature_attention_mask"] is batch["feature_attention_mask"]
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_host_never_waits_in_a_fast_forward(family: str, padded: bool, device: torch.device) -> None:
+def test_the_host_never_waits_in_a_forward(family: str, padded: bool, fast: bool, device: torch.device) -> None:
     from plop_ext.fast import FastPath
 
     model, data = make(family, torch.bfloat16, device), batches(3, padded=padded)
     layers = discover(model).layers
-    with Collector(model, layers) as collector, FastPath(model, collector) as path, torch.no_grad():
+    with Collector(model, layers) as collector, ExitStack() as stack, torch.no_grad():
         forward = default_forward(model, [layer.module for layer in layers])
-        forwards = EagerForwards(model, forward, collector, decides_masks=True)
-        path.first_batch(lambda: forwards.run(data[0], 3, data[0]["attention_mask"].bool()))
-        assert path.blocks == 4
-        forwards.run(data[1], 3, data[1]["attention_mask"].bool())  # the first may fill caches
+        forwards = EagerForwards(model, forward, collector, decides_masks=may_omit_masks(model))
+
+        def run(batch: dict[str, Any]) -> None:
+            forwards.run(batch, 3, batch["attention_mask"].bool())
+
+        if fast:
+            path = stack.enter_context(FastPath(model, collector))
+            path.first_batch(lambda: run(data[0]))
+            assert path.blocks == 4
+        else:
+            run(data[0])
+        run(data[1])  # the first may fill caches
         with capture.noting_waits(device) as waits:
-            forwards.run(data[2], 3, data[2]["attention_mask"].bool())
+            run(data[2])
     assert waits == []

@@ -1,6 +1,5 @@
 """Runs blocks of known decoder families by fused kernels, which emit the sums that scoring needs on their way."""
 
-from plop_ext.fast.families import is_of_family
 from plop_ext.fast.path import FastPath
 
-__all__ = ["FastPath", "is_of_family"]
+__all__ = ["FastPath"]

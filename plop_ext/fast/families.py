@@ -136,20 +136,12 @@ def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: Fal
 def family_of(module: nn.Module) -> Family | None:
     """The family of a decoder layer, by its very class: a subclass may compute anything."""
     kind = type(module)
-    return _FAMILIES.get(kind.__name__) if kind.__module__.startswith(_PACKAGE) else None
+    return _FAMILIES.get(kind.__name__) if is_own_class(kind) else None
 
 
-def is_of_family(model: nn.Module) -> bool:
-    """Whether the whole model, with or without LoRA, is transformers' own of one of these families.
-
-    A larger model around their blocks is not, nor is a class of the user's: what those make of their inputs is theirs.
-    """
-    inner: Any = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
-    kind = getattr(getattr(inner, "config", None), "model_type", None)
-    blocks = [module for module in inner.modules() if family_of(module) is not None]
-    return type(inner).__module__.startswith(_PACKAGE) and {block.self_attn.config.model_type for block in blocks} == {
-        kind
-    }
+def is_own_class(kind: type) -> bool:
+    """Whether a class is of a model that comes with transformers."""
+    return kind.__module__.startswith(_PACKAGE)
 
 
 def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
@@ -209,7 +201,12 @@ def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
 
 
 def _check_code(kind: type) -> None:
-    """Raise if a class' forward is not transformers' own, wrappers included."""
+    if not runs_own_code(kind):
+        raise NotFast(f"the forward of {kind.__name__} has been replaced")
+
+
+def runs_own_code(kind: type) -> bool:
+    """Whether a class' forward is transformers' own, wrappers included."""
     import transformers
 
     home = os.path.dirname(transformers.__file__)
@@ -217,8 +214,9 @@ def _check_code(kind: type) -> None:
     while forward is not None:
         code = getattr(forward, "__code__", None)
         if code is None or not code.co_filename.startswith(home):
-            raise NotFast(f"the forward of {kind.__name__} has been replaced")
+            return False
         forward = getattr(forward, "__wrapped__", None)
+    return True
 
 
 def _norm(parent: nn.Module, name: str, family: Family) -> Norm:

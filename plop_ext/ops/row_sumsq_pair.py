@@ -35,8 +35,8 @@ def row_sumsq_pair_(
 
     Bit for bit what `row_sumsq_(out[:R], x, None, step, phase)` and `row_sumsq_(out[R:], y, bias, step, phase)` write,
     and inside `torch.compile` what those are. On CUDA one launch does it for contiguous rows of more than 1 and up to
-    64 KiB that are aligned to 16 bytes, of any dtype but float64, and a bias of the same dtype, with which more than
-    4096 rows of `y` must be of 8 KiB or more; else two do.
+    64 KiB that are aligned to 16 bytes, of any dtype but float64, and a bias of the same dtype; else two do, and where
+    a bias is subtracted from more than 4096 rows of less than 8 KiB.
 
     Args:
         out: [2 * R] float32 (float64 if `x` is float64), contiguous, where R = `rows_read(rows of x, step, phase)`.

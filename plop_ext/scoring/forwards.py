@@ -22,7 +22,7 @@ class EagerForwards:
         collector: Entered before the first batch.
         decides_masks: Keep a transformers model from looking at the values of masks and positions, for which the host
             would wait in every forward, with the device idle until it has caught up; attention by flash-attn or flex
-            looks nevertheless. Only where `forward` is `default_forward` and `attention_mask` may be None.
+            looks nevertheless. Only where `forward` is `default_forward` and `may_omit_masks` says yes.
     """
 
     def __init__(

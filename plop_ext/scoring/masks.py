@@ -8,13 +8,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
+from plop_ext.fast.families import family_of, is_own_class, runs_own_code
 from plop_ext.scoring.own_thread import ThreadPatch
 
 # Those that every transformers model that takes them may be called without. What else is called so is a model's own.
 _MASKS = ("attention_mask", "decoder_attention_mask")
-_POSITIONS = "position_ids"
+# With these in a batch, a mask of ones and no mask may mean different things.
+_CONTEXT = ("position_ids", "past_key_values", "cache")
 # Where transformers decides whether to look at values. The second is of 5.17: later ones have no such module.
 _TRACING = ("masking_utils", "is_tracing")
 _TRACING_OF_5_17 = ("modeling_attn_mask_utils", "is_tracing")
@@ -27,14 +30,51 @@ class UnknownMasks(Exception):
     """This transformers decides on masks in a way that is not known here; the message says which."""
 
 
+def may_omit_masks(model: nn.Module) -> bool:
+    """Whether to the whole model no attention mask is known to mean the same as one of ones.
+
+    So it is with transformers' own models of the families in `plop_ext.fast.families`, bare or under PEFT, and their
+    attention by sdpa or eager. Whatever else sees the inputs may need the mask: a larger model around such a one, a
+    class, a forward or a hook of the user's, a mask function registered with transformers.
+    """
+    if (transformers := sys.modules.get("transformers")) is None:
+        return False
+    inner: Any = model.get_base_model() if type(model).__module__.startswith("peft.") else model  # type: ignore[operator]
+    kind = getattr(getattr(inner, "config", None), "model_type", None)
+    if not isinstance(inner, transformers.PreTrainedModel) or kind is None:
+        return False
+    attentions = [module.self_attn for module in inner.modules() if family_of(module) is not None]
+    if {getattr(getattr(attention, "config", None), "model_type", None) for attention in attentions} != {kind}:
+        return False
+    models = [module for module in inner.modules() if isinstance(module, transformers.PreTrainedModel)]
+    return (
+        not torch_module._global_forward_hooks
+        and not torch_module._global_forward_pre_hooks
+        and all(map(_is_as_made, {model, *models}))
+        and all(is_own_class(type(each)) and runs_own_code(type(each)) for each in models)
+        and _masks_are_made_by_transformers(inner.config._attn_implementation)
+    )
+
+
+def _is_as_made(model: nn.Module) -> bool:
+    return "forward" not in vars(model) and not model._forward_hooks and not model._forward_pre_hooks
+
+
+def _masks_are_made_by_transformers(attention: str | None) -> bool:
+    makers = getattr(sys.modules.get("transformers.masking_utils"), "ALL_MASK_ATTENTION_FUNCTIONS", {})
+    maker = makers[attention] if attention in ("eager", "sdpa") and attention in makers else None
+    return getattr(maker, "__module__", "") == "transformers.masking_utils"
+
+
 def without_idle_masks(batch: Any) -> Any:
     """The batch with None for each attention mask that masks nothing, which means the same to a transformers model.
 
     It computes attention without a mask either way, but of a mask of ones it must look at every value to know. A batch
     with positions keeps its masks: without one the model takes positions that start again for samples in one row. So
-    does one whose mask [B, T] is for no input [B, T, ...]: what is wrong with it, the model says.
+    does one with a key-value cache, which a mask may leave out, and one whose mask [B, T] is for no input [B, T, ...]:
+    what is wrong with it, the model says.
     """
-    if not isinstance(batch, Mapping) or _POSITIONS in batch:
+    if not isinstance(batch, Mapping) or not batch.keys().isdisjoint(_CONTEXT):
         return batch
     extents = _extents(batch)
 
@@ -63,7 +103,7 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
     """
     fields = inputs if isinstance(inputs, Mapping) else {}
     masks = [value for name, value in fields.items() if _is_mask(name, value)]
-    known = plain and isinstance(inputs, (Mapping, Tensor)) and _POSITIONS not in fields
+    known = plain and isinstance(inputs, (Mapping, Tensor)) and fields.keys().isdisjoint(_CONTEXT)
     known = known and all(mask.shape in _extents(fields) for mask in masks)
     masked = known and bool(masks)
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from plop_ext.errors import InputError
-from plop_ext.fast import FastPath, is_of_family
+from plop_ext.fast import FastPath
 from plop_ext.layers import discover
 from plop_ext.module_types import as_patterns
 from plop_ext.preserve import evaluating, random_state
@@ -29,6 +29,7 @@ from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
 from plop_ext.scoring.graph import GraphedForwards, check_graph
 from plop_ext.scoring.journal import Journal
+from plop_ext.scoring.masks import may_omit_masks
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.statistics import StopRule
@@ -213,8 +214,7 @@ def _forwards(
     """How batches are run; `plain` says that `forward` is the default one."""
     if graph:
         return GraphedForwards(model, forward, collector, plain=plain)
-    # To these families no mask is known to mean the same as one of ones; a larger model around one may need it.
-    return EagerForwards(model, forward, collector, decides_masks=plain and is_of_family(model))
+    return EagerForwards(model, forward, collector, decides_masks=plain and may_omit_masks(model))
 
 
 def find_plop_targets(
