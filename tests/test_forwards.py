@@ -195,9 +195,13 @@ def test_lora_needs_no_mask() -> None:
 
     config = peft.LoraConfig(target_modules=["q_proj"])
     assert may_omit_masks(peft.get_peft_model(make("llama"), config))
-    assert not may_omit_masks(
-        peft.get_peft_model(nn.Sequential(nn.Linear(3, 3)), peft.LoraConfig(target_modules=["0"]))
-    )
+    others = [
+        peft.get_peft_model(make("llama"), config).base_model,
+        peft.get_peft_model(make("llama"), config, mixed=True),
+        peft.get_peft_model(nn.Sequential(nn.Linear(3, 3)), peft.LoraConfig(target_modules=["0"])),
+    ]
+    for model in others:
+        assert not may_omit_masks(model)
 
 
 def counts_by_mask(self: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:

@@ -39,11 +39,11 @@ def may_omit_masks(model: nn.Module) -> bool:
     """
     if (transformers := sys.modules.get("transformers")) is None:
         return False
-    inner: Any = model.get_base_model() if type(model).__module__.startswith("peft.") else model  # type: ignore[operator]
+    inner = _without_peft(model)
     kind = getattr(getattr(inner, "config", None), "model_type", None)
     if not isinstance(inner, transformers.PreTrainedModel) or kind is None:
         return False
-    attentions = [module.self_attn for module in inner.modules() if family_of(module) is not None]
+    attentions = [getattr(module, "self_attn", None) for module in inner.modules() if family_of(module) is not None]
     if {getattr(getattr(attention, "config", None), "model_type", None) for attention in attentions} != {kind}:
         return False
     models = [module for module in inner.modules() if isinstance(module, transformers.PreTrainedModel)]
@@ -54,6 +54,12 @@ def may_omit_masks(model: nn.Module) -> bool:
         and all(is_own_class(type(each)) and runs_own_code(type(each)) for each in models)
         and _masks_are_made_by_transformers(inner.config._attn_implementation)
     )
+
+
+def _without_peft(model: nn.Module) -> Any:
+    """The model inside a `PeftModel`. The class is asked: others of PEFT hand on what they lack to the model inside."""
+    unwrap = getattr(type(model), "get_base_model", None) if type(model).__module__.startswith("peft.") else None
+    return model if unwrap is None else unwrap(model)
 
 
 def _is_as_made(model: nn.Module) -> bool:
