@@ -21,7 +21,7 @@ from plop_ext.scoring.baseline import frobenius_norms
 from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
-from plop_ext.scoring.masks import may_omit_masks
+from plop_ext.scoring.mask_free import may_omit_masks
 
 PLAIN = "plain forward"
 OURS = "plop_ext"

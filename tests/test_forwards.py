@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,8 @@ from plop_ext.scoring import forwards as forwards_module
 from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
-from plop_ext.scoring.masks import may_omit_masks, without_idle_masks
+from plop_ext.scoring.mask_free import may_omit_masks
+from plop_ext.scoring.masks import without_idle_masks
 from tests.fast_models import FAMILIES, batches, make
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens")
@@ -271,6 +273,59 @@ def with_a_mask_function_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatc
     return model
 
 
+def with_a_wrapped_mask_function(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    from transformers import masking_utils
+
+    makers = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    theirs = makers["sdpa"]
+
+    @functools.wraps(theirs)
+    def mine(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        assert attention_mask.sum() > 0
+        return theirs(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setitem(makers._local_mapping, "sdpa", mine)
+    return model
+
+
+def with_patched_mask_making(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    from transformers.models.llama import modeling_llama
+
+    theirs = modeling_llama.create_causal_mask
+
+    def mine(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        assert attention_mask.sum() > 0
+        return theirs(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", mine)
+    return model
+
+
+def with_a_module_of_the_users_on_the_way(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    import transformers
+
+    class Between(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+            assert attention_mask.sum() > 0
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    outer = transformers.LlamaForCausalLM(model.config).eval()
+    outer.model = Between(model)
+    return outer
+
+
+def with_a_hook_on_the_tuner(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    import peft
+
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    with_a_hook_before(adapted.base_model, monkeypatch)
+    return adapted
+
+
 def with_another_attention(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     class Wrapped(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -311,6 +366,10 @@ def within_a_model_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> 
         with_a_hook_before,
         with_a_hook_behind,
         with_a_mask_function_of_the_users,
+        with_a_wrapped_mask_function,
+        with_patched_mask_making,
+        with_a_module_of_the_users_on_the_way,
+        with_a_hook_on_the_tuner,
         with_another_attention,
         within_a_model_of_the_users,
     ],
@@ -322,6 +381,18 @@ def test_whatever_may_need_its_mask_gets_it(change: Any, monkeypatch: pytest.Mon
     assert not may_omit_masks(model)
     scores = plop_ext.score(model, data, progress=False, max_samples=None)
     np.testing.assert_array_equal(scores.totals, expected.totals)
+
+
+def test_a_mask_for_the_labels_alone_is_for_no_input() -> None:
+    batch = batches(1, padded=False)[0]
+    batch |= {"labels": torch.ones(3, 16, dtype=torch.long), "attention_mask": torch.ones(3, 16, dtype=torch.long)}
+    assert without_idle_masks(batch)["attention_mask"] is batch["attention_mask"]
+
+
+def test_a_mask_of_segments_is_no_mask_of_ones() -> None:
+    batch = batches(1, padded=False)[0]
+    batch["attention_mask"] = batch["attention_mask"].cumsum(1)
+    assert without_idle_masks(batch)["attention_mask"] is batch["attention_mask"]
 
 
 def test_a_cache_is_filled_with_the_mask_it_came_with() -> None:

@@ -27,13 +27,15 @@ def test_only_masks_that_mask_nothing_are_left_out() -> None:
     ones = torch.ones(2, 4, dtype=torch.long)
     some = ones.clone()
     some[1, 3] = 0
-    batch = {"attention_mask": ones, "decoder_attention_mask": some, "labels": ones, "x_attention_mask": ones[0]}
+    batch = {"attention_mask": ones, "decoder_attention_mask": some, "input_ids": ones, "x_attention_mask": ones[0]}
     assert {name: value is None for name, value in without_idle_masks(batch).items()} == {
         "attention_mask": True,
         "decoder_attention_mask": False,
-        "labels": False,
+        "input_ids": False,
         "x_attention_mask": False,
     }
+    decoder = without_idle_masks({"labels": ones, "decoder_attention_mask": ones, "attention_mask": ones})
+    assert decoder["decoder_attention_mask"] is None and decoder["attention_mask"] is ones
     assert batch["attention_mask"] is ones
     packed = batch | {"position_ids": ones}  # without a mask they would say where samples start
     assert without_idle_masks(packed) is packed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from plop_ext.code_origin import is_code_of
 from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_HEAD_DIMS, is_aligned
 
 ROTARY = "apply_rotary_pos_emb"
@@ -201,22 +201,9 @@ def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
 
 
 def _check_code(kind: type) -> None:
-    if not runs_own_code(kind):
+    """Raise if a class' forward is not transformers' own."""
+    if not is_code_of(kind.forward, "transformers"):  # type: ignore[attr-defined]
         raise NotFast(f"the forward of {kind.__name__} has been replaced")
-
-
-def runs_own_code(kind: type) -> bool:
-    """Whether a class' forward is transformers' own, wrappers included."""
-    import transformers
-
-    home = os.path.dirname(transformers.__file__)
-    forward: Any = kind.forward  # type: ignore[attr-defined]
-    while forward is not None:
-        code = getattr(forward, "__code__", None)
-        if code is None or not code.co_filename.startswith(home):
-            return False
-        forward = getattr(forward, "__wrapped__", None)
-    return True
 
 
 def _norm(parent: nn.Module, name: str, family: Family) -> Norm:

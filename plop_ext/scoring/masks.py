@@ -8,14 +8,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+from torch import Tensor
 
-from plop_ext.fast.families import family_of, is_own_class, runs_own_code
 from plop_ext.scoring.own_thread import ThreadPatch
 
 # Those that every transformers model that takes them may be called without. What else is called so is a model's own.
-_MASKS = ("attention_mask", "decoder_attention_mask")
+_DECODER_MASK = "decoder_attention_mask"
+_MASKS = ("attention_mask", _DECODER_MASK)
 # With these in a batch, a mask of ones and no mask may mean different things.
 _CONTEXT = ("position_ids", "past_key_values", "cache")
 # Where transformers decides whether to look at values. The second is of 5.17: later ones have no such module.
@@ -30,48 +29,6 @@ class UnknownMasks(Exception):
     """This transformers decides on masks in a way that is not known here; the message says which."""
 
 
-def may_omit_masks(model: nn.Module) -> bool:
-    """Whether to the whole model no attention mask is known to mean the same as one of ones.
-
-    So it is with transformers' own models of the families in `plop_ext.fast.families`, bare or under PEFT, and their
-    attention by sdpa or eager. Whatever else sees the inputs may need the mask: a larger model around such a one, a
-    class, a forward or a hook of the user's, a mask function registered with transformers.
-    """
-    if (transformers := sys.modules.get("transformers")) is None:
-        return False
-    inner = _without_peft(model)
-    kind = getattr(getattr(inner, "config", None), "model_type", None)
-    if not isinstance(inner, transformers.PreTrainedModel) or kind is None:
-        return False
-    attentions = [getattr(module, "self_attn", None) for module in inner.modules() if family_of(module) is not None]
-    if {getattr(getattr(attention, "config", None), "model_type", None) for attention in attentions} != {kind}:
-        return False
-    models = [module for module in inner.modules() if isinstance(module, transformers.PreTrainedModel)]
-    return (
-        not torch_module._global_forward_hooks
-        and not torch_module._global_forward_pre_hooks
-        and all(map(_is_as_made, {model, *models}))
-        and all(is_own_class(type(each)) and runs_own_code(type(each)) for each in models)
-        and _masks_are_made_by_transformers(inner.config._attn_implementation)
-    )
-
-
-def _without_peft(model: nn.Module) -> Any:
-    """The model inside a `PeftModel`. The class is asked: others of PEFT hand on what they lack to the model inside."""
-    unwrap = getattr(type(model), "get_base_model", None) if type(model).__module__.startswith("peft.") else None
-    return model if unwrap is None else unwrap(model)
-
-
-def _is_as_made(model: nn.Module) -> bool:
-    return "forward" not in vars(model) and not model._forward_hooks and not model._forward_pre_hooks
-
-
-def _masks_are_made_by_transformers(attention: str | None) -> bool:
-    makers = getattr(sys.modules.get("transformers.masking_utils"), "ALL_MASK_ATTENTION_FUNCTIONS", {})
-    maker = makers[attention] if attention in ("eager", "sdpa") and attention in makers else None
-    return getattr(maker, "__module__", "") == "transformers.masking_utils"
-
-
 def without_idle_masks(batch: Any) -> Any:
     """The batch with None for each attention mask that masks nothing, which means the same to a transformers model.
 
@@ -82,10 +39,9 @@ def without_idle_masks(batch: Any) -> Any:
     """
     if not isinstance(batch, Mapping) or not batch.keys().isdisjoint(_CONTEXT):
         return batch
-    extents = _extents(batch)
 
     def is_idle(name: Any, value: Any) -> bool:
-        return _is_mask(name, value) and value.shape in extents and bool(value.all())
+        return _is_mask(name, value) and value.shape in _extents(batch, name) and bool((value == 1).all())
 
     return {name: None if is_idle(name, value) else value for name, value in batch.items()}
 
@@ -108,9 +64,9 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
         UnknownMasks: On entry, if this transformers decides elsewhere: it would take other paths.
     """
     fields = inputs if isinstance(inputs, Mapping) else {}
-    masks = [value for name, value in fields.items() if _is_mask(name, value)]
+    masks = {name: value for name, value in fields.items() if _is_mask(name, value)}
     known = plain and isinstance(inputs, (Mapping, Tensor)) and fields.keys().isdisjoint(_CONTEXT)
-    known = known and all(mask.shape in _extents(fields) for mask in masks)
+    known = known and all(mask.shape in _extents(fields, name) for name, mask in masks.items())
     masked = known and bool(masks)
 
     def is_tracing(tensor: Any = None) -> bool:
@@ -136,9 +92,10 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
         yield
 
 
-def _extents(batch: Mapping[Any, Any]) -> set[torch.Size]:
-    """[B, T] of all inputs [B, T, ...] but masks."""
-    return {value.shape[:2] for name, value in batch.items() if isinstance(value, Tensor) and name not in _MASKS}
+def _extents(batch: Mapping[Any, Any], mask: Any) -> set[torch.Size]:
+    """[B, T] of all inputs [B, T, ...] that a mask may be for. Labels are one of decoders behind an encoder only."""
+    none = _MASKS if mask == _DECODER_MASK else (*_MASKS, "labels")
+    return {value.shape[:2] for name, value in batch.items() if isinstance(value, Tensor) and name not in none}
 
 
 def _is_mask(name: Any, value: Any) -> bool:

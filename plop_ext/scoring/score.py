@@ -29,7 +29,7 @@ from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
 from plop_ext.scoring.graph import GraphedForwards, check_graph
 from plop_ext.scoring.journal import Journal
-from plop_ext.scoring.masks import may_omit_masks
+from plop_ext.scoring.mask_free import may_omit_masks
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.statistics import StopRule

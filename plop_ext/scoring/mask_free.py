@@ -1,0 +1,77 @@
+"""Models that compute the same without an attention mask as with one of ones."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from plop_ext.code_origin import is_code_of
+from plop_ext.fast.families import family_of, is_own_class
+
+_ATTENTION = ("eager", "sdpa")
+
+
+def may_omit_masks(model: nn.Module) -> bool:
+    """Whether to the whole model no attention mask is known to mean the same as one of ones.
+
+    So it is with transformers' own models of the families in `plop_ext.fast.families`, bare or in a `PeftModel`, and
+    attention by sdpa or eager. Whatever else sees the inputs may need the mask: a larger model around such a one, a
+    class, a forward or a hook of the user's on the way to the blocks, a mask function in the place of transformers'.
+    """
+    transformers_model = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    inner = _without_peft(model)
+    if transformers_model is None or not isinstance(inner, transformers_model):
+        return False
+    blocks = {module for module in inner.modules() if family_of(module) is not None}
+    around = [module for module in model.modules() if module not in blocks and _holds_any(module, blocks)]
+    return (
+        bool(blocks)
+        and all(_model_type(getattr(block, "self_attn", None)) == _model_type(inner) for block in blocks)
+        and not torch_module._global_forward_hooks
+        and not torch_module._global_forward_pre_hooks
+        and all(_is_as_made(module) for module in around)
+        and all(_makes_its_masks(module) for module in around if isinstance(module, transformers_model))
+    )
+
+
+def _without_peft(model: nn.Module) -> Any:
+    """The model in a `PeftModel`. The class is asked: PEFT's others hand on what they lack to the model inside."""
+    unwrap = getattr(type(model), "get_base_model", None) if _is_of_peft(type(model)) else None
+    return model if unwrap is None else unwrap(model)
+
+
+def _is_of_peft(kind: type) -> bool:
+    return kind.__module__.startswith("peft.")
+
+
+def _model_type(module: Any) -> Any:
+    return getattr(getattr(module, "config", None), "model_type", None)
+
+
+def _holds_any(module: nn.Module, blocks: set[nn.Module]) -> bool:
+    return any(inner in blocks for inner in module.modules())
+
+
+def _is_as_made(module: nn.Module) -> bool:
+    """Whether nothing but transformers', PEFT's or torch's own code sees what the module is called with."""
+    kind = type(module)
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if kind is nn.ModuleList:
+        return True
+    package = "transformers" if is_own_class(kind) else "peft" if _is_of_peft(kind) else None
+    return package is not None and kind.__call__ is nn.Module.__call__ and is_code_of(kind.forward, package)
+
+
+def _makes_its_masks(model: Any) -> bool:
+    """Whether the masks of a transformers model are made by transformers' own functions."""
+    names = vars(sys.modules[type(model).__module__])
+    makers = [value for name, value in names.items() if name.startswith("create_") and "mask" in name]
+    attention = model.config._attn_implementation
+    known = getattr(sys.modules.get("transformers.masking_utils"), "ALL_MASK_ATTENTION_FUNCTIONS", {})
+    if attention not in _ATTENTION or attention not in known:
+        return False
+    return all(is_code_of(maker, "transformers") for maker in (known[attention], *makers))
