@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import types
+import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -206,40 +207,57 @@ def test_lora_needs_no_mask() -> None:
         assert not may_omit_masks(model)
 
 
-def counts_by_mask(self: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-    """A forward that cannot do without a mask."""
+def needing_a_mask(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which fails where it is given no mask."""
+
+    def needing(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        assert attention_mask.sum() > 0
+        return function(*args, attention_mask=attention_mask, **kwargs)
+
+    return needing
+
+
+class Around(nn.Module):
+    """A module of the user's that looks like a model of PEFT's."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def get_base_model(self) -> Any:
+        return self.inner
+
+    def forward(self, **inputs: Any) -> Any:
+        return needing_a_mask(self.inner)(**inputs)
+
+
+def with_a_head(inner: nn.Module, model: Any) -> nn.Module:
+    """A causal language model of the configuration of `model`, with `inner` in it."""
     import transformers
 
-    assert attention_mask.sum() > 0
-    return transformers.LlamaModel.forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    outer = transformers.LlamaForCausalLM(model.config).eval()
+    outer.model = inner
+    return outer
 
 
 def of_a_class_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    model.__class__ = type("Pooled", (type(model),), {"forward": counts_by_mask, "__module__": "pooled"})
+    model.__class__ = type(
+        "Pooled", (type(model),), {"forward": needing_a_mask(type(model).forward), "__module__": "pooled"}
+    )
     return model
 
 
 def with_a_class_of_the_users_inside(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    import transformers
-
-    outer = transformers.LlamaForCausalLM(model.config).eval()
-    outer.model = of_a_class_of_the_users(model, monkeypatch)
-    return outer
+    return with_a_head(of_a_class_of_the_users(model, monkeypatch), model)
 
 
 def with_a_forward_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    model.forward = types.MethodType(counts_by_mask, model)
+    model.forward = needing_a_mask(model.forward)
     return model
 
 
 def with_a_patched_class(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    forward = type(model).forward
-
-    def patched(self: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        assert attention_mask.sum() > 0
-        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    monkeypatch.setattr(type(model), "forward", patched)
+    monkeypatch.setattr(type(model), "forward", needing_a_mask(type(model).forward))
     return model
 
 
@@ -260,68 +278,37 @@ def with_a_hook_behind(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module
 
 
 def with_a_mask_function_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    from transformers import masking_utils
+    import transformers.masking_utils
 
-    makers = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
-    theirs = makers["sdpa"]
-
-    def mine(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
-        assert attention_mask.sum() > 0
-        return theirs(*args, attention_mask=attention_mask, **kwargs)
-
-    monkeypatch.setitem(makers._local_mapping, "sdpa", mine)
+    makers = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    monkeypatch.setitem(makers._local_mapping, "sdpa", needing_a_mask(makers["sdpa"]))
     return model
 
 
 def with_a_wrapped_mask_function(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    from transformers import masking_utils
+    import transformers.masking_utils
 
-    makers = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
-    theirs = makers["sdpa"]
-
-    @functools.wraps(theirs)
-    def mine(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
-        assert attention_mask.sum() > 0
-        return theirs(*args, attention_mask=attention_mask, **kwargs)
-
-    monkeypatch.setitem(makers._local_mapping, "sdpa", mine)
+    makers = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    wrapped = functools.wraps(makers["sdpa"])(needing_a_mask(makers["sdpa"]))  # with the name and module of that one
+    monkeypatch.setitem(makers._local_mapping, "sdpa", wrapped)
     return model
 
 
 def with_patched_mask_making(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    from transformers.models.llama import modeling_llama
-
-    theirs = modeling_llama.create_causal_mask
-
-    def mine(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
-        assert attention_mask.sum() > 0
-        return theirs(*args, attention_mask=attention_mask, **kwargs)
-
-    monkeypatch.setattr(modeling_llama, "create_causal_mask", mine)
+    modeling = sys.modules[type(model).__module__]
+    monkeypatch.setattr(modeling, "create_causal_mask", needing_a_mask(modeling.create_causal_mask))
     return model
 
 
 def with_a_module_of_the_users_on_the_way(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    import transformers
-
-    class Between(nn.Module):
-        def __init__(self, inner: Any) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-            assert attention_mask.sum() > 0
-            return self.inner(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    outer = transformers.LlamaForCausalLM(model.config).eval()
-    outer.model = Between(model)
-    return outer
+    return with_a_head(Around(model), model)
 
 
 def with_a_hook_on_the_tuner(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     import peft
 
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")  # without a task it is passed by
+    adapted = peft.get_peft_model(with_a_head(model, model), config)
     with_a_hook_before(adapted.base_model, monkeypatch)
     return adapted
 
@@ -341,19 +328,7 @@ def with_another_attention(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Mo
 
 
 def within_a_model_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    class Tower(nn.Module):
-        def __init__(self, inner: Any) -> None:
-            super().__init__()
-            self.inner, self.config = inner, inner.config
-
-        def get_base_model(self) -> Any:
-            return self.inner
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-            assert attention_mask.sum() > 0
-            return self.inner(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    return Tower(model)
+    return Around(model)
 
 
 @pytest.mark.parametrize(
