@@ -78,22 +78,61 @@ __device__ __forceinline__ Chunk<T, kSize> load_elements(const T* __restrict__ p
   return chunk;
 }
 
-// Reads whole rounds, kDepth at a time, from chunk `c` on, as many as are left, and moves `c` behind them.
-template <int kDepth, int kGroup, bool kBias, typename T, typename B, typename Sum>
-__device__ __forceinline__ void add_rounds(Sum (&sums)[kUnroll], int64_t& c, const T* __restrict__ row,
-                                           const B* __restrict__ bias, int64_t whole) {
+// Adds kRounds rounds of chunks from chunk `c` on. Unless they are kWhole, chunks from `end` on count as zero.
+template <int kRounds, bool kWhole, int kGroup, bool kBias, typename T, typename B, typename Sum>
+__device__ __forceinline__ void add_rounds(Sum (&sums)[kUnroll], const T* __restrict__ row, const B* __restrict__ bias,
+                                           int64_t c, int64_t end) {
   constexpr int kSize = kChunk<T>;
-  constexpr int kChunks = kDepth * kUnroll;
+  constexpr int kChunks = kRounds * kUnroll;
+  const int left = kWhole ? 0 : static_cast<int>(min(end - c, int64_t{kChunks * kGroup}));
   Chunk<T, kSize> chunks[kChunks];
-  Chunk<B, kSize> shift = {};
   // No branch between the loads: all of them are in flight before the first is used.
-  for (; c + (kChunks - 1) * kGroup < whole; c += kChunks * kGroup) {
 #pragma unroll
-    for (int u = 0; u < kChunks; ++u) chunks[u] = load_vector<T, kSize>(row + (c + u * kGroup) * kSize);
+  for (int u = 0; u < kChunks; ++u) {
+    chunks[u] = {};
+    if (kWhole || u * kGroup < left) chunks[u] = load_vector<T, kSize>(row + (c + u * kGroup) * kSize);
+  }
 #pragma unroll
-    for (int u = 0; u < kChunks; ++u) {
-      if constexpr (kBias) shift = load_vector<B, kSize>(bias + (c + u * kGroup) * kSize);
-      sums[u % kUnroll] = add_squares<kBias>(sums[u % kUnroll], chunks[u], shift);
+  for (int u = 0; u < kChunks; ++u) {
+    Chunk<B, kSize> shift = {};
+    if constexpr (kBias) {
+      if (kWhole || u * kGroup < left) shift = load_vector<B, kSize>(bias + (c + u * kGroup) * kSize);
+    }
+    sums[u % kUnroll] = add_squares<kBias>(sums[u % kUnroll], chunks[u], shift);
+  }
+}
+
+// A thread's sums over an aligned row.
+template <int kGroup, bool kBias, bool kDeep, typename T, typename B, typename Sum>
+__device__ __forceinline__ void add_vectors(Sum (&sums)[kUnroll], const T* __restrict__ row, const B* __restrict__ bias,
+                                            int64_t n, int lane) {
+  constexpr int kSize = kChunk<T>;
+  constexpr int kRounds = kDeep ? kDeepRounds : 1;
+  // With a bias beside them so many partial rounds are more than the registers hold.
+  constexpr int kPartialRounds = kDeep && kBias ? kDeepRounds / 2 : kRounds;
+  constexpr int64_t kRound = kUnroll * kGroup;
+  const int64_t end = n / kSize;
+  int64_t first = 0;
+  for (; first + kRounds * kRound <= end; first += kRounds * kRound) {
+    add_rounds<kRounds, true, kGroup, kBias>(sums, row, bias, first + lane, end);
+  }
+  if constexpr (kDeep) {
+    for (; first + kRound < end; first += kPartialRounds * kRound) {
+      add_rounds<kPartialRounds, false, kGroup, kBias>(sums, row, bias, first + lane, end);
+    }
+  }
+  if (first < end) add_rounds<1, false, kGroup, kBias>(sums, row, bias, first + lane, end);
+  if (n % kSize != 0 && lane == static_cast<int>(end % kGroup)) {
+    const int accumulator = static_cast<int>(end / kGroup) % kUnroll;
+    // One element at a time takes no registers that the rounds would miss.
+#pragma unroll 1
+    for (int64_t k = end * kSize; k < n; ++k) {
+      Sum v = load_value(row[k]);
+      if constexpr (kBias) v -= static_cast<Sum>(load_value(bias[k]));
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (u == accumulator) sums[u] += v * v;
+      }
     }
   }
 }
@@ -103,27 +142,17 @@ __device__ __forceinline__ typename SumOf<T>::type lane_sumsq(const T* __restric
                                                               int64_t n, int64_t stride, int lane) {
   constexpr int kSize = kChunk<T>;
   typename SumOf<T>::type sums[kUnroll] = {};
-  const int64_t whole = kVector ? n / kSize : 0;  // chunks read by vector loads
-  int64_t c = lane;
-  if constexpr (kDeep) {
-    add_rounds<kDeepRounds, kGroup, kBias>(sums, c, row, bias, whole);
-    add_rounds<kDeepRounds / 2, kGroup, kBias>(sums, c, row, bias, whole);
-  }
-  add_rounds<1, kGroup, kBias>(sums, c, row, bias, whole);
-  Chunk<T, kSize> chunks[kUnroll];
-  Chunk<B, kSize> shift = {};
-  for (; c * kSize < n; c += kUnroll * kGroup) {
+  if constexpr (kVector) {
+    add_vectors<kGroup, kBias, kDeep>(sums, row, bias, n, lane);
+  } else {
+    Chunk<B, kSize> shift = {};
+    for (int64_t c = lane; c * kSize < n; c += kUnroll * kGroup) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t place = c + u * kGroup;
-      if (place < whole) {
-        chunks[u] = load_vector<T, kSize>(row + place * kSize);
-        if constexpr (kBias) shift = load_vector<B, kSize>(bias + place * kSize);
-      } else {
-        chunks[u] = load_elements<T, kSize>(row, place * kSize, n, stride);
-        if constexpr (kBias) shift = load_elements<B, kSize>(bias, place * kSize, n, 1);
+      for (int u = 0; u < kUnroll; ++u) {
+        const int64_t k0 = (c + u * kGroup) * kSize;
+        if constexpr (kBias) shift = load_elements<B, kSize>(bias, k0, n, 1);
+        sums[u] = add_squares<kBias>(sums[u], load_elements<T, kSize>(row, k0, n, stride), shift);
       }
-      sums[u] = add_squares<kBias>(sums[u], chunks[u], shift);
     }
   }
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
