@@ -74,7 +74,7 @@ class Arena:
         self._tokens: BatchTokens | None = None
         # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
         # reference keeps no activation alive and cannot be fooled by an id that is used again.
-        self._inputs: dict[int, tuple[weakref.ref[Tensor], int | None, int]] = {}
+        self._inputs: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         # By address of the first element: views of the output have it too.
         self._pending: dict[int, _Pending] = {}
 
@@ -106,14 +106,26 @@ class Arena:
             tokens: The batch.
             deferred: Leave the output to a fused kernel that asks for `output_sums`; until `settle`.
         """
+        rows, split = token_map.rows, layers[0][1].split
         if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
             self._reduce()
-        self._start_call((1 + len(layers)) * token_map.rows, token_map)
-        in_start, with_output = self._input(call, tokens, not deferred and layers[0][1].split is None)
+        self._start_call((1 + len(layers)) * rows, token_map)
+        in_start, paired = self._known(call), False
+        if in_start is None:
+            in_start = self._used
+            # accelerate's offload hands the hook the input before it was moved
+            alike = call.x_sumsq is None and call.x.device == self.device and call.x_rows.dtype == call.y_rows.dtype
+            paired = alike and split is None and not deferred
+            if paired:
+                out = self._take(2 * rows)
+                ops.row_sumsq_pair_(out, call.x_rows, call.y_rows, call.bias, tokens.step, tokens.phase)
+            else:
+                self._input(self._take(rows), call, tokens)
+            self._remember(call, in_start)
         for index, layer in layers:
-            out_start = in_start + token_map.rows if with_output else self._used
-            if not with_output:
-                self._output(call, layer, tokens, deferred)
+            out_start = in_start + rows if paired else self._used
+            if not paired:
+                self._output(self._take(rows), call, layer, tokens, deferred)
             self._records += (index, in_start, out_start)
             self._recorded.add(index)
 
@@ -152,7 +164,7 @@ class Arena:
             _, pending = self._pending.popitem()
             assert self._tokens is not None
             _check_unmodified(pending)
-            _output_sumsq(pending, self._tokens)
+            _output_sumsq(pending.out, pending.rows, pending.bias, pending.layer, self._tokens)
 
     def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
         """Reduce a routed layer's sums at once: its rows are in an order of their own (see `ops.gain_totals_`)."""
@@ -174,47 +186,34 @@ class Arena:
             self._sums = self._buffer(room)
             self._views.clear()
 
-    def _input(self, call: Call, tokens: BatchTokens, with_output: bool) -> tuple[int, bool]:
-        """Where the sums of the call's input start, and whether those of its output are there, right behind them.
+    def _known(self, call: Call) -> int | None:
+        """Where the sums of the call's input are, if it was read before and has not changed since."""
+        known = self._inputs.get(id(call.x))
+        if known is None or call.x_sumsq is not None or known[0]() is not call.x or known[1] != call.x._version:
+            return None
+        return known[2]
 
-        Args:
-            call: What to read.
-            tokens: The batch.
-            with_output: Read the output in the same launch if the input has to be read at all.
-        """
-        x, rows = call.x, call.x_rows
-        # An inference tensor counts no modifications, so that nothing tells whether its sums still hold.
-        version = None if x.is_inference() else x._version
-        if call.x_sumsq is None and version is not None:
-            known = self._inputs.get(id(x))
-            if known is not None and known[1] == version and known[0]() is x:
-                return known[2], False
-        assert self._map is not None
-        start, n_rows = self._used, self._map.rows
+    def _remember(self, call: Call, start: int) -> None:
+        # An inference tensor counts no modifications, so that nothing would tell whether its sums still hold.
+        if call.x_sumsq is None and not call.x.is_inference():
+            self._inputs[id(call.x)] = (weakref.ref(call.x), call.x._version, start)
+
+    def _input(self, out: Tensor, call: Call, tokens: BatchTokens) -> None:
+        """Write the sums of the call's input."""
         if call.x_sumsq is not None:
-            self._take(n_rows).copy_(call.x_sumsq[tokens.phase :: tokens.step])
-            return start, False
-        moved = x.device != self.device  # accelerate's offload hands the hook the input before it was moved
-        both = with_output and not moved and rows.dtype == call.y_rows.dtype
-        if both:
-            out = self._take(2 * n_rows)
-            ops.row_sumsq_pair_(out, rows, call.y_rows, call.bias, tokens.step, tokens.phase)
+            out.copy_(call.x_sumsq[tokens.phase :: tokens.step])
         else:
-            rows = to_device(rows, self.device) if moved else rows
-            ops.row_sumsq_(self._take(n_rows), rows, None, tokens.step, tokens.phase)
-        self._inputs[id(x)] = (weakref.ref(x), version, start)
-        return start, both
+            ops.row_sumsq_(out, to_device(call.x_rows, self.device), None, tokens.step, tokens.phase)
 
-    def _output(self, call: Call, layer: LinearLayer, tokens: BatchTokens, deferred: bool) -> None:
-        """Take a place for the sums of one part of the call's output, and write them now or leave that to a kernel."""
-        assert self._map is not None
-        version = 0 if call.y_rows.is_inference() else call.y_rows._version
-        pending = _Pending(self._take(self._map.rows), call.y_rows, version, call.bias, layer)
+    def _output(self, out: Tensor, call: Call, layer: LinearLayer, tokens: BatchTokens, deferred: bool) -> None:
+        """Write the sums of one part of the call's output now, or leave that to a kernel."""
+        y = call.y_rows
         if deferred:
+            version = 0 if y.is_inference() else y._version
             self._tokens = tokens
-            self._pending[_columns(pending.rows, layer).data_ptr()] = pending
+            self._pending[_columns(y, layer).data_ptr()] = _Pending(out, y, version, call.bias, layer)
         else:
-            _output_sumsq(pending, tokens)
+            _output_sumsq(out, y, call.bias, layer, tokens)
 
     def _buffer(self, elements: int) -> Tensor:
         # A tensor that inference mode makes cannot be written outside of it, where the next batch may run.
@@ -275,8 +274,8 @@ def _check_unmodified(pending: _Pending) -> None:
         )
 
 
-def _output_sumsq(pending: _Pending, tokens: BatchTokens) -> None:
-    out, rows, _, bias, layer = pending
+def _output_sumsq(out: Tensor, rows: Tensor, bias: Tensor | None, layer: LinearLayer, tokens: BatchTokens) -> None:
+    """Write the sums of the part of a module's output [.., M] that belongs to `layer`."""
     if layer.split is None:
         ops.row_sumsq_(out, rows, bias, tokens.step, tokens.phase)
     else:

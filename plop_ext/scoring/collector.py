@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
+
+# The backward that this thread is in: gradient checkpointing repeats forwards there.
+_current_backward = torch._C._current_graph_task_id
+_NO_BACKWARD = -1
 
 
 class Collector:
@@ -58,8 +62,8 @@ class Collector:
         self._model = model
         self._stack = ExitStack()
         self._arenas: dict[tuple[torch.device, torch.dtype], Arena] = {}
-        # Of the running batch: what observing a call looks up, by what it depends on.
-        self._places: dict[tuple[int, torch.device, torch.dtype], tuple[TokenMap, Arena]] = {}
+        # Of the running batch.
+        self._readings: dict[tuple[torch.Size, torch.Size, torch.device, torch.dtype], _Reading] = {}
         self._tokens: BatchTokens | None = None
         self._deferred: Collection[nn.Module] = ()
         self._finished: list[Tensor] = []
@@ -85,7 +89,7 @@ class Collector:
                     stack.callback(handle.remove)
             self.experts_implementation = stack.enter_context(routed.observed(experts))
             stack.callback(self._arenas.clear)
-            stack.callback(self._places.clear)
+            stack.callback(self._readings.clear)
             self._stack = stack.pop_all()
         return self
 
@@ -108,7 +112,7 @@ class Collector:
     def begin_with(self, tokens: BatchTokens) -> None:
         """Announce the next forward, of a batch whose tokens are known already."""
         self._tokens = tokens
-        self._places.clear()
+        self._readings.clear()
         for arena in self._arenas.values():
             arena.start_batch(tokens.batch_size)
 
@@ -122,7 +126,7 @@ class Collector:
         batch = [arena.finish_batch() for arena in self._arenas.values()]
         shape = (len(self.layers), self._tokens.batch_size, len(TOTALS_FIELDS))
         self._tokens = None
-        self._places.clear()
+        self._readings.clear()
         merged = torch.zeros(shape, dtype=torch.float64) if not batch else batch[0]
         for other in batch[1:]:
             merged = merged + to_device(other, merged.device)
@@ -148,7 +152,7 @@ class Collector:
             yield
         finally:
             self._arenas, self._tokens = arenas, None
-            self._places.clear()
+            self._readings.clear()
 
     def totals(self) -> Tensor:
         """[M, S, 5] float64 on the CPU: totals of all closed batches, samples as seen. Waits for the devices."""
@@ -203,37 +207,62 @@ class Collector:
         finally:
             self._tokens = tokens
 
-    def observe(self, module: nn.Module, parts: Sequence[tuple[int, LinearLayer]], call: Call) -> None:
+    def observe(
+        self,
+        module: nn.Module,
+        parts: Sequence[tuple[int, LinearLayer]],
+        x: Tensor,
+        x_sumsq: Tensor | None,
+        y: Tensor,
+        bias: Tensor | None,
+    ) -> None:
         """Record one call of a module. Called by the hooks.
 
         Args:
             module: The module.
             parts: What is scored of it, with the rows of the totals.
-            call: Its input and output.
+            x: Its input [..., K].
+            x_sumsq: [rows] sums of the vectors that W is applied to, where these are not the input's rows.
+            y: Its output [..., M].
+            bias: [M] or None, what was added to `y`.
         """
-        tokens, y_rows = self._tokens, call.y_rows
+        tokens = self._tokens
         assert tokens is not None
-        rows = row_count(y_rows)
-        x_rows = row_count(call.x_rows) if call.x_sumsq is None else len(call.x_sumsq)
-        if x_rows != rows:
-            self.leave_out(parts, f"it maps {x_rows} input rows to {rows} output rows")
-            return
-        key = (rows, y_rows.device, y_rows.dtype)
-        place = self._places.get(key)
-        if place is None:
-            token_map = self.map_for(rows, y_rows.device, parts)
-            if token_map is None:
+        key = (x.shape, y.shape, y.device, y.dtype)
+        reading = self._readings.get(key) if x_sumsq is None else None
+        if reading is None:
+            reading = self._read(parts, x, x_sumsq, y)
+            if reading is None:
                 return
-            place = token_map, self.arena_for(y_rows.device, y_rows.dtype)
-            if token_map.masked:  # else every module has to be noted
-                self._places[key] = place
-        token_map, arena = place
+            if x_sumsq is None and reading.token_map.masked:  # else every module has to be noted
+                self._readings[key] = reading
+        token_map, arena, time_first = reading
+        x_rows, y_rows = as_rows(x), as_rows(y)
+        if time_first:
+            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
         if self.last_call_only:
             for index, _ in parts:
                 arena.forget(index)
         # A kernel sees rows in the order they have in memory.
-        deferred = module in self._deferred and call.x_sumsq is None and y_rows.is_contiguous()
-        arena.add(parts, call, token_map, tokens, deferred)
+        deferred = module in self._deferred and x_sumsq is None and y_rows.is_contiguous()
+        arena.add(parts, Call(x, x_rows, x_sumsq, y_rows, bias), token_map, tokens, deferred)
+
+    def _read(
+        self, parts: Sequence[tuple[int, LinearLayer]], x: Tensor, x_sumsq: Tensor | None, y: Tensor
+    ) -> _Reading | None:
+        """How the call is read; None, and noted for `parts`, where it cannot be."""
+        assert self._tokens is not None
+        x_rows, y_rows = as_rows(x), as_rows(y)
+        rows = row_count(y_rows)
+        inputs = row_count(x_rows) if x_sumsq is None else len(x_sumsq)
+        if inputs != rows:
+            self.leave_out(parts, f"it maps {inputs} input rows to {rows} output rows")
+            return None
+        token_map = self.map_for(rows, y.device, parts)
+        if token_map is None:
+            return None
+        time_first = x_sumsq is None and self._tokens.time_first(x_rows.shape) and y_rows.dim() == 3
+        return _Reading(token_map, self.arena_for(y.device, y.dtype), time_first)
 
     def leave_out(self, parts: Sequence[tuple[int, LinearLayer]], reason: str) -> None:
         """Note why a module's calls cannot be counted."""
@@ -261,7 +290,8 @@ class Collector:
     @property
     def tokens(self) -> BatchTokens | None:
         """The running batch; None where a forward does not count: nobody announced it, or it is a recomputation."""
-        return self._tokens if self._tokens is None or not _recomputing() else None
+        tokens = self._tokens
+        return tokens if tokens is None or _current_backward() == _NO_BACKWARD else None
 
     def _drain(self, wait: bool) -> None:
         while self._transfers and (wait or self._transfers[0][1] is None or self._transfers[0][1].query()):
@@ -273,6 +303,14 @@ class Collector:
             event.synchronize()
             host = host.clone()  # gives the pinned block back
         self._finished.append(host)
+
+
+class _Reading(NamedTuple):
+    """How the running batch reads calls with an input and an output of some shape, and of some type and device."""
+
+    token_map: TokenMap
+    arena: Arena
+    time_first: bool
 
 
 class _Hook:
@@ -289,32 +327,29 @@ class _Hook:
         self.biases: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        tokens = self.collector.tokens
-        if tokens is None:
+        collector, adapter = self.collector, self.adapter
+        if collector.tokens is None:
             return
-        adapter = self.adapter
         x = adapter.input(module, args, kwargs)
         try:
             y = adapter.output(module, adapter.base_output(module, x, output))
         except Unsupported as error:
-            self.collector.leave_out(self.parts, str(error))
+            collector.leave_out(self.parts, str(error))
             return
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
-            self.collector.leave_out(self.parts, reason)
+            collector.leave_out(self.parts, reason)
             return
-        x_sumsq, x_rows, y_rows = adapter.input_sumsq(module, x), as_rows(x), as_rows(y)
-        if x_sumsq is None and tokens.time_first(x_rows.shape) and y_rows.dim() == 3:
-            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
-        self.collector.observe(module, self.parts, Call(x, x_rows, x_sumsq, y_rows, self._bias_of(y_rows)))
+        collector.observe(module, self.parts, x, adapter.input_sumsq(module, x), y, self._bias_of(y))
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
         """What was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""
-        if self.bias is None or (self.bias.dtype == y.dtype and self.bias.device == y.device):
-            return self.bias
+        bias = self.bias
+        if bias is None or (bias.dtype == y.dtype and bias.device == y.device):
+            return bias
         key = (y.device, y.dtype)
         if key not in self.biases:
-            self.biases[key] = self.bias.to(*key)
+            self.biases[key] = bias.to(*key)
         return self.biases[key]
 
 
@@ -337,11 +372,6 @@ class _ExpertsObserver:
         samples, counted = tokens.samples(rows, hidden.device)
         arena = self.collector.arena_for(hidden.device, hidden.dtype)
         return routed.RoutedCall(arena, self.first_rows, tokens, hidden, token, expert, self.experts, samples, counted)
-
-
-def _recomputing() -> bool:
-    """Whether a backward is running, in which gradient checkpointing repeats forwards."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _compiled_calls(module: nn.Module) -> dict[str, Any]:
