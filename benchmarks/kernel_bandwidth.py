@@ -24,10 +24,18 @@ from plop_ext import ops
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MIB = 1 << 20
 Shapes = tuple[tuple[int, int], ...]
-# Activations of Llama-3.1-8B (K 4096, 14336, 1024) and Qwen3-0.6B (1024, 2048, 3072) at many and at few tokens, and
-# the narrow rows of attention heads.
-LARGE: Shapes = ((32768, 4096), (32768, 14336), (131072, 1024), (65536, 2048), (65536, 3072), (1048576, 128))
-SMALL: Shapes = ((8192, 4096), (8192, 14336), (8192, 1024), (2048, 4096), (2048, 1024), (256, 4096), (256, 1024))
+# Activations of Llama-3.1-8B (K 4096, 14336, 1024) and Qwen3-0.6B (1024, 2048, 3072) at many and at few tokens; the
+# narrow rows of attention heads; and widths that whole rounds of loads do not divide: Qwen2.5-0.5B (896), Gemma-3-1B
+# (1152), Qwen3-4B (2560), Llama-2-7B (11008).
+UNEVEN = (896, 1152, 2560, 11008)
+LARGE: Shapes = (
+    *((32768, 4096), (32768, 14336), (131072, 1024), (65536, 2048), (65536, 3072), (1048576, 128), (2097152, 64)),
+    *((131072 if features < 2048 else 32768, features) for features in UNEVEN),
+)
+SMALL: Shapes = (
+    *((8192, 4096), (8192, 14336), (8192, 1024), (2048, 4096), (2048, 1024), (256, 4096), (256, 1024)),
+    *((2048, features) for features in UNEVEN),
+)
 QUICK: Shapes = ((512, 1024), (256, 384))
 
 

@@ -131,7 +131,8 @@ def test_rows_that_share_memory(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [1, 8, 31, 130, 2312, 4096, 4097, 70001])
+# CUDA has ways of its own for what whole rounds of loads leave behind, deep ones and others, and for a few elements.
+@pytest.mark.parametrize("width", [1, 8, 31, 130, 332, 899, 2312, 4096, 4097, 4323, 8003, 70001])
 def test_bits_depend_on_the_values_of_the_row_alone(device: torch.device, dtype: torch.dtype, width: int) -> None:
     x = torch.randn(5, width, device=device).to(dtype)
     bias = torch.randn(width, device=device).to(dtype)
@@ -142,7 +143,7 @@ def test_bits_depend_on_the_values_of_the_row_alone(device: torch.device, dtype:
         assert torch.equal(run(view, bias), shifted), name
     for row in range(5):
         assert torch.equal(run(x[row : row + 1]), expected[row : row + 1])
-    if width <= 4097:
+    if width <= 4323:
         many = x.repeat(1000, 1)  # a CUDA kernel reads few rows another way
         assert torch.equal(run(many), expected.repeat(1000))
         assert torch.equal(run(many, bias), shifted.repeat(1000))

@@ -43,7 +43,7 @@ struct alignas(kVectorBytes) Chunk {
   T values[kSize];
 };
 
-// Sum plus the squares of a chunk, element by element.
+// Sum plus the squares of a chunk, element by element. By fma, so that no compiler chooses where a square is rounded.
 template <bool kBias, typename T, typename B, typename Sum>
 __device__ __forceinline__ Sum add_squares(Sum sum, const Chunk<T, kChunk<T>>& chunk,
                                            const Chunk<B, kChunk<T>>& shift) {
@@ -51,7 +51,7 @@ __device__ __forceinline__ Sum add_squares(Sum sum, const Chunk<T, kChunk<T>>& c
   for (int j = 0; j < kChunk<T>; ++j) {
     Sum v = element(chunk.values, j);
     if constexpr (kBias) v -= static_cast<Sum>(element(shift.values, j));
-    sum += v * v;
+    sum = fma(v, v, sum);
   }
   return sum;
 }
@@ -131,7 +131,7 @@ __device__ __forceinline__ void add_vectors(Sum (&sums)[kUnroll], const T* __res
       if constexpr (kBias) v -= static_cast<Sum>(load_value(bias[k]));
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        if (u == accumulator) sums[u] += v * v;
+        if (u == accumulator) sums[u] = fma(v, v, sums[u]);
       }
     }
   }
