@@ -11,7 +11,6 @@ from plop_ext import Scores, score
 from plop_ext.layers import Split, discover
 from plop_ext.scoring.arena import part_sumsq
 from plop_ext.scoring.collector import Collector
-from plop_ext.scoring.token_map import BatchTokens
 from tests.architecture_parts import text_batch
 from tests.architectures import ARCHITECTURES
 from tests.layer_oracle import oracle
@@ -61,7 +60,7 @@ def test_part_sums_of_every_layout(
         columns = [c for c in range(12) if start <= c % sum(sizes) < start + sizes[part]]
         expected = centred[..., columns].square().sum(-1).reshape(-1)
         out = torch.full((len(expected[phase::step]),), -1.0, device=device)
-        part_sumsq(out, y, bias, split, part, BatchTokens(2, None, step, phase))
+        part_sumsq(out, y, bias, split, part, step, phase)
         torch.testing.assert_close(out, expected[phase::step])
         whole += expected
     torch.testing.assert_close(whole, centred.square().sum(-1).reshape(-1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plop_ext import ops
 from plop_ext.layers import LinearLayer, Split
-from plop_ext.scoring.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.token_map import TokenMap
 from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
@@ -71,7 +71,6 @@ class Arena:
         self._records: list[int] = []
         self._recorded: set[int] = set()
         self._map: TokenMap | None = None
-        self._tokens: BatchTokens | None = None
         # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
         # reference keeps no activation alive and cannot be fooled by an id that is used again.
         self._inputs: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
@@ -94,7 +93,6 @@ class Arena:
         layers: Sequence[tuple[int, LinearLayer]],
         call: Call,
         token_map: TokenMap,
-        tokens: BatchTokens,
         deferred: bool = False,
     ) -> None:
         """Sum the input of one call, and its output once per part.
@@ -103,29 +101,40 @@ class Arena:
             layers: The module's parts with their rows in the totals.
             call: What to read.
             token_map: Its rows.
-            tokens: The batch.
             deferred: Leave the output to a fused kernel that asks for `output_sums`; until `settle`.
         """
-        rows, split = token_map.rows, layers[0][1].split
+        x, x_rows, x_sumsq, y_rows, bias = call
+        rows, step, phase = token_map.rows, token_map.step, token_map.phase
         if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
             self._reduce()
-        self._start_call((1 + len(layers)) * rows, token_map)
-        in_start, paired = self._known(call), False
-        if in_start is None:
-            in_start = self._used
+        room = (1 + len(layers)) * rows
+        if self._map is not token_map or self._used + room > self._sums.numel():
+            self._start(room, token_map)
+        in_start, paired = self._used, False
+        known = self._inputs.get(id(x))
+        if known is not None and known[0]() is x and known[1] == x._version and x_sumsq is None:
+            in_start = known[2]
+        elif x_sumsq is not None:
+            self._take(rows).copy_(x_sumsq[phase::step])
+        else:
             # accelerate's offload hands the hook the input before it was moved
-            alike = call.x_sumsq is None and call.x.device == self.device and call.x_rows.dtype == call.y_rows.dtype
-            paired = alike and split is None and not deferred
+            alike = x_rows.dtype == y_rows.dtype and x.device == self.device
+            paired = alike and not deferred and layers[0][1].split is None
             if paired:
-                out = self._take(2 * rows)
-                ops.row_sumsq_pair_(out, call.x_rows, call.y_rows, call.bias, tokens.step, tokens.phase)
+                ops.row_sumsq_pair_(self._take(2 * rows), x_rows, y_rows, bias, step, phase)
             else:
-                self._input(self._take(rows), call, tokens)
-            self._remember(call, in_start)
+                ops.row_sumsq_(self._take(rows), to_device(x_rows, self.device), None, step, phase)
+            if not x.is_inference():  # it counts no modifications: nothing would tell whether its sums still hold
+                self._inputs[id(x)] = (weakref.ref(x), x._version, in_start)
         for index, layer in layers:
             out_start = in_start + rows if paired else self._used
             if not paired:
-                self._output(self._take(rows), call, layer, tokens, deferred)
+                out = self._take(rows)
+                if deferred:
+                    version = 0 if y_rows.is_inference() else y_rows._version
+                    self._pending[_columns(y_rows, layer).data_ptr()] = _Pending(out, y_rows, version, bias, layer)
+                else:
+                    _output_sumsq(out, y_rows, bias, layer, step, phase)
             self._records += (index, in_start, out_start)
             self._recorded.add(index)
 
@@ -162,9 +171,9 @@ class Arena:
         """Read the deferred outputs that no kernel has asked for."""
         while self._pending:
             _, pending = self._pending.popitem()
-            assert self._tokens is not None
+            assert self._map is not None
             _check_unmodified(pending)
-            _output_sumsq(pending.out, pending.rows, pending.bias, pending.layer, self._tokens)
+            _output_sumsq(pending.out, pending.rows, pending.bias, pending.layer, self._map.step, self._map.phase)
 
     def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
         """Reduce a routed layer's sums at once: its rows are in an order of their own (see `ops.gain_totals_`)."""
@@ -176,44 +185,13 @@ class Arena:
             self._reduce()
         self._totals[index].zero_()
 
-    def _start_call(self, room: int, token_map: TokenMap) -> None:
-        """Reduce first where the buffer has no `room` for the sums of a call, or holds those of other rows."""
-        if self._map is token_map and self._used + room <= self._sums.numel():
-            return
+    def _start(self, room: int, token_map: TokenMap) -> None:
+        """Reduce, because the buffer has no `room` for the sums of a call or holds those of other rows."""
         self._reduce()
         self._map = token_map
         if room > self._sums.numel():
             self._sums = self._buffer(room)
             self._views.clear()
-
-    def _known(self, call: Call) -> int | None:
-        """Where the sums of the call's input are, if it was read before and has not changed since."""
-        known = self._inputs.get(id(call.x))
-        if known is None or call.x_sumsq is not None or known[0]() is not call.x or known[1] != call.x._version:
-            return None
-        return known[2]
-
-    def _remember(self, call: Call, start: int) -> None:
-        # An inference tensor counts no modifications, so that nothing would tell whether its sums still hold.
-        if call.x_sumsq is None and not call.x.is_inference():
-            self._inputs[id(call.x)] = (weakref.ref(call.x), call.x._version, start)
-
-    def _input(self, out: Tensor, call: Call, tokens: BatchTokens) -> None:
-        """Write the sums of the call's input."""
-        if call.x_sumsq is not None:
-            out.copy_(call.x_sumsq[tokens.phase :: tokens.step])
-        else:
-            ops.row_sumsq_(out, to_device(call.x_rows, self.device), None, tokens.step, tokens.phase)
-
-    def _output(self, out: Tensor, call: Call, layer: LinearLayer, tokens: BatchTokens, deferred: bool) -> None:
-        """Write the sums of one part of the call's output now, or leave that to a kernel."""
-        y = call.y_rows
-        if deferred:
-            version = 0 if y.is_inference() else y._version
-            self._tokens = tokens
-            self._pending[_columns(y, layer).data_ptr()] = _Pending(out, y, version, call.bias, layer)
-        else:
-            _output_sumsq(out, y, call.bias, layer, tokens)
 
     def _buffer(self, elements: int) -> Tensor:
         # A tensor that inference mode makes cannot be written outside of it, where the next batch may run.
@@ -274,15 +252,17 @@ def _check_unmodified(pending: _Pending) -> None:
         )
 
 
-def _output_sumsq(out: Tensor, rows: Tensor, bias: Tensor | None, layer: LinearLayer, tokens: BatchTokens) -> None:
+def _output_sumsq(out: Tensor, rows: Tensor, bias: Tensor | None, layer: LinearLayer, step: int, phase: int) -> None:
     """Write the sums of the part of a module's output [.., M] that belongs to `layer`."""
     if layer.split is None:
-        ops.row_sumsq_(out, rows, bias, tokens.step, tokens.phase)
+        ops.row_sumsq_(out, rows, bias, step, phase)
     else:
-        part_sumsq(out, rows, bias, layer.split, layer.part, tokens)
+        part_sumsq(out, rows, bias, layer.split, layer.part, step, phase)
 
 
-def part_sumsq(out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: int, tokens: BatchTokens) -> None:
+def part_sumsq(
+    out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: int, step: int = 1, phase: int = 0
+) -> None:
     """Write the sums of squares of one part of a fused output to `out`.
 
     A part in one column range is a view of the rows. One that is spread over the heads is a view [T, heads, width],
@@ -293,9 +273,9 @@ def part_sumsq(out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: 
     if columns.shape[1] == 1 or columns.shape[2] == 1:
         flat = None if shift is None else shift.flatten().contiguous()
         squeezed = columns.squeeze(2) if columns.shape[2] == 1 else columns.squeeze(1)
-        ops.row_sumsq_(out, squeezed, flat, tokens.step, tokens.phase)
+        ops.row_sumsq_(out, squeezed, flat, step, phase)
         return
-    columns = columns[tokens.phase :: tokens.step]
+    columns = columns[phase::step]
     sums = torch.empty(columns.shape[:2], dtype=out.dtype, device=out.device)
     ops.row_sumsq_(sums.view(-1), columns, None if shift is None else shift.contiguous())
     torch.sum(sums, dim=1, out=out)

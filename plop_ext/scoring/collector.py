@@ -182,7 +182,7 @@ class Collector:
         token_map = None if tokens is None else tokens.map_for(x.shape[:-1].numel(), x.device)
         if tokens is None or token_map is None:
             return SILENT
-        return BatchEmitter(self.arena_for(x.device, x.dtype), token_map, tokens)
+        return BatchEmitter(self.arena_for(x.device, x.dtype), token_map)
 
     def owns(self, hook: object) -> bool:
         """Whether a forward hook is one of this collector's."""
@@ -226,8 +226,6 @@ class Collector:
             y: Its output [..., M].
             bias: [M] or None, what was added to `y`.
         """
-        tokens = self._tokens
-        assert tokens is not None
         key = (x.shape, y.shape, y.device, y.dtype)
         reading = self._readings.get(key) if x_sumsq is None else None
         if reading is None:
@@ -236,8 +234,10 @@ class Collector:
                 return
             if x_sumsq is None and reading.token_map.masked:  # else every module has to be noted
                 self._readings[key] = reading
-        token_map, arena, time_first = reading
-        x_rows, y_rows = as_rows(x), as_rows(y)
+        token_map, arena, as_they_are, time_first = reading
+        x_rows, y_rows = x, y
+        if not as_they_are or x.requires_grad or y.requires_grad:
+            x_rows, y_rows = as_rows(x), as_rows(y)
         if time_first:
             x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
         if self.last_call_only:
@@ -245,7 +245,7 @@ class Collector:
                 arena.forget(index)
         # A kernel sees rows in the order they have in memory.
         deferred = module in self._deferred and x_sumsq is None and y_rows.is_contiguous()
-        arena.add(parts, Call(x, x_rows, x_sumsq, y_rows, bias), token_map, tokens, deferred)
+        arena.add(parts, Call(x, x_rows, x_sumsq, y_rows, bias), token_map, deferred)
 
     def _read(
         self, parts: Sequence[tuple[int, LinearLayer]], x: Tensor, x_sumsq: Tensor | None, y: Tensor
@@ -262,7 +262,8 @@ class Collector:
         if token_map is None:
             return None
         time_first = x_sumsq is None and self._tokens.time_first(x_rows.shape) and y_rows.dim() == 3
-        return _Reading(token_map, self.arena_for(y.device, y.dtype), time_first)
+        as_they_are = x_rows.shape == x.shape and y_rows.shape == y.shape
+        return _Reading(token_map, self.arena_for(y.device, y.dtype), as_they_are, time_first)
 
     def leave_out(self, parts: Sequence[tuple[int, LinearLayer]], reason: str) -> None:
         """Note why a module's calls cannot be counted."""
@@ -306,10 +307,18 @@ class Collector:
 
 
 class _Reading(NamedTuple):
-    """How the running batch reads calls with an input and an output of some shape, and of some type and device."""
+    """How the running batch reads calls with an input and an output of some shape, and of some type and device.
+
+    Attributes:
+        token_map: Their rows.
+        arena: Where the sums go.
+        as_they_are: Both have 2 or 3 dimensions.
+        time_first: The first of 3 is time.
+    """
 
     token_map: TokenMap
     arena: Arena
+    as_they_are: bool
     time_first: bool
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from plop_ext.scoring.arena import Arena
-from plop_ext.scoring.token_map import BatchTokens, TokenMap
+from plop_ext.scoring.token_map import TokenMap
 
 
 class Emitter:
@@ -46,14 +46,13 @@ class BatchEmitter(Emitter):
     Args:
         arena: Where the sums go.
         token_map: The rows.
-        tokens: The batch.
     """
 
-    def __init__(self, arena: Arena, token_map: TokenMap, tokens: BatchTokens) -> None:
+    def __init__(self, arena: Arena, token_map: TokenMap) -> None:
         self._arena = arena
         self._map = token_map
-        self.step = tokens.step
-        self.phase = tokens.phase
+        self.step = token_map.step
+        self.phase = token_map.phase
 
     def make_room(self, vectors: int) -> None:
         self._arena.make_room(vectors, self._map)

@@ -18,13 +18,17 @@ class TokenMap:
     Attributes:
         counted: [R] bool, on the layer's device.
         offsets: [B + 1] int64, on the layer's device.
-        rows: R, the rows read.
+        rows: R, the rows read: of all rows of the call ...
+        step: ... every `step`-th ...
+        phase: ... from this one on.
         masked: Whether `counted` comes from the batch's mask; False where the rows are not its tokens.
     """
 
     counted: Tensor
     offsets: Tensor
     rows: int
+    step: int
+    phase: int
     masked: bool
 
 
@@ -105,9 +109,8 @@ class BatchTokens:
         # Row i is the ((i - phase) / step)-th row read: a sample starts at the first one read that is not before it.
         offsets = ((starts - self.phase + self.step - 1) // self.step).clamp_(min=0)
         counted = counted[self.phase :: self.step].contiguous()
-        return TokenMap(
-            to_device(counted, device), to_device(offsets, device), rows_read(rows, self.step, self.phase), masked
-        )
+        read = rows_read(rows, self.step, self.phase)
+        return TokenMap(to_device(counted, device), to_device(offsets, device), read, self.step, self.phase, masked)
 
 
 def _check_not_captured(rows: int, device: torch.device) -> None:
