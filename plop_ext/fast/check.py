@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from plop_ext.fast.audit import Audit, row_errors
 from plop_ext.fast.binding import Bindings
 from plop_ext.fast.forwards import FusedBlock
+from plop_ext.scoring.batch import CACHES
 from plop_ext.scoring.collector import Collector
-
-# Names of the key-value cache among the arguments of a block, by version of transformers.
-_CACHES = ("cache", "past_key_values")
 
 
 class BlockCheck:
@@ -114,11 +112,11 @@ class BlockCheck:
 
 def _without_past(kwargs: dict[str, Any], layer: int) -> dict[str, Any] | None:
     """The arguments without a key-value cache; None if it holds tokens, which the block would miss."""
-    for name in _CACHES:
+    for name in CACHES:
         cache = kwargs.get(name)
         if cache is not None and cache.get_seq_length(layer) > 0:
             return None
-    return {name: None if name in _CACHES else value for name, value in kwargs.items()}
+    return {name: None if name in CACHES else value for name, value in kwargs.items()}
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class FastPath:
         self._bindings = Bindings()
         self._handover = Handover()
         self._blocks: list[FusedBlock] = []
+        self._with_cache = 0
         self.reason: str | None = None
         self.blocks = 0
         self.checked = False
@@ -99,6 +100,12 @@ class FastPath:
             self._collector.drop_batch()
             (again or run)()
 
+    def not_first(self, run: Callable[[], None]) -> None:
+        """Score a batch without the kernels, because it cannot be scored again: it brings a key-value cache."""
+        self._with_cache += 1
+        with self._bindings.suspended():
+            run()
+
     def report(self) -> dict[str, Any]:
         """For the provenance: how many blocks took the fast path, and why others, or some of their calls, did not."""
         used = sum(fused.fused > 0 for fused in self._blocks) if self.blocks else 0
@@ -109,8 +116,13 @@ class FastPath:
                 f"{plain} forwards of blocks ran as they were, under autocast, in inference mode, with gradients, "
                 "with hooks, or on states of another type or layout than the kernels read"
             )
-        elif self.blocks and not used:
+        elif self.blocks and not used and not self._with_cache:
             reasons.append("no batch needed a forward")
+        if self._with_cache and self.blocks:
+            count = f"{self._with_cache} batch{'es' if self._with_cache > 1 else ''}"
+            reasons.append(
+                f"{count} with a key-value cache came before the first that the kernels could be checked on"
+            )
         return {"blocks": used, "reason": "; ".join(reasons) or None}
 
     def _disagreement(self, checks: list[BlockCheck]) -> str | None:

@@ -13,6 +13,8 @@ from plop_ext.errors import InputError
 from plop_ext.scoring.transfer import to_device
 
 SAMPLE_IDS = "sample_ids"
+# What a key-value cache is called in a batch and among the arguments of a block, by version of transformers.
+CACHES = ("cache", "past_key_values")
 
 
 def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable[[nn.Module, Any], Any]:
@@ -58,6 +60,11 @@ def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:
             f"`sample_ids` in a batch must be [{batch_size(rest)}], one per sample, got {list(ids.shape)}"
         )
     return rest, ids.tolist()
+
+
+def brings_cache(batch: Any) -> bool:
+    """Whether the batch brings a key-value cache: a forward fills it, so that the batch can be run once only."""
+    return isinstance(batch, Mapping) and any(batch.get(name) is not None for name in CACHES)
 
 
 def token_mask(batch: Any, mask: str) -> Tensor | None:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plop_ext.scoring.batch import CACHES
 from plop_ext.scoring.own_thread import ThreadPatch
 
 # Those that every transformers model that takes them may be called without. What else is called so is a model's own.
 _DECODER_MASK = "decoder_attention_mask"
 _MASKS = ("attention_mask", _DECODER_MASK)
 # With these in a batch, a mask of ones and no mask may mean different things.
-_CONTEXT = ("position_ids", "past_key_values", "cache")
+_CONTEXT = ("position_ids", *CACHES)
 # Where transformers decides whether to look at values. The second is of 5.17: later ones have no such module.
 _TRACING = ("masking_utils", "is_tracing")
 _TRACING_OF_5_17 = ("modeling_attn_mask_utils", "is_tracing")

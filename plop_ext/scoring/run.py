@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from plop_ext.scoring.batch import batch_size, input_device, take_sample_ids, token_mask
+from plop_ext.scoring.batch import batch_size, brings_cache, input_device, take_sample_ids, token_mask
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.digest import data_hash, digest, on_host
 from plop_ext.scoring.forwards import EagerForwards
@@ -126,10 +126,12 @@ def run_batches(
                 forwards.forget()
                 run()
 
-            if fast is not None and not fast.checked:
-                fast.first_batch(run, again)
-            else:
+            if fast is None or fast.checked:
                 run()
+            elif brings_cache(batch):
+                fast.not_first(run)
+            else:
+                fast.first_batch(run, again)
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
             pending.append((number, partial(close, closed, ids, fingerprint, unassigned)))
             closed += 1
