@@ -103,29 +103,32 @@ def test_a_block_that_cannot_be_compared_is_scored_without_the_kernels() -> None
     np.testing.assert_array_equal(fast.totals, plain.totals)
 
 
-def test_a_batch_with_a_cache_fills_it_once() -> None:
+@pytest.mark.parametrize("as_tuple", [False, True], ids=["dict", "tuple"])
+def test_a_batch_with_a_cache_fills_it_once(as_tuple: bool) -> None:
     """The check, and scoring again after it, would fill it once more: the batch after it is checked."""
     import transformers
 
     model, data = make("llama"), batches(3, padded=False)
 
-    def with_caches() -> list[Any]:
+    def with_caches() -> tuple[list[Any], list[Any]]:
         caches = [transformers.DynamicCache(config=model.config) for _ in range(2)]
+        ids = data[1]["input_ids"]
         with torch.no_grad():
             for cache in caches:
                 model(input_ids=data[0]["input_ids"], past_key_values=cache, use_cache=True)
-        return [{"input_ids": data[1]["input_ids"], "past_key_values": cache} for cache in caches] + data[2:]
+        if as_tuple:
+            return caches, [(ids, None, None, cache) for cache in caches] + data[2:]
+        return caches, [{"input_ids": ids, "past_key_values": cache} for cache in caches] + data[2:]
 
-    plain, given = quietly(model, with_caches()), with_caches()
+    plain, (caches, given) = quietly(model, with_caches()[1]), with_caches()
     fast = quietly(model, given, fast=True)
-    assert [batch["past_key_values"].get_seq_length() for batch in given[:2]] == [24, 24]
+    assert [cache.get_seq_length() for cache in caches] == [24, 24]
     assert fast.provenance["fast"]["blocks"] == 4
-    assert fast.provenance["fast"]["reason"] == (
-        "2 batches with a key-value cache came before the first that the kernels could be checked on"
-    )
+    reason = "2 batches with a key-value cache came before the first without one, on which the kernels can be checked"
+    assert fast.provenance["fast"]["reason"] == reason
     np.testing.assert_allclose(fast.totals, plain.totals, rtol=1e-5)
-    with pytest.warns(UserWarning, match="`fast=True` has no effect: 1 batch with a key-value cache came before"):
-        only = quietly(model, with_caches()[:1], fast=True)
+    with pytest.warns(UserWarning, match="no effect: 1 batch with a key-value cache and none without one"):
+        only = quietly(model, with_caches()[1][:1], fast=True)
     np.testing.assert_array_equal(only.totals, plain.totals[:, :3])
 
 

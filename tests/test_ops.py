@@ -62,6 +62,14 @@ def check(x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) 
     )
 
 
+def aligned(x: Tensor) -> Tensor:
+    """`x` [T, K] in rows that each start at a multiple of 16 bytes."""
+    rows, width = x.shape
+    whole = torch.full((rows, width + (-width) % 8 + 8), 7.0, dtype=x.dtype, device=x.device)
+    whole[:, :width] = x
+    return whole[:, :width]
+
+
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The values of `x` [T, K] in memory layouts that take other paths through a kernel."""
     rows, width = x.shape
@@ -71,11 +79,9 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     sparse[:, ::2] = x
     shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(rows, width)
     shifted.copy_(x)
-    aligned = torch.full((rows, width + (-width) % 8 + 8), 7.0, dtype=x.dtype, device=x.device)
-    aligned[:, :width] = x
     return {
         "row stride": wide[:, 1 : 1 + width],
-        "row stride, aligned": aligned[:, :width],
+        "row stride, aligned": aligned(x),
         "inner stride": sparse[:, ::2],
         "transposed": x.T.contiguous().T,
         "misaligned": shifted,
@@ -93,10 +99,11 @@ def test_equals_the_oracle(device: torch.device, dtype: torch.dtype, shape: tupl
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("width", [1, 5, 64, 1031])
+@pytest.mark.parametrize("width", [1, 5, 64, 1031, 2307])
 def test_a_float32_bias_is_not_rounded(device: torch.device, dtype: torch.dtype, width: int) -> None:
     x, bias = torch.randn(4, width, device=device).to(dtype), torch.randn(width, device=device) * 3
     check(x, bias)
+    check(aligned(x), bias)
     check(torch.randn(2, 9, width, device=device).to(dtype)[:, 1::2], bias)
 
 
@@ -131,7 +138,7 @@ def test_rows_that_share_memory(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# CUDA has ways of its own for what whole rounds of loads leave behind, deep ones and others, and for a few elements.
+# Among others widths that rounds of loads, deep or not, and chunks do not divide.
 @pytest.mark.parametrize("width", [1, 8, 31, 130, 332, 899, 2312, 4096, 4097, 4323, 8003, 70001])
 def test_bits_depend_on_the_values_of_the_row_alone(device: torch.device, dtype: torch.dtype, width: int) -> None:
     x = torch.randn(5, width, device=device).to(dtype)
@@ -145,8 +152,9 @@ def test_bits_depend_on_the_values_of_the_row_alone(device: torch.device, dtype:
         assert torch.equal(run(x[row : row + 1]), expected[row : row + 1])
     if width <= 4323:
         many = x.repeat(1000, 1)  # a CUDA kernel reads few rows another way
-        assert torch.equal(run(many), expected.repeat(1000))
-        assert torch.equal(run(many, bias), shifted.repeat(1000))
+        for view in (many, aligned(many)):
+            assert torch.equal(run(view), expected.repeat(1000))
+            assert torch.equal(run(view, bias), shifted.repeat(1000))
     assert torch.equal(run(x, None, 2, 1), expected[1::2])
     misaligned_bias = torch.cat([bias[:1], bias])[1:]
     assert torch.equal(run(x, misaligned_bias), shifted)

@@ -78,15 +78,17 @@ __device__ __forceinline__ Chunk<T, kSize> load_elements(const T* __restrict__ p
   return chunk;
 }
 
-// Adds kRounds rounds of chunks from chunk `c` on. Unless they are kWhole, chunks from `end` on count as zero.
+// Adds kRounds rounds of chunks, of which this thread's first is `c`. Unless they are kWhole, chunks from `end` on
+// count as zero.
 template <int kRounds, bool kWhole, int kGroup, bool kBias, typename T, typename B, typename Sum>
 __device__ __forceinline__ void add_rounds(Sum (&sums)[kUnroll], const T* __restrict__ row, const B* __restrict__ bias,
                                            int64_t c, int64_t end) {
   constexpr int kSize = kChunk<T>;
   constexpr int kChunks = kRounds * kUnroll;
+  // Capped, so that 32 bits are enough for the comparisons.
   const int left = kWhole ? 0 : static_cast<int>(min(end - c, int64_t{kChunks * kGroup}));
   Chunk<T, kSize> chunks[kChunks];
-  // No branch between the loads: all of them are in flight before the first is used.
+  // Predicated, not branched: all loads are in flight before the first is used.
 #pragma unroll
   for (int u = 0; u < kChunks; ++u) {
     chunks[u] = {};

@@ -100,8 +100,12 @@ class FastPath:
             self._collector.drop_batch()
             (again or run)()
 
-    def not_first(self, run: Callable[[], None]) -> None:
-        """Score a batch without the kernels, because it cannot be scored again: it brings a key-value cache."""
+    def without_kernels(self, run: Callable[[], None]) -> None:
+        """Score a batch that the kernels cannot be checked on, since scoring it again would fill its cache twice.
+
+        Args:
+            run: `begin`, forward and `end` of the collector for that batch.
+        """
         self._with_cache += 1
         with self._bindings.suspended():
             run()
@@ -119,10 +123,9 @@ class FastPath:
         elif self.blocks and not used and not self._with_cache:
             reasons.append("no batch needed a forward")
         if self._with_cache and self.blocks:
-            count = f"{self._with_cache} batch{'es' if self._with_cache > 1 else ''}"
-            reasons.append(
-                f"{count} with a key-value cache came before the first that the kernels could be checked on"
-            )
+            count = f"{self._with_cache} batch{'es' if self._with_cache > 1 else ''} with a key-value cache"
+            rest = "came before the first without one" if self.checked else "and none without one"
+            reasons.append(f"{count} {rest}, on which the kernels can be checked")
         return {"blocks": used, "reason": "; ".join(reasons) or None}
 
     def _disagreement(self, checks: list[BlockCheck]) -> str | None:
@@ -137,7 +140,10 @@ class FastPath:
         for kind, compared in kinds.items():
             if not compared:
                 obstacles = [check.obstacle for check in checks if _kind(check.block.module) == kind]
-                why = next((text for text in obstacles if text is not None), "the first batch does not call it")
+                why = next(
+                    (text for text in obstacles if text is not None),
+                    "the batch it was to be checked on does not call it",
+                )
                 return f"a {kind[0].__name__} could not be checked: {why}"
         return None
 

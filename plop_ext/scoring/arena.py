@@ -226,17 +226,14 @@ def as_rows(x: Tensor) -> Tensor:
     """`x` as [T, K] or [N, T, K], without a copy wherever its strides allow, and without its autograd graph."""
     if x.requires_grad:
         x = x.detach()
-    if x.dim() in (2, 3):
-        return x
-    if x.dim() == 1:
-        return x.unsqueeze(0)
-    return x.reshape(-1, *x.shape[-2:])
+    return x if x.dim() in (2, 3) else x.reshape(shape_as_rows(x.shape))
 
 
-def row_count(rows: Tensor) -> int:
-    """Rows of what `as_rows` returns."""
-    shape = rows.shape
-    return shape[0] if len(shape) == 2 else shape[0] * shape[1]
+def shape_as_rows(shape: torch.Size) -> torch.Size:
+    """The shape of what `as_rows` returns."""
+    if len(shape) in (2, 3):
+        return shape
+    return torch.Size((1, *shape)) if len(shape) == 1 else torch.Size((shape[:-2].numel(), *shape[-2:]))
 
 
 def _columns(y: Tensor, layer: LinearLayer) -> Tensor:

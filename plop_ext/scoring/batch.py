@@ -64,7 +64,11 @@ def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:
 
 def brings_cache(batch: Any) -> bool:
     """Whether the batch brings a key-value cache: a forward fills it, so that the batch can be run once only."""
-    return isinstance(batch, Mapping) and any(batch.get(name) is not None for name in CACHES)
+    if isinstance(batch, Mapping):
+        return any(map(brings_cache, batch.values()))
+    if isinstance(batch, (tuple, list)):
+        return any(map(brings_cache, batch))
+    return callable(getattr(batch, "get_seq_length", None))
 
 
 def token_mask(batch: Any, mask: str) -> Tensor | None:

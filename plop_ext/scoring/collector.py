@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
 from plop_ext.scoring import routed
-from plop_ext.scoring.arena import Arena, Call, as_rows, row_count
+from plop_ext.scoring.arena import Arena, Call, as_rows, shape_as_rows
 from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.scoring.transfer import to_device
@@ -237,7 +237,7 @@ class Collector:
         token_map, arena, as_they_are, time_first = reading
         x_rows, y_rows = x, y
         if not as_they_are or x.requires_grad or y.requires_grad:
-            x_rows, y_rows = as_rows(x), as_rows(y)
+            x_rows, y_rows = x if x_sumsq is not None else as_rows(x), as_rows(y)
         if time_first:
             x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
         if self.last_call_only:
@@ -252,17 +252,17 @@ class Collector:
     ) -> _Reading | None:
         """How the call is read; None, and noted for `parts`, where it cannot be."""
         assert self._tokens is not None
-        x_rows, y_rows = as_rows(x), as_rows(y)
-        rows = row_count(y_rows)
-        inputs = row_count(x_rows) if x_sumsq is None else len(x_sumsq)
+        x_shape, y_shape = shape_as_rows(x.shape), shape_as_rows(y.shape)
+        rows = y_shape[:-1].numel()
+        inputs = x_shape[:-1].numel() if x_sumsq is None else len(x_sumsq)
         if inputs != rows:
             self.leave_out(parts, f"it maps {inputs} input rows to {rows} output rows")
             return None
         token_map = self.map_for(rows, y.device, parts)
         if token_map is None:
             return None
-        time_first = x_sumsq is None and self._tokens.time_first(x_rows.shape) and y_rows.dim() == 3
-        as_they_are = x_rows.shape == x.shape and y_rows.shape == y.shape
+        time_first = x_sumsq is None and self._tokens.time_first(x_shape) and len(y_shape) == 3
+        as_they_are = x_shape == x.shape and y_shape == y.shape
         return _Reading(token_map, self.arena_for(y.device, y.dtype), as_they_are, time_first)
 
     def leave_out(self, parts: Sequence[tuple[int, LinearLayer]], reason: str) -> None:
@@ -313,7 +313,7 @@ class _Reading(NamedTuple):
         token_map: Their rows.
         arena: Where the sums go.
         as_they_are: Both have 2 or 3 dimensions.
-        time_first: The first of 3 is time.
+        time_first: Inputs are [T, B, K], outputs alike.
     """
 
     token_map: TokenMap

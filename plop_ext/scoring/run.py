@@ -78,7 +78,7 @@ def run_batches(
         token_step: Read every `token_step`-th token.
         seed: Of the first token read.
         max_samples: Stop after the batch that completes this many.
-        fast: Entered; checks itself on the first batch that needs a forward.
+        fast: Entered; checks itself on the first batch that needs a forward and brings no key-value cache.
         journal: Where to write totals, and which batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
@@ -129,7 +129,7 @@ def run_batches(
             if fast is None or fast.checked:
                 run()
             elif brings_cache(batch):
-                fast.not_first(run)
+                fast.without_kernels(run)
             else:
                 fast.first_batch(run, again)
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}

@@ -18,9 +18,9 @@ class TokenMap:
     Attributes:
         counted: [R] bool, on the layer's device.
         offsets: [B + 1] int64, on the layer's device.
-        rows: R, the rows read: of all rows of the call ...
-        step: ... every `step`-th ...
-        phase: ... from this one on.
+        rows: R, the number of rows read.
+        step: Distance between the rows read.
+        phase: The first row read.
         masked: Whether `counted` comes from the batch's mask; False where the rows are not its tokens.
     """
 
