@@ -78,13 +78,12 @@ __device__ __forceinline__ Chunk<T, kSize> load_elements(const T* __restrict__ p
   return chunk;
 }
 
-// Adds kRounds rounds of chunks, of which this thread's first is `c`. Unless they are kWhole, chunks from `end` on
-// count as zero.
-template <int kRounds, bool kWhole, int kGroup, bool kBias, typename T, typename B, typename Sum>
-__device__ __forceinline__ void add_rounds(Sum (&sums)[kUnroll], const T* __restrict__ row, const B* __restrict__ bias,
+// Adds kChunks chunks, of which this thread's first is `c`, in the order of the accumulators. Unless they are kWhole,
+// chunks from `end` on count as zero.
+template <int kChunks, bool kWhole, int kGroup, bool kBias, typename T, typename B, typename Sum>
+__device__ __forceinline__ void add_chunks(Sum (&sums)[kUnroll], const T* __restrict__ row, const B* __restrict__ bias,
                                            int64_t c, int64_t end) {
   constexpr int kSize = kChunk<T>;
-  constexpr int kChunks = kRounds * kUnroll;
   // Capped, so that 32 bits are enough for the comparisons.
   const int left = kWhole ? 0 : static_cast<int>(min(end - c, int64_t{kChunks * kGroup}));
   Chunk<T, kSize> chunks[kChunks];
@@ -109,21 +108,26 @@ template <int kGroup, bool kBias, bool kDeep, typename T, typename B, typename S
 __device__ __forceinline__ void add_vectors(Sum (&sums)[kUnroll], const T* __restrict__ row, const B* __restrict__ bias,
                                             int64_t n, int lane) {
   constexpr int kSize = kChunk<T>;
-  constexpr int kRounds = kDeep ? kDeepRounds : 1;
-  // With a bias beside them so many partial rounds are more than the registers hold.
-  constexpr int kPartialRounds = kDeep && kBias ? kDeepRounds / 2 : kRounds;
+  constexpr int kChunks = kDeep ? kDeepRounds * kUnroll : kUnroll;
+  // With a bias beside them so many predicated chunks are more than the registers hold.
+  constexpr int kPartial = kDeep && kBias ? kChunks / 2 : kChunks;
   constexpr int64_t kRound = kUnroll * kGroup;
   const int64_t end = n / kSize;
   int64_t first = 0;
-  for (; first + kRounds * kRound <= end; first += kRounds * kRound) {
-    add_rounds<kRounds, true, kGroup, kBias>(sums, row, bias, first + lane, end);
+  for (; first + kChunks * kGroup <= end; first += kChunks * kGroup) {
+    add_chunks<kChunks, true, kGroup, kBias>(sums, row, bias, first + lane, end);
   }
   if constexpr (kDeep) {
-    for (; first + kRound < end; first += kPartialRounds * kRound) {
-      add_rounds<kPartialRounds, false, kGroup, kBias>(sums, row, bias, first + lane, end);
+    for (; first + kRound < end; first += kPartial * kGroup) {
+      add_chunks<kPartial, false, kGroup, kBias>(sums, row, bias, first + lane, end);
     }
   }
-  if (first < end) add_rounds<1, false, kGroup, kBias>(sums, row, bias, first + lane, end);
+  // Narrow rows are bound by instructions, and chunks of zeros take as many.
+  if (first + kRound / 2 < end) {
+    add_chunks<kUnroll, false, kGroup, kBias>(sums, row, bias, first + lane, end);
+  } else if (first < end) {
+    add_chunks<kUnroll / 2, false, kGroup, kBias>(sums, row, bias, first + lane, end);
+  }
   if (n % kSize != 0 && lane == static_cast<int>(end % kGroup)) {
     const int accumulator = static_cast<int>(end / kGroup) % kUnroll;
     // One element at a time takes no registers that the rounds would miss.
