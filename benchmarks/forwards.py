@@ -232,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows,
                 earlier=earlier,
                 key=KEY,
+                order=lambda row: (list(SHAPES).index(row["model"]), row["batch"] * row["tokens"]),
                 dtype="bf16" if cuda else "fp32",
                 copy_gb_per_s=round(copy, 1),
                 matmul_tflop_per_s=round(product, 2),

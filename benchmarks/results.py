@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def save(
     *,
     earlier: Mapping[str, Any] | None = None,
     key: Sequence[str] = (),
+    order: Callable[[Row], Any] | None = None,
     **settings: Any,
 ) -> Mapping[str, Any]:
     """Write the result of `benchmark` to `args.output`, if there is one.
@@ -88,6 +89,7 @@ def save(
         rows: One dict per figure.
         earlier: A result whose rows are kept where `rows` has none of the same `key`.
         key: Fields that tell which rows replace earlier ones.
+        order: What the rows are sorted by; default: as measured, after earlier ones.
         **settings: What the rows have in common.
     """
     result = {
@@ -97,17 +99,39 @@ def save(
         "settings": settings,
         "rows": list(rows),
     }
+    if key:
+        result["environment"]["measured"] = _keys(rows, key)
     if earlier is not None:
-        measured = {tuple(row[name] for name in key) for row in rows}
-        kept = [row for row in earlier["rows"] if tuple(row[name] for name in key) not in measured]
-        result["rows"] = kept + result["rows"]
-        if kept:
-            result["earlier_environments"] = [*earlier.get("earlier_environments", []), earlier["environment"]]
+        kept = [row for row in earlier["rows"] if _key(row, key) not in result["environment"]["measured"]]
+        result["rows"] = sorted(kept + result["rows"], key=order) if order else kept + result["rows"]
+        runs = _runs_of(_keys(kept, key), [*earlier.get("earlier_environments", []), earlier["environment"]])
+        if runs:
+            result["earlier_environments"] = runs
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(args.output, json.dumps(result, indent=1) + "\n")
         print(f"wrote {args.output}")
     return result
+
+
+def _key(row: Row, key: Sequence[str]) -> list[Any]:
+    return [row[name] for name in key]
+
+
+def _keys(rows: Sequence[Row], key: Sequence[str]) -> list[list[Any]]:
+    """The keys of the rows, each once."""
+    return [list(found) for found in dict.fromkeys(tuple(_key(row, key)) for row in rows)]
+
+
+def _runs_of(keys: Sequence[list[Any]], runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The environments, oldest first, that rows of `keys` come from, each with the keys that no later one measured."""
+    left, found = list(keys), list[Mapping[str, Any]]()
+    for run in reversed(runs):
+        own = [each for each in run["measured"] if each in left]
+        left = [each for each in left if each not in own]
+        if own:
+            found.append({**run, "measured": own})
+    return found[::-1]
 
 
 def _command(args: argparse.Namespace, benchmark: str) -> str:

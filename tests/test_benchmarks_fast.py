@@ -173,7 +173,10 @@ def test_runs_add_up_to_one_result(
     assert [row["error"] for row in first["rows"] if "error" in row] == ["RuntimeError: first line"] * 2
     both = quick(tmp_path, "--append", "--model", "tiny", "--case", "2x8", "--case", "4x8")
     assert [row["batch"] for row in both["rows"]] == [1] * 3 + [2] * 3 + [4] * 3
-    assert both["earlier_environments"] == [first["environment"]]
+    assert both["environment"]["measured"] == [["tiny", 2, 8], ["tiny", 4, 8]]
+    assert both["earlier_environments"] == [first["environment"] | {"measured": [["tiny", 1, 8]]}]
+    again = quick(tmp_path, "--append", "--model", "tiny", "--case", "1x8")
+    assert again["earlier_environments"] == [both["environment"]]  # of the first run no row is left
     with pytest.raises(SystemExit, match="2"):
         quick(tmp_path, "--append", "--quick")
     assert "--append: forwards.json has quick False, this run True" in capsys.readouterr().err
