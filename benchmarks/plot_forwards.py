@@ -25,17 +25,22 @@ _COLORS = {PLAIN: figures.PLAIN, USUAL: figures.PALETTE[1], BEST: figures.PALETT
 
 
 def figure(result: Result) -> Figure:
-    """A grid of models x batches. Points are medians, bars reach from the 20th to the 80th percentile."""
+    """A grid of models x batches, each model with what was measured of it in any batch.
+
+    Points are medians, bars reach from the 20th to the 80th percentile.
+    """
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if "error" not in row and row["candidate"] not in (PLAIN, PUBLISHED)]
     models = list(dict.fromkeys(row["model"] for row in rows))
     batches = sorted({(row["batch"], row["tokens"]) for row in rows}, key=lambda batch: (batch[0] * batch[1], batch))
-    names = list(dict.fromkeys(row["candidate"] for row in rows))
-    size = 2.6 + 2.3 * len(batches), 0.9 + (0.5 + 0.19 * len(names)) * len(models)
-    drawn = Figure(figsize=size, layout="constrained")
-    grid = drawn.subplots(len(models), len(batches), sharex=True, sharey=True, squeeze=False)
-    for line, model in zip(grid, models, strict=True):
+    candidates = [list(dict.fromkeys(row["candidate"] for row in rows if row["model"] == model)) for model in models]
+    heights = [0.5 + 0.19 * len(names) for names in candidates]
+    drawn = Figure(figsize=(2.6 + 2.3 * len(batches), 0.9 + sum(heights)), layout="constrained")
+    grid = drawn.subplots(
+        len(models), len(batches), sharex=True, sharey="row", squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for line, model, names in zip(grid, models, candidates, strict=True):
         for axes, (batch, tokens) in zip(line, batches, strict=True):
             found = {
                 row["candidate"]: row
@@ -45,9 +50,9 @@ def figure(result: Result) -> Figure:
             _panel(axes, found, names)
             axes.set_title(f"{model}, {batch} x {tokens}", fontsize=8)
             axes.tick_params(labelsize=7)
+        line[0].set_yticks(range(len(names)), names)
+        line[0].set_ylim(len(names) - 0.5, -0.5)
     grid[0][0].set_xlim(min([0.5, *(row["ratio_p20"] - 0.05 for row in rows)]), LIMIT)
-    grid[0][0].set_yticks(range(len(names)), names)
-    grid[0][0].invert_yaxis()
     drawn.supxlabel("x plain eager forward of the same round (bars: 20th to 80th percentile)", fontsize=8)
     return drawn
 
