@@ -1,5 +1,6 @@
-"""Registers, shared memory and spills of every CUDA kernel, as the compiler reports them for Hopper, and
-spills for every architecture that the library is built for.
+"""Registers, shared memory and spills of every CUDA kernel, as the compiler reports them for Hopper, spills for every
+architecture that the library is built for, and whether a kernel reaches for memory before it has waited for the one in
+front of it (`csrc/cuda/launch.cuh`).
 
 python -m benchmarks.resources --output benchmarks/results/resources.json   compiles csrc/cuda with nvcc
 python -m benchmarks.resources --check benchmarks/results/resources.json    fails on spills, or if the sources changed
@@ -50,11 +51,38 @@ def report(nvcc: Path, source: Path) -> str:
     """What ptxas says about the kernels of one file, for all architectures."""
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in toolchain().DEFAULT_ARCHS]
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(nvcc), *FLAGS, *targets, "-c", str(source), "-o", f"{folder}/out.o"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        said = _compile(nvcc, *targets, "-c", str(source), "-o", f"{folder}/out.o")
+    return subprocess.run(["c++filt"], input=said, capture_output=True, text=True, check=True).stdout
+
+
+def ptx(nvcc: Path, source: Path) -> str:
+    """The kernels of one file in the compiler's intermediate language, for Hopper."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "out.ptx")
+        _compile(nvcc, f"-arch=compute_{ARCH}", "-ptx", str(source), "-o", str(output))
+        return output.read_text(encoding="utf-8")
+
+
+def _compile(nvcc: Path, *arguments: str) -> str:
+    done = subprocess.run([str(nvcc), *FLAGS, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return subprocess.run(["c++filt"], input=done.stderr, capture_output=True, text=True, check=True).stdout
+    return done.stderr
+
+
+def impatient(text: str) -> list[str]:
+    """The kernels of a PTX file that access global memory before they wait for the kernel in front, or never wait.
+
+    The compiler may move a load that it takes for one of constants in front of the wait.
+    """
+    found = []
+    for kernel in re.split(r"^\.(?:visible |weak )?\.?entry ", text, flags=re.MULTILINE)[1:]:
+        name, body = re.split(r"\(", kernel, maxsplit=1)
+        access = re.search(r"\b(?:ld|st|atom|red|cp)\.(?!param|shared|local|const)", body)
+        wait = body.find("griddepcontrol.wait")
+        if wait < 0 or (access is not None and access.start() < wait):
+            found.append(name.strip())
+    return found
 
 
 def parse(text: str) -> Iterator[dict[str, Any]]:
@@ -83,11 +111,13 @@ def spills(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def check(result: dict[str, Any]) -> None:
-    """Exit with a message if the report is of other sources, or one of a kernel with spills."""
+    """Exit with a message if the report is of other sources, or one of a kernel with spills or without a wait."""
     if result["settings"]["sources"] != source_digest():
         raise SystemExit("csrc/cuda has changed: make resources")
     if found := spills(result["rows"]):
         raise SystemExit("registers spill to memory in:\n" + "\n".join(found))
+    if early := result["settings"]["access_before_wait"]:
+        raise SystemExit("memory is accessed before the wait for the kernel in front in:\n" + "\n".join(early))
 
 
 def kernel_name(name: str) -> str:
@@ -110,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
     release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        texts = list(pool.map(lambda source: report(nvcc, source), sorted(SOURCES.glob("cuda/*.cu"))))
+        sources = sorted(SOURCES.glob("cuda/*.cu"))
+        texts = list(pool.map(lambda source: report(nvcc, source), sources))
+        early = [name for text in pool.map(lambda source: ptx(nvcc, source), sources) for name in impatient(text)]
     everywhere = [row for text in texts for row in parse(text)]
     # The others' registers are of no interest unless they spill.
     kept = [row for row in everywhere if row["arch"] == ARCH or row["spill_bytes"]]
@@ -123,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "nvcc": release.split("release ")[1].split(",")[0],
             "arch": f"sm_{ARCH}",
             "spills_checked": [f"sm_{arch}" for arch in toolchain().DEFAULT_ARCHS],
+            "access_before_wait": early,
             "sources": source_digest(),
         },
         "rows": rows,

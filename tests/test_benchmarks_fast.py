@@ -280,10 +280,35 @@ def test_the_compilers_report_is_understood() -> None:
     assert second["spill_bytes"] == 16 and second["shared_bytes"] == 0
 
 
+PTX = """
+.visible .entry patient(.param .u64 a) {{
+	ld.param.u64 %rd1, [a];
+	st.shared.f32 [%r1], %f1;
+	griddepcontrol.wait;
+	ld.global.f32 %f2, [%rd1];
+}}
+.entry impatient(.param .u64 a) {{
+	{access} %f2, [%rd1];
+	griddepcontrol.wait;
+}}
+.weak .entry never() {{
+	ret;
+}}
+"""
+
+
+@pytest.mark.parametrize("access", ["ld.global.nc.f32", "st.global.f32", "ld.f32", "atom.global.add.f32"])
+def test_kernels_that_do_not_wait_are_found(access: str) -> None:
+    assert resources.impatient(PTX.format(access=access)) == ["impatient", "never"]
+    assert resources.impatient(PTX.format(access="ld.param.u64")) == ["never"]
+
+
 def test_spills_and_stale_reports_fail() -> None:
     rows = list(resources.parse(PTXAS))
-    fresh = {"sources": resources.source_digest()}
+    fresh = {"sources": resources.source_digest(), "access_before_wait": []}
     resources.check({"settings": fresh, "rows": rows[:1]})
+    with pytest.raises(SystemExit, match="accessed before the wait for the kernel in front in:\na_kernel"):
+        resources.check({"settings": {**fresh, "access_before_wait": ["a_kernel"]}, "rows": rows[:1]})
     with pytest.raises(SystemExit, match="registers spill to memory in:\nb_kernel"):
         resources.check({"settings": fresh, "rows": rows})
     with pytest.raises(SystemExit, match="csrc/cuda has changed"):
