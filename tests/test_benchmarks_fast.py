@@ -177,6 +177,7 @@ def test_runs_add_up_to_one_result(
     assert both["earlier_environments"] == [first["environment"] | {"measured": [["tiny", 1, 8]]}]
     again = quick(tmp_path, "--append", "--model", "tiny", "--case", "1x8")
     assert again["earlier_environments"] == [both["environment"]]  # of the first run no row is left
+    assert [row["batch"] for row in again["rows"]] == [1] * 3 + [2] * 3 + [4] * 3
     with pytest.raises(SystemExit, match="2"):
         quick(tmp_path, "--append", "--quick")
     assert "--append: forwards.json has quick False, this run True" in capsys.readouterr().err

@@ -28,7 +28,7 @@ class Call(NamedTuple):
 
     Attributes:
         x: The input, whose identity tells that two modules share it.
-        x_rows: The input as [T, K] or [N, T, K], samples first.
+        x_rows: The input as [T, K] or [N, T, K], samples first; of any shape where `x_sumsq` is there.
         x_sumsq: [rows] sums of the vectors that W is applied to, where these are not the input's rows.
         y_rows: [T, M] or [N, T, M].
         bias: [M] or None, in `y_rows`' type or the type of its sums.
