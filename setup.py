@@ -27,14 +27,15 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))  # build backends leave the project's own folder out
 
-from toolchain import arch_flags, find_nvcc, missing_tools  # noqa: E402
+from toolchain import arch_flags, find_nvcc, hopper_flags, missing_tools  # noqa: E402
 
 VERSION = (ROOT / "plop_ext/_version.py").read_text().split('"')[-2]
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
 OPS = ("row_sumsq", "gain_totals", "add_rms_norm", "gated_activation", "rotary")
-KERNEL_SOURCES = tuple(f"{op}.cpp" for op in OPS) + tuple(f"cpu/{op}_cpu.cpp" for op in OPS)
-CUDA_SOURCES = tuple(f"cuda/{op}_kernel.cu" for op in OPS)
+HOPPER_OPS = ("gated_projection",)  # no other device has a kernel of these
+KERNEL_SOURCES = tuple(f"{op}.cpp" for op in OPS + HOPPER_OPS) + tuple(f"cpu/{op}_cpu.cpp" for op in OPS)
+CUDA_SOURCES = tuple(f"cuda/{op}_kernel.cu" for op in OPS + HOPPER_OPS)
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
 
 
@@ -80,7 +81,7 @@ class BuildNative(build_ext):
         # Products and sums round one by one, as separate PyTorch operators do, whatever the instruction set.
         rounding = "-ffp-contract=off"
         host = f"{common} {rounding} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden {deps}"
-        device = f"{common} -lineinfo {smaller} -Xcompiler -fPIC,-fvisibility=hidden {' '.join(gencode)} {deps}"
+        device = f"{common} -lineinfo {smaller} -Xcompiler -fPIC,-fvisibility=hidden $gencode {deps}"
         python = f"-I{pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
         # libtorch.so must be NEEDED though no symbol of it is used: in CUDA builds of torch it alone pulls in
         # libtorch_cuda, where the weak stream symbol lives. nvcc links since it knows where its static runtime is.
@@ -99,6 +100,9 @@ class BuildNative(build_ext):
             for source in sources:
                 objects.append(build / (source.replace("/", "_") + ".o"))
                 lines.append(f"build {objects[-1]}: {rule} {ROOT / 'csrc' / source}")
+                if rule == "nvcc":
+                    hopper = any(op in source for op in HOPPER_OPS)
+                    lines.append(f"  gencode = {' '.join(hopper_flags(gencode) if hopper else gencode)}")
         library = build / "libplop_ext.so"
         lines.append(f"build {library}: link {' '.join(map(str, objects))}")
         lines.append(f"build {build / loader.name}: loader {ROOT / 'csrc/python/module.cpp'}")

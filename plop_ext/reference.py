@@ -119,6 +119,22 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return g / 2 * (1 + (math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)).tanh()) * u
 
 
+def gated_projection(x: Tensor, gate_weight: Tensor, up_weight: Tensor, activation: str) -> Tensor:
+    """a(x gate_weight^T) * (x up_weight^T), unrounded.
+
+    Args:
+        x: [R, K], any float dtype.
+        gate_weight: [I, K], likewise.
+        up_weight: [I, K], likewise.
+        activation: As for `gated_activation`.
+
+    Returns:
+        [R, I] float64.
+    """
+    z, g, u = (tensor.detach().to("cpu", torch.float64) for tensor in (x, gate_weight, up_weight))
+    return gated_activation(z @ g.T, z @ u.T, activation)
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of heads, unrounded: feature d of the first R is turned with the one half of R away.
 

@@ -56,3 +56,13 @@ def arch_flags(nvcc: Path) -> tuple[list[str], str]:
     if any(int(re.sub(r"\D", "", arch)) < 90 for arch in ptx):
         flags.append("-DPLOP_LAUNCHES_IN_ORDER")
     return flags, " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in ptx])
+
+
+def hopper_flags(flags: list[str]) -> list[str]:
+    """`arch_flags` for kernels of Hopper's own instructions: that architecture alone, if it is among them.
+
+    Built for another one they are empty; they are never launched there.
+    """
+    if any("code=sm_90" in flag for flag in flags):
+        return ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
+    return flags[:1]

@@ -15,7 +15,15 @@ from plop_ext import ops
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REQUIRE_CUDA = os.environ.get("PLOP_REQUIRE_CUDA", "0") not in ("", "0")
-OPS = ("row_sumsq_", "row_sumsq_pair_", "gain_totals_", "add_rms_norm_", "gated_activation_", "rotary_")
+OPS = (
+    "row_sumsq_",
+    "row_sumsq_pair_",
+    "gain_totals_",
+    "add_rms_norm_",
+    "gated_activation_",
+    "rotary_",
+    "gated_projection_",
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 

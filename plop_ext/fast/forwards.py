@@ -107,6 +107,9 @@ class FusedBlock:
         block, mlp = self.block, self.block.module.mlp
         if not self._runs_fused(mlp, x, block.before_mlp):
             return type(mlp).forward(mlp, x)
+        if kernels.takes_weights(x, block.gate_up) and self._collector.bypassable(block.gate_up, x):
+            emitter = self._collector.emitter(x)
+            return mlp.down_proj(kernels.gated_projection(x, block.gate_up, block.activation, emitter, self.audit))
         projected = [linear(x) for linear in block.gate_up]
         gate, up = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
         if not kernels.takes_columns(gate, up, x):

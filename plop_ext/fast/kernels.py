@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.fast.audit import Audit
@@ -15,6 +19,15 @@ _GELU_SCALES = {
     0: lambda args: args[1].float() * args[2].float(),
     8: lambda args: (args[1].float() * args[2].float()).square().sum(dim=1),
 }
+
+
+_PROJECTED_GELU_SCALES = {
+    0: lambda args: _projected(args),
+    7: lambda args: _projected(args).square().sum(dim=1),
+}
+# From so many tokens on `gated_projection` is no slower than cuBLAS' products and `gated_activation` in any shape
+# measured; cuBLAS has smaller tiles for fewer.
+_PROJECTED_ROWS = 512
 
 
 def runs_fused(module: nn.Module, x: Tensor) -> bool:
@@ -46,6 +59,16 @@ def takes_columns(gate: Tensor, up: Tensor, like: Tensor) -> bool:
     return all(
         x.dtype == like.dtype and x.stride(-1) == 1 and x.stride(-2) % 8 == 0 and ops.is_aligned(x) and _folds(x)
         for x in (gate, up)
+    )
+
+
+def takes_weights(x: Tensor, linears: Sequence[nn.Module]) -> bool:
+    """Whether `gated_projection` may stand for `linears` on `x` [..., K]: plain, without bias, and of many tokens."""
+    return (
+        x.dtype in ops.PROJECTION_FLOATS
+        and x.shape[:-1].numel() >= _PROJECTED_ROWS
+        and ops.has_gated_projection(x.device)
+        and all(_is_plain(linear, x) for linear in linears)
     )
 
 
@@ -136,6 +159,41 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter
     return out
 
 
+def gated_projection(
+    x: Tensor, linears: Sequence[Any], activation: str, emitter: Emitter, audit: Audit | None
+) -> Tensor:
+    """activation(gate) * up, [..., I], of what `linears`, two or one for both, would make of x [..., K]."""
+    weights = [linear.weight for linear in linears]
+    gate_weight, up_weight = weights if len(weights) == 2 else weights[0].chunk(2)
+    out = torch.empty(*x.shape[:-1], len(gate_weight), dtype=x.dtype, device=x.device)
+    gate_sums, up_sums = emitter.projected(linears, x)
+    out_sums = emitter.input()
+    args = (
+        _rows(out),
+        _rows(x),
+        gate_weight,
+        up_weight,
+        activation,
+        gate_sums,
+        up_sums,
+        out_sums,
+        emitter.step,
+        emitter.phase,
+    )
+    ops.gated_projection_(*args)
+    if audit is not None:
+        audit.compare(
+            ops.gated_projection_pytorch,
+            args,
+            rows=(0, 1),
+            written=(0,),
+            sums=(5, 6, 7),
+            scales=_PROJECTED_GELU_SCALES if activation == "gelu_tanh" else None,
+        )
+    emitter.know(out, out_sums)
+    return out
+
+
 def rotary(
     q: Tensor,
     k: Tensor,
@@ -173,6 +231,27 @@ def rotary(
     if audit is not None:
         audit.compare(ops.rotary_pytorch, args, rows=(0, 1, 2, 3, 4, 5), written=(0, 1), sums=(12, 13))
     return q_out, k_out
+
+
+def _projected(args: Sequence[Any]) -> Tensor:
+    """gate * up of the arguments of `gated_projection_`."""
+    gate, up = (functional.linear(args[1], weight) for weight in args[2:4])
+    return gate.float() * up.float()
+
+
+def _is_plain(linear: nn.Module, x: Tensor) -> bool:
+    """Whether a layer is nn.Linear's own code on a weight that the kernel reads, and has nothing but forward hooks."""
+    if type(linear) is not nn.Linear or linear.bias is not None or "forward" in vars(linear):
+        return False
+    weight = linear.weight
+    return (
+        not linear._forward_pre_hooks
+        and type(weight) is nn.Parameter  # a quantized or sharded one is of another class
+        and weight.dtype == x.dtype
+        and weight.device == x.device
+        and weight.is_contiguous()
+        and ops.is_aligned(weight)
+    )
 
 
 def _tokens_apart(x: Tensor) -> bool:

@@ -2,8 +2,9 @@
 
 The native kernels live in `csrc/` and register for CPU and CUDA when this package is imported; the PyTorch kernels
 serve every other device and installations without a native build. No op is differentiable: all read detached
-activations and return nothing. `row_sumsq_`, `row_sumsq_pair_` and `gain_totals_` serve every model; the three others
-do the work of a block's norms, activation and rotary embedding in the pass that also takes the sums.
+activations and return nothing. `row_sumsq_`, `row_sumsq_pair_` and `gain_totals_` serve every model; the others do
+the work of a block's norms, activation and rotary embedding in the pass that also takes the sums, and the activation's
+in the matrix products before it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from plop_ext.ops.gated_activation import (
     gated_activation_fake,
     gated_activation_pytorch,
 )
+from plop_ext.ops.gated_projection import (
+    PROJECTION_FLOATS,
+    gated_projection_,
+    gated_projection_fake,
+    gated_projection_pytorch,
+    has_gated_projection,
+)
 from plop_ext.ops.rotary import MAX_HEAD_DIM, NORMED_HEAD_DIMS, rotary_, rotary_fake, rotary_pytorch
 from plop_ext.ops.row_sumsq import row_sumsq_, row_sumsq_fake, row_sumsq_pytorch
 from plop_ext.ops.row_sumsq_pair import row_sumsq_pair_, row_sumsq_pair_fake, row_sumsq_pair_pytorch
@@ -30,6 +38,7 @@ __all__ = [
     "MAX_NORM_FEATURES",
     "NAMESPACE",
     "NORMED_HEAD_DIMS",
+    "PROJECTION_FLOATS",
     "STATUS",
     "add_rms_norm_",
     "add_rms_norm_fake",
@@ -40,6 +49,10 @@ __all__ = [
     "gated_activation_",
     "gated_activation_fake",
     "gated_activation_pytorch",
+    "gated_projection_",
+    "gated_projection_fake",
+    "gated_projection_pytorch",
+    "has_gated_projection",
     "is_aligned",
     "rotary_",
     "rotary_fake",

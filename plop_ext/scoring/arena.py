@@ -105,15 +105,11 @@ class Arena:
         """
         x, x_rows, x_sumsq, y_rows, bias = call
         rows, step, phase = token_map.rows, token_map.step, token_map.phase
-        if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
-            self._reduce()
-        room = (1 + len(layers)) * rows
-        if self._map is not token_map or self._used + room > self._sums.numel():
-            self._start(room, token_map)
+        self._admit(layers, token_map)
         in_start, paired = self._used, False
-        known = self._inputs.get(id(x))
-        if known is not None and known[0]() is x and known[1] == x._version and x_sumsq is None:
-            in_start = known[2]
+        known = None if x_sumsq is not None else self._known_input(x)
+        if known is not None:
+            in_start = known
         elif x_sumsq is not None:
             self._take(rows).copy_(x_sumsq[phase::step])
         else:
@@ -137,6 +133,30 @@ class Arena:
                     _output_sumsq(out, y_rows, bias, layer, step, phase)
             self._records += (index, in_start, out_start)
             self._recorded.add(index)
+
+    def add_projected(self, layers: Sequence[tuple[int, LinearLayer]], x: Tensor, token_map: TokenMap) -> list[Tensor]:
+        """Sum the input of modules that a fused kernel stands for; its launch is to be the next.
+
+        Args:
+            layers: The modules' parts with their rows in the totals.
+            x: Their input [..., K], whose rows are those of `token_map`.
+            token_map: The rows.
+
+        Returns:
+            Where the kernel leaves the sums of the parts' outputs, which have no bias.
+        """
+        self._admit(layers, token_map)
+        in_start = self._known_input(x)
+        if in_start is None:
+            in_start = self._used
+            ops.row_sumsq_(self._take(token_map.rows), as_rows(x), None, token_map.step, token_map.phase)
+            self.know_input(x, self._views[in_start, token_map.rows])
+        found = []
+        for index, _ in layers:
+            self._records += (index, in_start, self._used)
+            self._recorded.add(index)
+            found.append(self._take(token_map.rows))
+        return found
 
     def make_room(self, vectors: int, token_map: TokenMap) -> None:
         """Reduce now rather than within the next `vectors` calls for sums, if the buffer would not hold them."""
@@ -184,6 +204,19 @@ class Arena:
         if index in self._recorded:
             self._reduce()
         self._totals[index].zero_()
+
+    def _admit(self, layers: Sequence[tuple[int, LinearLayer]], token_map: TokenMap) -> None:
+        """Make room for the sums of a call's input and of its outputs, one for each of `layers`."""
+        if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
+            self._reduce()
+        room = (1 + len(layers)) * token_map.rows
+        if self._map is not token_map or self._used + room > self._sums.numel():
+            self._start(room, token_map)
+
+    def _known_input(self, x: Tensor) -> int | None:
+        """Where the sums of `x`, as it is now, are; None if they are not."""
+        known = self._inputs.get(id(x))
+        return known[2] if known is not None and known[0]() is x and known[1] == x._version else None
 
     def _start(self, room: int, token_map: TokenMap) -> None:
         """Reduce, because the buffer has no `room` for the sums of a call or holds those of other rows."""

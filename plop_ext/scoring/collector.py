@@ -14,7 +14,7 @@ from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows, shape_as_rows
-from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter
+from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter, Parts
 from plop_ext.scoring.token_map import BatchTokens, TokenMap
 from plop_ext.scoring.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
@@ -60,6 +60,9 @@ class Collector:
         self.unassigned: dict[str, str] = {}
         self.experts_implementation: str | None = None
         self._model = model
+        self._parts: dict[nn.Module, list[tuple[int, LinearLayer]]] = {}
+        for index, layer in enumerate(self.layers):
+            self._parts.setdefault(layer.module, []).append((index, layer))
         self._stack = ExitStack()
         self._arenas: dict[tuple[torch.device, torch.dtype], Arena] = {}
         # Of the running batch.
@@ -70,16 +73,13 @@ class Collector:
         self._transfers: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
     def __enter__(self) -> Collector:
-        modules: dict[nn.Module, list[tuple[int, LinearLayer]]] = {}
-        for index, layer in enumerate(self.layers):
-            modules.setdefault(layer.module, []).append((index, layer))
         with ExitStack() as stack:
             for module in self._model.modules():
                 for name, eager in _compiled_calls(module).items():
                     stack.callback(vars(module).__setitem__, name, vars(module)[name])
                     vars(module)[name] = eager
             experts = {}
-            for module, parts in modules.items():
+            for module, parts in self._parts.items():
                 if parts[0][1].adapter.routed:
                     experts[module] = _ExpertsObserver(self, module, parts)
                 else:
@@ -182,7 +182,34 @@ class Collector:
         token_map = None if tokens is None else tokens.map_for(x.shape[:-1].numel(), x.device)
         if tokens is None or token_map is None:
             return SILENT
-        return BatchEmitter(self.arena_for(x.device, x.dtype), token_map)
+
+        def parts(module: nn.Module) -> Parts:
+            found = self._parts.get(module, ())
+            if not token_map.masked:
+                self.unmasked.update(layer.name for _, layer in found)
+            return found
+
+        return BatchEmitter(self.arena_for(x.device, x.dtype), token_map, parts)
+
+    def bypassable(self, modules: Sequence[nn.Module], x: Tensor) -> bool:
+        """Whether a kernel may stand for linear layers that read `x` [..., K], and take the sums of two outputs.
+
+        Args:
+            modules: Two layers, or one of two parts; what is scored of them has no other part.
+            x: Their input.
+        """
+        if any(not self.owns(hook) for module in modules for hook in module._forward_hooks.values()):
+            return False
+        tokens = self.tokens
+        if tokens is None:
+            return True
+        parts = [layer for module in modules for _, layer in self._parts.get(module, ())]
+        return (
+            not self.last_call_only
+            and not tokens.time_first(x.shape)
+            and tokens.map_for(x.shape[:-1].numel(), x.device) is not None
+            and all((layer.split is None) == (len(modules) == 2) for layer in parts)
+        )
 
     def owns(self, hook: object) -> bool:
         """Whether a forward hook is one of this collector's."""

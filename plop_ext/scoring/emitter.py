@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Sequence
 
+from torch import Tensor, nn
+
+from plop_ext.layers import LinearLayer
 from plop_ext.scoring.arena import Arena
 from plop_ext.scoring.token_map import TokenMap
+
+Parts = Sequence[tuple[int, LinearLayer]]
 
 
 class Emitter:
@@ -30,6 +35,15 @@ class Emitter:
         """Where the sums of a kernel's result go, for `know`; None: nowhere."""
         return None
 
+    def projected(self, modules: Sequence[nn.Module], x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Where the sums of two outputs go that the next kernel computes from `x`, so that no module is called.
+
+        Args:
+            modules: The two linear layers it stands for, or the one of two parts; without biases.
+            x: Their input [..., K].
+        """
+        return None, None
+
     def know(self, x: Tensor, sums: Tensor | None) -> None:
         """The kernel has written `sums` of `x`, which modules will read as their input."""
 
@@ -46,11 +60,13 @@ class BatchEmitter(Emitter):
     Args:
         arena: Where the sums go.
         token_map: The rows.
+        parts: What is scored of a module, with the rows of the totals.
     """
 
-    def __init__(self, arena: Arena, token_map: TokenMap) -> None:
+    def __init__(self, arena: Arena, token_map: TokenMap, parts: Callable[[nn.Module], Parts]) -> None:
         self._arena = arena
         self._map = token_map
+        self._parts = parts
         self.step = token_map.step
         self.phase = token_map.phase
 
@@ -62,6 +78,17 @@ class BatchEmitter(Emitter):
 
     def input(self) -> Tensor | None:
         return self._arena.input_sums(self._map)
+
+    def projected(self, modules: Sequence[nn.Module], x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        layers, places = [], []
+        for position, module in enumerate(modules):
+            for index, layer in self._parts(module):
+                layers.append((index, layer))
+                places.append(position if layer.split is None else layer.part)
+        if not layers:
+            return None, None
+        found = dict(zip(places, self._arena.add_projected(layers, x, self._map), strict=True))
+        return found.get(0), found.get(1)
 
     def know(self, x: Tensor, sums: Tensor | None) -> None:
         if sums is not None:

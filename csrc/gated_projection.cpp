@@ -1,0 +1,109 @@
+// plop_ext::gated_projection_ and has_gated_projection: checks, then the CUDA kernel. There is none for the CPU, where
+// PyTorch's serves. The schemas and their documentation: plop_ext/ops/gated_projection.py.
+#include "gated_projection.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "checks.h"
+#ifdef PLOP_WITH_CUDA
+#include "stream.h"
+
+namespace plop_ext {
+namespace {
+
+constexpr const char* kOp = "gated_projection_";
+constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max() - 1024;  // a tile further is still a 32-bit number
+
+void check_width(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.size(1) > 0 && t.size(1) % kVector == 0, kOp, ": ", name, " must have a multiple of ", kVector,
+                  " as last size, got ", t.size(1));
+}
+
+GatedProjectionArgs checked_args(const Tensor& out,                        // [R, I]
+                                 const Tensor& x,                          // [R, K]
+                                 const Tensor& gate_weight,                // [I, K]
+                                 const Tensor& up_weight,                  // [I, K]
+                                 const std::string& activation,            //
+                                 const std::optional<Tensor>& gate_sumsq,  // one element per row read
+                                 const std::optional<Tensor>& up_sumsq,    // likewise
+                                 const std::optional<Tensor>& out_sumsq,   // likewise
+                                 int64_t step, int64_t phase) {
+  Arguments sums;
+  add_given(sums, "gate_sumsq", gate_sumsq, 1);
+  add_given(sums, "up_sumsq", up_sumsq, 1);
+  add_given(sums, "out_sumsq", out_sumsq, 1);
+  const Arguments tensors = {{"out", &out, 2}, {"gate_weight", &gate_weight, 2}, {"up_weight", &up_weight, 2}};
+  GatedProjectionArgs args = {};
+  args.dtype = check_fused(kOp, {"x", &x, 2}, tensors, sums);
+  STD_TORCH_CHECK(args.dtype != DType::kFloat32, kOp, ": x must be float16 or bfloat16, got Float");
+
+  args.n_rows = x.size(0);
+  args.in_features = x.size(1);
+  args.features = out.size(1);
+  check_width(x, "x");
+  check_width(out, "out");
+  check_shape(kOp, gate_weight, "gate_weight", {args.features, args.in_features});
+  check_shape(kOp, up_weight, "up_weight", {args.features, args.in_features});
+  check_shape(kOp, out, "out", {args.n_rows, args.features});
+  check_contiguous(kOp, x, "x");
+  for (const Argument& a : tensors) check_contiguous(kOp, *a.tensor, a.name);
+  for (const Argument& a : sums) check_contiguous(kOp, *a.tensor, a.name);
+  check_aligned(kOp, x, "x");
+  for (const Argument& a : tensors) check_aligned(kOp, *a.tensor, a.name);
+  STD_TORCH_CHECK(activation == "silu" || activation == "gelu_tanh", kOp,
+                  ": activation must be silu or gelu_tanh, got ", activation);
+  check_rows(kOp, sums, args.n_rows, step, phase);
+  for (const int64_t size : {args.n_rows, args.in_features, args.features}) {
+    STD_TORCH_CHECK(size <= kMaxSize, kOp, ": sizes must be at most ", kMaxSize, ", got ", size);
+  }
+
+  args.x = x.const_data_ptr();
+  args.gate_weight = gate_weight.const_data_ptr();
+  args.up_weight = up_weight.const_data_ptr();
+  args.out = out.mutable_data_ptr();
+  args.gate_sumsq = static_cast<float*>(mutable_data_or_null(gate_sumsq));
+  args.up_sumsq = static_cast<float*>(mutable_data_or_null(up_sumsq));
+  args.out_sumsq = static_cast<float*>(mutable_data_or_null(out_sumsq));
+  args.activation = activation == "silu" ? Activation::kSilu : Activation::kGeluTanh;
+  args.step = step;
+  args.phase = phase;
+  return args;
+}
+
+void gated_projection_on_cuda(Tensor out, Tensor x, Tensor gate_weight, Tensor up_weight, std::string activation,
+                              std::optional<Tensor> gate_sumsq, std::optional<Tensor> up_sumsq,
+                              std::optional<Tensor> out_sumsq, int64_t step, int64_t phase) {
+  GatedProjectionArgs args =
+      checked_args(out, x, gate_weight, up_weight, activation, gate_sumsq, up_sumsq, out_sumsq, step, phase);
+  if (args.n_rows == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  STD_TORCH_CHECK(has_gated_projection(), kOp, ": x must be on a device of compute capability 9.0 that the library ",
+                  "was built for, got ", device_name(x));
+  Tensor workspace = x;
+  if (gate_sumsq || up_sumsq || out_sumsq) {
+    const int64_t tiles = (args.features + kProjectionTile - 1) / kProjectionTile;
+    workspace = torch::stable::new_empty(x, {tiles, 3, args.n_rows}, ScalarType::Float);
+    args.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+  }
+  const char* error = launch_gated_projection(args, current_cuda_stream(x.get_device_index()));
+  STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
+}
+
+bool has_gated_projection_on_cuda(Tensor device) {
+  const torch::stable::accelerator::DeviceGuard guard(device.get_device_index());
+  return has_gated_projection();
+}
+
+}  // namespace
+}  // namespace plop_ext
+
+STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) {
+  m.impl("gated_projection_", TORCH_BOX(&plop_ext::gated_projection_on_cuda));
+  m.impl("has_gated_projection", TORCH_BOX(&plop_ext::has_gated_projection_on_cuda));
+}
+#endif
