@@ -62,7 +62,7 @@ gpu-test:
 # Memory errors and races in the kernels; slow, so only the tests that launch each kernel once per shape. Without torch's
 # cache every tensor is an allocation of its own, whose end memcheck knows.
 SANITIZE := tests/test_ops.py tests/test_ops_pair.py tests/test_ops_gain_totals.py tests/test_ops_groups.py \
-  tests/test_ops_fused.py -m gpu -k 'equals_t or equal_the or step_and_phase or layout'
+  tests/test_ops_fused.py tests/test_ops_projection.py -m gpu -k 'equals_t or equal_the or exact_products or step_and_phase or layout'
 gpu-sanitize:
 	for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PLOP_REQUIRE_CUDA=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest $(SANITIZE) || exit 1; \
@@ -72,6 +72,7 @@ gpu-sanitize:
 gpu-bench:
 	$(PYTHON) -m benchmarks.kernel_bandwidth --output benchmarks/results/kernel_bandwidth.json
 	$(PYTHON) -m benchmarks.fused_kernels --output benchmarks/results/fused_kernels.json
+	$(PYTHON) -m benchmarks.gated_projection --output benchmarks/results/gated_projection.json
 	$(PYTHON) -m benchmarks.forwards --whole-model-compile llama-3.1-8b --output benchmarks/results/forwards.json
 	$(PYTHON) -m benchmarks.plot_forwards benchmarks/results/forwards.json --output docs/forwards.svg
 	$(PYTHON) -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
@@ -82,7 +83,7 @@ gpu-bench:
 # What Nsight Compute sees of each kernel, at the clocks of a run.
 gpu-profile:
 	ncu --clock-control none --print-units base --csv \
-	  --kernel-name 'regex:row_sumsq|gain_totals|add_rms_norm|gated_activation|rotary' \
+	  --kernel-name 'regex:row_sumsq|gain_totals|add_rms_norm|gated_activation|gated_projection|rotary' \
 	  --metrics "$$($(PYTHON) -m benchmarks.profile_kernels --metrics)" \
 	  $(PYTHON) -m benchmarks.profile_kernels > benchmarks/results/ncu.csv
 	$(PYTHON) -m benchmarks.profile_kernels --read benchmarks/results/ncu.csv \

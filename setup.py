@@ -27,13 +27,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))  # build backends leave the project's own folder out
 
-from toolchain import arch_flags, find_nvcc, hopper_flags, missing_tools  # noqa: E402
+from toolchain import HOPPER_OPS, arch_flags, find_nvcc, missing_tools, source_flags  # noqa: E402
 
 VERSION = (ROOT / "plop_ext/_version.py").read_text().split('"')[-2]
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
 OPS = ("row_sumsq", "gain_totals", "add_rms_norm", "gated_activation", "rotary")
-HOPPER_OPS = ("gated_projection",)  # no other device has a kernel of these
 KERNEL_SOURCES = tuple(f"{op}.cpp" for op in OPS + HOPPER_OPS) + tuple(f"cpu/{op}_cpu.cpp" for op in OPS)
 CUDA_SOURCES = tuple(f"cuda/{op}_kernel.cu" for op in OPS + HOPPER_OPS)
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
@@ -101,8 +100,7 @@ class BuildNative(build_ext):
                 objects.append(build / (source.replace("/", "_") + ".o"))
                 lines.append(f"build {objects[-1]}: {rule} {ROOT / 'csrc' / source}")
                 if rule == "nvcc":
-                    hopper = any(op in source for op in HOPPER_OPS)
-                    lines.append(f"  gencode = {' '.join(hopper_flags(gencode) if hopper else gencode)}")
+                    lines.append(f"  gencode = {' '.join(source_flags(source, gencode))}")
         library = build / "libplop_ext.so"
         lines.append(f"build {library}: link {' '.join(map(str, objects))}")
         lines.append(f"build {build / loader.name}: loader {ROOT / 'csrc/python/module.cpp'}")

@@ -140,9 +140,20 @@ def _fused_headlines(result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
+def _projection_headlines(result: Result) -> list[tuple[str, str, str]]:
+    ratios = [
+        row["ratio"] for row in result["rows"] if (row["candidate"], row["tokens"]) == ("gated_projection_", 8192)
+    ]
+    if not ratios:
+        return []
+    what = "gated_projection_ / cuBLAS' products and gated_activation_, 8192 tokens, bf16"
+    return [(what, f"{min(ratios):.2f} to {max(ratios):.2f}", _where(result))]
+
+
 HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "kernel_bandwidth": _bandwidth_headlines,
     "fused_kernels": _fused_headlines,
+    "gated_projection": _projection_headlines,
     "forwards": _forwards_headlines,
     "moe_overhead": _overhead_headlines,
     "cpu_overhead": _overhead_headlines,

@@ -23,7 +23,9 @@ import torch
 
 from benchmarks import environment
 from benchmarks.fused_cases import CASES
+from benchmarks.gated_projection import FUSED, runs
 from benchmarks.resources import kernel_name
+from benchmarks.roofline import Widths
 from benchmarks.shapes import SHAPES
 from plop_ext import ops
 from plop_ext.files import write_text_atomic
@@ -40,6 +42,7 @@ METRICS = {
     "us": "gpu__time_duration.sum",
     "occupancy": "sm__warps_active.avg.pct_of_peak_sustained_active",
     "issue_share": "smsp__issue_active.avg.pct_of_peak_sustained_active",
+    "tensor_share": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
     "registers": "launch__registers_per_thread",
     "blocks_by_registers": "launch__occupancy_limit_registers",
     "blocks_by_shared_memory": "launch__occupancy_limit_shared_mem",
@@ -78,6 +81,10 @@ def launches(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[
                 case = kind(model, tokens, dtype, device)
                 shape = f"{tokens} x {case.label}"
                 found.append(Launch(case.op.rstrip("_"), model, shape, lambda case=case: _call(case)))  # type: ignore[misc]
+    for model in MODELS:
+        sizes = Widths.of(SHAPES[model])
+        shape = f"{TOKENS} x K {sizes.hidden}, I {sizes.intermediate}"
+        found.append(Launch("gated_projection", model, shape, partial(_gated_projection, model, device)))
     for features in SUMSQ_FEATURES:
         rows = TOKENS * (32 if features == 128 else 1)
         prepare = partial(_row_sumsq, rows, features, dtype, device)
@@ -94,6 +101,10 @@ def launches(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[
 
 def _call(case: Any) -> Callable[[], None]:
     return partial(case.run, case.tensors())
+
+
+def _gated_projection(model: str, device: torch.device) -> Callable[[], None]:
+    return runs(model, TOKENS, device)[FUSED]
 
 
 def _row_sumsq(rows: int, features: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
@@ -152,6 +163,8 @@ def read(lines: Iterable[str], planned: Sequence[Launch]) -> list[dict[str, Any]
 
 def bound(kernel: dict[str, Any]) -> str:
     """What keeps a kernel from being faster, as far as its figures tell."""
+    if (kernel["tensor_share"] or 0) >= 70:
+        return "tensor cores"
     if (kernel["dram_share"] or 0) >= 80:
         return "memory bandwidth"
     if (kernel["issue_share"] or 0) >= 70:

@@ -70,6 +70,18 @@ def fused_kernels(result: Result) -> str:
     return facts + table(header, [[*key, *(values[name] for name in names)] for key, values in cells.items()])
 
 
+def gated_projection(result: Result) -> str:
+    """One row per model and number of tokens."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    names = list(dict.fromkeys(row["candidate"] for row in result["rows"]))
+    for row in result["rows"]:
+        text = f"{row['us_per_call']:.0f} ({row['ratio']:.3f}; {row['tflop_per_s']:.0f})"
+        cells.setdefault((row["model"], row["shape"], str(row["tokens"])), {})[row["candidate"]] = text
+    header = ["model", "features", "tokens", *names]
+    facts = f"{result['settings']['dtype']}; us, and in parentheses the ratio to the second candidate and TFLOP/s.\n\n"
+    return facts + table(header, [[*key, *(values[name] for name in names)] for key, values in cells.items()])
+
+
 def profile_kernels(result: Result) -> str:
     """One row per kernel and shape."""
     rows = [
@@ -80,13 +92,22 @@ def profile_kernels(result: Result) -> str:
             _figure(row["occupancy"], 0),
             _figure(row["dram_share"], 0),
             _figure(row["issue_share"], 0),
+            _figure(row.get("tensor_share"), 0),
             _figure(row["l2_hit_rate"], 0),
             _figure(row["us"], 1),
             row["bound"],
         ]
         for row in result["rows"]
     ]
-    header = ["kernel", "shape", "registers", "achieved occupancy, %", "DRAM, % of peak", "issue slots, %"]
+    header = [
+        "kernel",
+        "shape",
+        "registers",
+        "achieved occupancy, %",
+        "DRAM, % of peak",
+        "issue slots, %",
+        "tensor pipes, %",
+    ]
     return table([*header, "L2 hits, %", "us", "bound by"], rows)
 
 
@@ -119,6 +140,7 @@ def _span(values: list[int]) -> str:
 RENDERERS = {
     "forwards": forwards,
     "fused_kernels": fused_kernels,
+    "gated_projection": gated_projection,
     "profile_kernels": profile_kernels,
     "resources": resources,
 }

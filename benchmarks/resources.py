@@ -51,7 +51,9 @@ def report(nvcc: Path, source: Path) -> str:
     """What ptxas says about the kernels of one file, for all architectures."""
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in toolchain().DEFAULT_ARCHS]
     with tempfile.TemporaryDirectory() as folder:
-        said = _compile(nvcc, *targets, "-c", str(source), "-o", f"{folder}/out.o")
+        said = _compile(
+            nvcc, *toolchain().source_flags(source.name, targets), "-c", str(source), "-o", f"{folder}/out.o"
+        )
     return subprocess.run(["c++filt"], input=said, capture_output=True, text=True, check=True).stdout
 
 
@@ -59,7 +61,8 @@ def ptx(nvcc: Path, source: Path) -> str:
     """The kernels of one file in the compiler's intermediate language, for Hopper."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out.ptx")
-        _compile(nvcc, f"-arch=compute_{ARCH}", "-ptx", str(source), "-o", str(output))
+        target = toolchain().source_flags(source.name, [f"-gencode=arch=compute_{ARCH},code=sm_{ARCH}"])
+        _compile(nvcc, *target, "-ptx", str(source), "-o", str(output))
         return output.read_text(encoding="utf-8")
 
 
@@ -88,7 +91,7 @@ def impatient(text: str) -> list[str]:
 def parse(text: str) -> Iterator[dict[str, Any]]:
     """One row per kernel and architecture of a (demangled) report."""
     pattern = re.compile(
-        r"Compiling entry function '(?P<kernel>.+?)' for 'sm_(?P<arch>\d+)'.*?"
+        r"Compiling entry function '(?P<kernel>.+?)' for 'sm_(?P<arch>\d+)a?'.*?"
         r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
         r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
         re.DOTALL,

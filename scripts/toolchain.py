@@ -12,6 +12,8 @@ import sysconfig
 from pathlib import Path
 
 DEFAULT_ARCHS = ("80", "86", "89", "90", "100", "120")
+HOPPER_OPS = ("gated_projection",)  # their kernels are of Hopper's own instructions, and there are none for the CPU
+HOPPER_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
 
 
 def find_nvcc() -> Path | None:
@@ -58,11 +60,11 @@ def arch_flags(nvcc: Path) -> tuple[list[str], str]:
     return flags, " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in ptx])
 
 
-def hopper_flags(flags: list[str]) -> list[str]:
-    """`arch_flags` for kernels of Hopper's own instructions: that architecture alone, if it is among them.
+def source_flags(source: str, flags: list[str]) -> list[str]:
+    """`arch_flags` for one source: kernels of `HOPPER_OPS` are built for that architecture alone, if it is among them.
 
-    Built for another one they are empty; they are never launched there.
+    Built without Hopper there are none.
     """
-    if any("code=sm_90" in flag for flag in flags):
-        return ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
-    return flags[:1]
+    if not any(f"{op}_kernel" in source for op in HOPPER_OPS):
+        return flags
+    return HOPPER_FLAGS if any("code=sm_90" in flag for flag in flags) else flags[:1]

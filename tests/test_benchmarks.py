@@ -24,6 +24,7 @@ SCRIPTS = (
     "early_stop",
     "forwards",
     "fused_kernels",
+    "gated_projection",
     "kernel_bandwidth",
     "moe_overhead",
     "scoring_overhead",

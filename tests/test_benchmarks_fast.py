@@ -257,7 +257,7 @@ def test_every_profiled_call_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PTXAS = """ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function 'void plop_ext::(anonymous namespace)::a_kernel<float, 2>(Args)' for 'sm_90'
+ptxas info    : Compiling entry function 'void plop_ext::(anonymous namespace)::a_kernel<float, 2>(Args)' for 'sm_90a'
 ptxas info    : Function properties for void plop_ext::(anonymous namespace)::a_kernel<float, 2>(Args)
     8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, 8 bytes cumulative stack size, 384 bytes smem

@@ -119,6 +119,25 @@ def test_without_a_compiler_there_is_no_native_build_but_an_installation(tmp_pat
     )
 
 
+@pytest.mark.parametrize("archs", ["8.0;9.0", "9.0", "9.0a", "9.0+PTX"])
+def test_hoppers_kernels_are_built_for_hopper_alone(
+    archs: str, setup: Any, no_cuda: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", archs)
+    flags, _ = setup.arch_flags(fake_nvcc(no_cuda))
+    own = ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
+    assert setup.source_flags("cuda/gated_projection_kernel.cu", flags) == own
+    assert setup.source_flags("cuda/rotary_kernel.cu", flags) == flags
+
+
+def test_without_hopper_its_source_is_compiled_once(
+    setup: Any, no_cuda: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;10.0+PTX")
+    flags, _ = setup.arch_flags(fake_nvcc(no_cuda))
+    assert setup.source_flags("gated_projection_kernel.cu", flags) == ["-gencode=arch=compute_80,code=sm_80"]
+
+
 def test_architectures(setup: Any, no_cuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvcc = fake_nvcc(no_cuda)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)

@@ -5,16 +5,20 @@
 // keeps four stages of tiles on their way from memory: x of its own rows, and gate's weights or up's for both blocks.
 // Two warpgroups multiply, 64 rows each. They wait for each other only where a stage is used up, so that one multiplies
 // while the other one is in its epilogue. In registers an element of gate lies 64 before the one of up it belongs to.
+#include "../gated_projection.h"
+
+#ifdef PLOP_SM90A
 #include <algorithm>
 
-#include "../gated_projection.h"
 #include "activation.cuh"
 #include "elements.cuh"
 #include "hopper.cuh"
 #include "launch.cuh"
 #include "reduce.cuh"
+#endif
 
 namespace plop_ext {
+#ifdef PLOP_SM90A
 namespace {
 
 constexpr int kBlocks = 2;      // of a cluster
@@ -216,7 +220,6 @@ template <typename T, Activation kActivation>
 __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads, 1)
     gated_projection_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Sizes sizes,
                             float* __restrict__ partials) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   await_previous_kernel();
   extern __shared__ unsigned char memory[];
   auto& shared =
@@ -246,14 +249,13 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads, 1)
     if (threadIdx.x % kGroupThreads == 0) await_stores();
   }
   sync_cluster();  // the other block may still copy here, and arrive
-#endif
 }
 
 // Adds the sums of all tiles of a row, in one order.
 __global__ void __launch_bounds__(256)
-    sum_tiles_kernel(const float* __restrict__ partials, int tiles, int64_t rows, int64_t read, int64_t step,
-                     int64_t phase, float* __restrict__ gate_sumsq, float* __restrict__ up_sumsq,
-                     float* __restrict__ out_sumsq) {
+    sum_gated_projection_kernel(const float* __restrict__ partials, int tiles, int64_t rows, int64_t read, int64_t step,
+                                int64_t phase, float* __restrict__ gate_sumsq, float* __restrict__ up_sumsq,
+                                float* __restrict__ out_sumsq) {
   await_previous_kernel();
   const int which = blockIdx.y;
   float* __restrict__ sums = which == 0 ? gate_sumsq : which == 1 ? up_sumsq : out_sumsq;
@@ -313,7 +315,6 @@ void enqueue(const GatedProjectionArgs& args, const Maps& maps, const Sizes& siz
 }  // namespace
 
 bool has_gated_projection() {
-#ifdef PLOP_SM90A
   int device = 0;
   int major = 0;
   int minor = 0;
@@ -321,9 +322,6 @@ bool has_gated_projection() {
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
          minor == 0 && encoder() != nullptr;
-#else
-  return false;
-#endif
 }
 
 const char* launch_gated_projection(const GatedProjectionArgs& args, void* stream_pointer) {
@@ -352,11 +350,18 @@ const char* launch_gated_projection(const GatedProjectionArgs& args, void* strea
   }
   const int64_t read = args.n_rows > args.phase ? (args.n_rows - args.phase - 1) / args.step + 1 : 0;
   if (args.workspace != nullptr && read > 0) {
-    launch(sum_tiles_kernel, dim3(static_cast<unsigned>((read + 255) / 256), 3), 256, stream, args.workspace,
+    launch(sum_gated_projection_kernel, dim3(static_cast<unsigned>((read + 255) / 256), 3), 256, stream, args.workspace,
            sizes.feature_tiles, args.n_rows, read, args.step, args.phase, args.gate_sumsq, args.up_sumsq,
            args.out_sumsq);
   }
   return launch_error();
 }
 
+#else  // a build without Hopper
+
+bool has_gated_projection() { return false; }
+
+const char* launch_gated_projection(const GatedProjectionArgs&, void*) { return "the library is built without Hopper"; }
+
+#endif
 }  // namespace plop_ext
