@@ -73,6 +73,10 @@ class Audit:
             # NaN, the error of a row that is none, is kept.
             self._worst[name, limit] = worst if before is None else torch.maximum(before, worst)
 
+    def has(self, op: str) -> bool:
+        """Whether a call of an op, without the underscore at the end of its name, was compared."""
+        return any(name == op for name, _ in self._worst)
+
     def disagreement(self) -> str | None:
         """What is off by more than rounding, or None. Waits for the device."""
         for (name, limit), worst in self._worst.items():

@@ -46,6 +46,11 @@ class BlockCheck:
         self._plain = Collector(self.block.module, [collector.layers[row] for row in self._rows])
         self._errors: list[tuple[float, Tensor]] = []
 
+    @property
+    def projected(self) -> bool:
+        """Whether `gated_projection` was among the kernels compared."""
+        return self._audit.has("gated_projection")
+
     def attach(self) -> None:
         """Compare at each call of the block from now on."""
         self._fused.audit = self._audit

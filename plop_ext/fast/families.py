@@ -83,7 +83,7 @@ class Block:
         act: The MLP's activation.
         activation: Its name for `ops.gated_activation_`.
         emitted: Linear layers whose outputs the fused kernels read.
-        bypassed: What is part of a kernel and not called as a module: norms within, the activation, dropout.
+        bypassed: What is part of a kernel and never called as a module: norms within, the activation, dropout.
     """
 
     module: Any

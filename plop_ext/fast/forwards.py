@@ -6,6 +6,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,22 @@ class Handover:
         self._waiting.clear()
 
 
+@dataclass
+class Projections:
+    """Whether `gated_projection` may run in blocks that are not being checked.
+
+    Which batches and blocks take it depends on their tokens and layers: the batch that the other kernels were checked
+    on may not have called it.
+
+    Attributes:
+        agreed: It was compared in this run, and agreed.
+        wanted: A block would have taken it, but for that.
+    """
+
+    agreed: bool = False
+    wanted: bool = False
+
+
 class FusedBlock:
     """Binds fused forwards to a block, its attention, its MLP and its norms.
 
@@ -49,6 +66,7 @@ class FusedBlock:
         block: The block.
         collector: Where the sums go.
         handover: Shared by the blocks of a model.
+        projections: Likewise.
         bindings: Gets the forwards.
 
     Attributes:
@@ -57,12 +75,15 @@ class FusedBlock:
         plain: How often it ran as it was.
     """
 
-    def __init__(self, block: Block, collector: Collector, handover: Handover, bindings: Bindings) -> None:
+    def __init__(
+        self, block: Block, collector: Collector, handover: Handover, projections: Projections, bindings: Bindings
+    ) -> None:
         self.block = block
         self.audit: Audit | None = None
         self.fused = self.plain = 0
         self._collector = collector
         self._handover = handover
+        self._projections = projections
         self._bindings = bindings
         self._unit_offset = block.family.unit_offset
         self._parameters = tuple(inspect.signature(type(block.module).forward).parameters)[2:]  # self, hidden_states
@@ -107,7 +128,7 @@ class FusedBlock:
         block, mlp = self.block, self.block.module.mlp
         if not self._runs_fused(mlp, x, block.before_mlp):
             return type(mlp).forward(mlp, x)
-        if kernels.takes_weights(x, block.gate_up) and self._collector.bypassable(block.gate_up, x):
+        if self._projects(x):
             emitter = self._collector.emitter(x)
             return mlp.down_proj(kernels.gated_projection(x, block.gate_up, block.activation, emitter, self.audit))
         projected = [linear(x) for linear in block.gate_up]
@@ -136,6 +157,15 @@ class FusedBlock:
         q, k = kernels.rotary(*by_token, cos, sin, norms, self._unit_offset, emitter, self.audit)
         emitter.settle()  # v, whose sums no kernel takes, before attention needs the memory
         return q.transpose(1, 2), k.transpose(1, 2)
+
+    def _projects(self, x: Tensor) -> bool:
+        """Whether a kernel stands for gate's and up's projection of `x`."""
+        linears, projections = self.block.gate_up, self._projections
+        if not (kernels.takes_weights(x, linears) and self._collector.bypassable(linears, x)):
+            return False
+        allowed = projections.agreed or self.audit is not None
+        projections.wanted |= not allowed
+        return allowed
 
     def _add(self, x: Tensor, residual: Tensor, inner: Norm | None, norm: Norm | None) -> Tensor:
         """residual + x, or residual + inner(x); its norm is handed over."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as torch_module
 
 from plop_ext import ops
+from plop_ext.code_origin import is_code_of
 from plop_ext.fast.audit import Audit
 from plop_ext.fast.families import Norm
 from plop_ext.scoring.emitter import Emitter
@@ -62,13 +65,29 @@ def takes_columns(gate: Tensor, up: Tensor, like: Tensor) -> bool:
     )
 
 
-def takes_weights(x: Tensor, linears: Sequence[nn.Module]) -> bool:
+def is_plain(linear: Any) -> bool:
+    """Whether a layer is an nn.Linear without bias, and has nothing but forward hooks."""
+    return (
+        type(linear) is nn.Linear
+        and linear.bias is None
+        and type(linear.weight) is nn.Parameter  # a quantized or sharded one is of another class
+        and not linear._forward_pre_hooks
+        and "forward" not in vars(linear)
+    )
+
+
+def takes_weights(x: Tensor, linears: Sequence[Any]) -> bool:
     """Whether `gated_projection` may stand for `linears` on `x` [..., K]: plain, without bias, and of many tokens."""
     return (
         x.dtype in ops.PROJECTION_FLOATS
         and x.shape[:-1].numel() >= _PROJECTED_ROWS
         and ops.has_gated_projection(x.device)
-        and all(_is_plain(linear, x) for linear in linears)
+        and not torch_module._global_forward_hooks
+        and not torch_module._global_forward_pre_hooks
+        and _is_torchs(nn.Linear.forward)
+        and all(is_plain(linear) and _reads(linear, x) for linear in linears)
+        and linears[0].weight.shape == linears[-1].weight.shape
+        and len(linears[0].weight) % (8 * (3 - len(linears))) == 0
     )
 
 
@@ -239,16 +258,19 @@ def _projected(args: Sequence[Any]) -> Tensor:
     return gate.float() * up.float()
 
 
-def _is_plain(linear: nn.Module, x: Tensor) -> bool:
-    """Whether a layer is nn.Linear's own code on a weight that the kernel reads, and has nothing but forward hooks."""
-    if type(linear) is not nn.Linear or linear.bias is not None or "forward" in vars(linear):
-        return False
+@functools.cache
+def _is_torchs(function: Any) -> bool:
+    return is_code_of(function, "torch")
+
+
+def _reads(linear: Any, x: Tensor) -> bool:
+    """Whether the kernel reads a layer's weight beside `x`."""
     weight = linear.weight
     return (
-        not linear._forward_pre_hooks
-        and type(weight) is nn.Parameter  # a quantized or sharded one is of another class
-        and weight.dtype == x.dtype
+        weight.dtype == x.dtype
         and weight.device == x.device
+        and weight.shape[1] == x.shape[-1]
+        and len(weight) > 0
         and weight.is_contiguous()
         and ops.is_aligned(weight)
     )

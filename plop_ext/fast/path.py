@@ -9,11 +9,15 @@ from typing import Any
 from torch import nn
 
 from plop_ext import ops
+from plop_ext.fast import kernels
 from plop_ext.fast.binding import Bindings
 from plop_ext.fast.check import BlockCheck
 from plop_ext.fast.families import find_blocks
-from plop_ext.fast.forwards import FusedBlock, Handover
+from plop_ext.fast.forwards import FusedBlock, Handover, Projections
 from plop_ext.scoring.collector import Collector
+
+# So often the kernels are checked, if a kernel is wanted in vain.
+_MOST_CHECKS = 4
 
 
 class FastPath:
@@ -43,6 +47,8 @@ class FastPath:
         self._collector = collector
         self._bindings = Bindings()
         self._handover = Handover()
+        self._projections = Projections()
+        self._checks = 0
         self._blocks: list[FusedBlock] = []
         self._with_cache = 0
         self.reason: str | None = None
@@ -59,7 +65,9 @@ class FastPath:
             self.reason = f"{count}: {'; '.join(sorted(set(reasons)))}"
         elif not found:
             self.reason = "the model has no blocks of a family that the fast path knows"
-        self._blocks = [FusedBlock(block, self._collector, self._handover, self._bindings) for block in found]
+        self._blocks = [
+            FusedBlock(block, self._collector, self._handover, self._projections, self._bindings) for block in found
+        ]
         self._bindings.activate()
         self.blocks = len(self._blocks)
         self.checked = not self._blocks
@@ -70,7 +78,12 @@ class FastPath:
     ) -> None:
         self._leave()
 
-    def first_batch(self, run: Callable[[], None], again: Callable[[], None] | None = None) -> None:
+    @property
+    def due(self) -> bool:
+        """Whether the next batch is to be scored by `first_batch`: a kernel that is wanted has not been checked."""
+        return not self.checked or (self._projections.wanted and self._checks < _MOST_CHECKS)
+
+    def first_batch(self, run: Callable[[], None]) -> None:
         """Score a batch and check the kernels on it, unless no block takes the fast path in it.
 
         In the first and the last block of each kind every kernel is compared with its PyTorch twin, and the block also
@@ -78,8 +91,7 @@ class FastPath:
         kernels, which stay unused from then on; `reason` says why. Waits for the device once.
 
         Args:
-            run: `begin`, forward and `end` of the collector for that batch.
-            again: What scores it once more without the kernels; default: `run`.
+            run: `begin`, forward and `end` of the collector for that batch; nothing of it may be replayed.
         """
         checks = [BlockCheck(fused, self._collector, self._bindings) for fused in self._samples()]
         before = sum(fused.fused for fused in self._blocks)
@@ -94,11 +106,14 @@ class FastPath:
             return
         found = self._disagreement(checks)
         self.checked = True
+        self._checks += 1
+        self._projections.wanted = False
+        self._projections.agreed |= any(check.projected for check in checks)
         if found is not None:
             self._leave()
             self.reason = found
             self._collector.drop_batch()
-            (again or run)()
+            run()
 
     def without_kernels(self, run: Callable[[], None]) -> None:
         """Score a batch that the kernels cannot be checked on, since scoring it again would fill its cache twice.
@@ -134,6 +149,8 @@ class FastPath:
         for check in checks:
             if check.compared and (found := check.disagreement(totals)) is not None:
                 return f"the fused kernels disagree with the model: {found}"
+        if self.checked:  # once more, for a kernel that the first check did not see
+            return None
         kinds = {_kind(check.block.module): False for check in checks}
         for check in checks:
             kinds[_kind(check.block.module)] |= check.compared > 0
@@ -148,11 +165,14 @@ class FastPath:
         return None
 
     def _samples(self) -> list[FusedBlock]:
-        """The first and the last block of each kind."""
+        """The first and the last block of each kind, and one whose projections a kernel may stand for."""
         kinds: dict[object, list[FusedBlock]] = {}
         for fused in self._blocks:
             kinds.setdefault(_kind(fused.block.module), []).append(fused)
         chosen = [block for members in kinds.values() for block in (members[0], members[-1])]
+        plain = [block for block in self._blocks if all(map(kernels.is_plain, block.block.gate_up))]
+        if not any(block in plain for block in chosen):
+            chosen += plain[:1]
         return list({block.block.module: block for block in chosen}.values())
 
     def _leave(self) -> None:

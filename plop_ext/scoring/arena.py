@@ -207,7 +207,7 @@ class Arena:
 
     def _admit(self, layers: Sequence[tuple[int, LinearLayer]], token_map: TokenMap) -> None:
         """Make room for the sums of a call's input and of its outputs, one for each of `layers`."""
-        if layers[0][0] in self._recorded:  # a second call; the parts of a module are recorded together
+        if any(index in self._recorded for index, _ in layers):  # a second call
             self._reduce()
         room = (1 + len(layers)) * token_map.rows
         if self._map is not token_map or self._used + room > self._sums.numel():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
+from plop_ext.layers.linear import LinearAdapter
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows, shape_as_rows
 from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter, Parts
@@ -198,6 +199,8 @@ class Collector:
             modules: Two layers, or one of two parts; what is scored of them has no other part.
             x: Their input.
         """
+        if len(set(modules)) < len(modules):
+            return False
         if any(not self.owns(hook) for module in modules for hook in module._forward_hooks.values()):
             return False
         tokens = self.tokens
@@ -209,6 +212,7 @@ class Collector:
             and not tokens.time_first(x.shape)
             and tokens.map_for(x.shape[:-1].numel(), x.device) is not None
             and all((layer.split is None) == (len(modules) == 2) for layer in parts)
+            and all(type(layer.adapter) is LinearAdapter for layer in parts)  # another one may read anything
         )
 
     def owns(self, hook: object) -> bool:

@@ -122,16 +122,18 @@ def run_batches(
             def run(batch: Any = batch, size: int = size, counted: Any = counted, phase: int = phase) -> None:
                 forwards.run(batch, size, counted, step=token_step, phase=phase)
 
-            def again(run: Callable[[], None] = run) -> None:
+            def afresh(run: Callable[[], None] = run) -> None:
                 forwards.forget()
                 run()
 
-            if fast is None or fast.checked:
+            if fast is None or not fast.due:
                 run()
-            elif brings_cache(batch):
-                fast.without_kernels(run)
+            elif not brings_cache(batch):
+                fast.first_batch(afresh)
+            elif fast.checked:
+                run()
             else:
-                fast.first_batch(run, again)
+                fast.without_kernels(run)
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
             pending.append((number, partial(close, closed, ids, fingerprint, unassigned)))
             closed += 1
