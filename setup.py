@@ -27,7 +27,15 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))  # build backends leave the project's own folder out
 
-from toolchain import HOPPER_OPS, arch_flags, find_nvcc, missing_tools, source_flags  # noqa: E402
+from toolchain import (  # noqa: E402
+    HOPPER_OPS,
+    arch_flags,
+    find_nvcc,
+    is_at_least,
+    missing_tools,
+    nvcc_release,
+    source_flags,
+)
 
 VERSION = (ROOT / "plop_ext/_version.py").read_text().split('"')[-2]
 TORCH_TARGET = "2.10"
@@ -60,10 +68,7 @@ class BuildNative(build_ext):
         warnings = "-Wall -Wextra" + (" -Werror" if DEBUG else "")
         includes = " ".join(f"-isystem {path}" for path in include_paths())
         gencode, archs = arch_flags(nvcc) if nvcc else ([], "")
-        cuda_version = ""
-        if nvcc:
-            release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-            cuda_version = release.split("release ")[1].split(",")[0]
+        cuda_version = nvcc_release(nvcc) if nvcc else ""
         facts = {
             "PLOP_VERSION": VERSION,
             "PLOP_CUDA_VERSION": cuda_version,
@@ -74,7 +79,7 @@ class BuildNative(build_ext):
         defines = " ".join(f"""'-D{name}="{value}"'""" for name, value in facts.items())
         kernels = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}" + (" -DUSE_CUDA -DPLOP_WITH_CUDA" if nvcc else "")
         # A tenth of the size on disk; nvcc knows the flag since 12.8.
-        smaller = "--compress-mode=size" if nvcc and tuple(map(int, cuda_version.split("."))) >= (12, 8) else ""
+        smaller = "--compress-mode=size" if nvcc and is_at_least(cuda_version, (12, 8)) else ""
         deps = "-MMD -MF $out.d"
         depfile = "\n  depfile = $out.d\n  deps = gcc"
         # Products and sums round one by one, as separate PyTorch operators do, whatever the instruction set.
@@ -100,7 +105,7 @@ class BuildNative(build_ext):
                 objects.append(build / (source.replace("/", "_") + ".o"))
                 lines.append(f"build {objects[-1]}: {rule} {ROOT / 'csrc' / source}")
                 if rule == "nvcc":
-                    lines.append(f"  gencode = {' '.join(source_flags(source, gencode))}")
+                    lines.append(f"  gencode = {' '.join(source_flags(source, gencode, cuda_version))}")
         library = build / "libplop_ext.so"
         lines.append(f"build {library}: link {' '.join(map(str, objects))}")
         lines.append(f"build {build / loader.name}: loader {ROOT / 'csrc/python/module.cpp'}")

@@ -49,11 +49,9 @@ def toolchain() -> Any:
 
 def report(nvcc: Path, source: Path) -> str:
     """What ptxas says about the kernels of one file, for all architectures."""
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in toolchain().DEFAULT_ARCHS]
+    targets = _targets(nvcc, source, toolchain().DEFAULT_ARCHS)
     with tempfile.TemporaryDirectory() as folder:
-        said = _compile(
-            nvcc, *toolchain().source_flags(source.name, targets), "-c", str(source), "-o", f"{folder}/out.o"
-        )
+        said = _compile(nvcc, *targets, "-c", str(source), "-o", f"{folder}/out.o")
     return subprocess.run(["c++filt"], input=said, capture_output=True, text=True, check=True).stdout
 
 
@@ -61,9 +59,14 @@ def ptx(nvcc: Path, source: Path) -> str:
     """The kernels of one file in the compiler's intermediate language, for Hopper."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out.ptx")
-        target = toolchain().source_flags(source.name, [f"-gencode=arch=compute_{ARCH},code=sm_{ARCH}"])
-        _compile(nvcc, *target, "-ptx", str(source), "-o", str(output))
+        _compile(nvcc, *_targets(nvcc, source, [ARCH]), "-ptx", str(source), "-o", str(output))
         return output.read_text(encoding="utf-8")
+
+
+def _targets(nvcc: Path, source: Path, archs: Sequence[str]) -> list[str]:
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    found: list[str] = toolchain().source_flags(source.name, flags, toolchain().nvcc_release(nvcc))
+    return found
 
 
 def _compile(nvcc: Path, *arguments: str) -> str:
@@ -141,7 +144,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     nvcc = toolchain().find_nvcc()
     if nvcc is None:
         raise SystemExit("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
-    release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sources = sorted(SOURCES.glob("cuda/*.cu"))
         texts = list(pool.map(lambda source: report(nvcc, source), sources))
@@ -155,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "quick": False,
         "environment": environment.describe(torch.device("cpu"), "make resources"),
         "settings": {
-            "nvcc": release.split("release ")[1].split(",")[0],
+            "nvcc": toolchain().nvcc_release(nvcc),
             "arch": f"sm_{ARCH}",
             "spills_checked": [f"sm_{arch}" for arch in toolchain().DEFAULT_ARCHS],
             "access_before_wait": early,

@@ -33,7 +33,7 @@ struct GatedProjectionArgs {
 // Whether `launch_gated_projection` has a kernel for the current device.
 bool has_gated_projection();
 
-// Enqueues on `stream` (a cudaStream_t). Returns nullptr, or CUDA's text for a failed launch.
+// Enqueues on `stream` (a cudaStream_t). Returns nullptr, or why that failed.
 const char* launch_gated_projection(const GatedProjectionArgs& args, void* stream);
 
 }  // namespace plop_ext

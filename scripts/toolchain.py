@@ -13,6 +13,7 @@ from pathlib import Path
 
 DEFAULT_ARCHS = ("80", "86", "89", "90", "100", "120")
 HOPPER_OPS = ("gated_projection",)  # their kernels are of Hopper's own instructions, and there are none for the CPU
+HOPPER_RELEASE = (12, 5)  # of nvcc, whose runtime finds the driver's functions by version
 HOPPER_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
 
 
@@ -60,11 +61,23 @@ def arch_flags(nvcc: Path) -> tuple[list[str], str]:
     return flags, " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in ptx])
 
 
-def source_flags(source: str, flags: list[str]) -> list[str]:
+def nvcc_release(nvcc: Path) -> str:
+    """As in "13.0"."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return said.split("release ")[1].split(",")[0]
+
+
+def is_at_least(release: str, wanted: tuple[int, int]) -> bool:
+    return tuple(map(int, release.split("."))) >= wanted
+
+
+def source_flags(source: str, flags: list[str], release: str) -> list[str]:
     """`arch_flags` for one source: kernels of `HOPPER_OPS` are built for that architecture alone, if it is among them.
 
-    Built without Hopper there are none.
+    Built without Hopper, or by an nvcc `release` that is too old for them, there are none.
     """
     if not any(f"{op}_kernel" in source for op in HOPPER_OPS):
         return flags
-    return HOPPER_FLAGS if any("code=sm_90" in flag for flag in flags) else flags[:1]
+    if not is_at_least(release, HOPPER_RELEASE) or not any("code=sm_90" in flag for flag in flags):
+        return flags[:1]
+    return HOPPER_FLAGS + [flag for flag in flags if flag.startswith("-D")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import plop_ext
 from plop_ext import Collector, ops
 from plop_ext.fast import FastPath, kernels
-from plop_ext.layers import discover
+from plop_ext.layers import LinearLayer, discover
 from plop_ext.layers.linear import LinearAdapter
 from tests.fast_models import FAMILIES, batches, make
 from tests.test_fast import TOLERANCE, hidden_states, needs_native, quietly
@@ -71,6 +72,26 @@ def agreed(path: FastPath) -> FastPath:
     """As after a batch that was checked."""
     path._projections.agreed = True
     return path
+
+
+def observed(
+    model: nn.Module,
+    layers: Sequence[LinearLayer],
+    batch: dict[str, Tensor],
+    device: torch.device,
+    fast: bool,
+    *,
+    samples: int = 3,
+    mask: Tensor | None = None,
+    last_call_only: bool = False,
+) -> Collector:
+    """The collector of one forward, by hooks or by the fast path."""
+    with Collector(model, layers, last_call_only=last_call_only) as collector:
+        with agreed(FastPath(model, collector)) if fast else nullcontext():
+            collector.begin(samples, mask)
+            hidden_states(model, batch, device)
+            collector.end()
+    return collector
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -212,20 +233,19 @@ def test_some_or_none_of_its_layers_scored(
     model, batch = make(family, torch.bfloat16, device), batches(1)[0]
     layers = [layer for layer in discover(model).layers if layer.name.split(".")[-1] in names]
     assert layers
-    totals = []
-    for fast in (False, True):
-        with Collector(model, layers) as collector:
-            path = agreed(FastPath(model, collector))
-            if fast:
-                path.__enter__()
-            collector.begin(3, batch["attention_mask"].bool())
-            hidden_states(model, batch, device)
-            collector.end()
-            if fast:
-                path.__exit__(None, None, None)
-        totals.append(collector.totals())
+    plain, fast = (
+        observed(model, layers, batch, device, fast, mask=batch["attention_mask"].bool()) for fast in (False, True)
+    )
     assert len(calls) == 4
-    torch.testing.assert_close(totals[1], totals[0], rtol=2 * TOLERANCE[torch.bfloat16], atol=0)
+    torch.testing.assert_close(fast.totals(), plain.totals(), rtol=2 * TOLERANCE[torch.bfloat16], atol=0)
+
+
+def test_a_weight_of_another_class_that_is_not_scored(device: torch.device, calls: list[int]) -> None:
+    model = make("llama", torch.bfloat16, device)
+    of_another_class(model)
+    layers = [layer for layer in discover(model).layers if layer.name.endswith("q_proj")]
+    observed(model, layers, batches(1)[0], device, True)
+    assert len(calls) == 3
 
 
 def test_only_v_and_the_output_of_attention_are_read(
@@ -255,19 +275,10 @@ def test_only_v_and_the_output_of_attention_are_read(
 
 def test_layers_of_a_batch_without_a_mask_are_named(device: torch.device, calls: list[int]) -> None:
     model, batch = make("llama", torch.bfloat16, device), batches(1)[0]
-    noted = []
-    for fast in (False, True):
-        with Collector(model, discover(model).layers) as collector:
-            path = agreed(FastPath(model, collector))
-            if fast:
-                path.__enter__()
-            collector.begin(3)
-            hidden_states(model, batch, device)
-            collector.end()
-            if fast:
-                path.__exit__(None, None, None)
-        noted.append(collector.unmasked)
-    assert noted[0] == noted[1] != set()
+    layers = discover(model).layers
+    plain, fast = (observed(model, layers, batch, device, fast) for fast in (False, True))
+    assert len(calls) == 4
+    assert plain.unmasked == fast.unmasked != set()
 
 
 @pytest.mark.parametrize("vectors", [3, 5, 13])
@@ -418,21 +429,14 @@ def test_layers_that_only_hooks_can_read(case: str, device: torch.device, calls:
             dataclasses.replace(layer, split=None) for layer in layers if layer.name.endswith("gate_up_proj.gate")
         )
         assert len(layers) == 4
-    found = []
-    for fast in (False, True):
-        with Collector(model, layers, last_call_only=case == "last call only") as collector:
-            path = agreed(FastPath(model, collector))
-            if fast:
-                path.__enter__()
-            collector.begin(7 if case == "rows of no sample" else 3)
-            hidden_states(model, batch, device)
-            collector.end()
-            if fast:
-                path.__exit__(None, None, None)
-        found.append((collector.totals(), collector.unassigned))
+    samples, last_call_only = 7 if case == "rows of no sample" else 3, case == "last call only"
+    plain, fast = (
+        observed(model, layers, batch, device, fast, samples=samples, last_call_only=last_call_only)
+        for fast in (False, True)
+    )
     assert calls == []
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=2 * TOLERANCE[torch.bfloat16], atol=0)
-    assert found[0][1] == found[1][1]
+    torch.testing.assert_close(fast.totals(), plain.totals(), rtol=2 * TOLERANCE[torch.bfloat16], atol=0)
+    assert plain.unassigned == fast.unassigned
 
 
 @pytest.mark.parametrize("place", [0, 5, 6, 7], ids=["out", "gate_sumsq", "up_sumsq", "out_sumsq"])

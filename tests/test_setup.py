@@ -126,8 +126,17 @@ def test_hoppers_kernels_are_built_for_hopper_alone(
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", archs)
     flags, _ = setup.arch_flags(fake_nvcc(no_cuda))
     own = ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
-    assert setup.source_flags("cuda/gated_projection_kernel.cu", flags) == own
-    assert setup.source_flags("cuda/rotary_kernel.cu", flags) == flags
+    assert setup.source_flags("cuda/gated_projection_kernel.cu", flags, "12.5") == own
+    assert setup.source_flags("cuda/rotary_kernel.cu", flags, "12.5") == flags
+    assert setup.source_flags("cuda/gated_projection_kernel.cu", flags, "12.4") == flags[:1]
+
+
+def test_hoppers_kernels_are_launched_as_all_others_are(
+    setup: Any, no_cuda: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0")
+    flags, _ = setup.arch_flags(fake_nvcc(no_cuda))
+    assert setup.source_flags("gated_projection_kernel.cu", flags, "13.0")[2:] == ["-DPLOP_LAUNCHES_IN_ORDER"]
 
 
 def test_without_hopper_its_source_is_compiled_once(
@@ -135,7 +144,7 @@ def test_without_hopper_its_source_is_compiled_once(
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;10.0+PTX")
     flags, _ = setup.arch_flags(fake_nvcc(no_cuda))
-    assert setup.source_flags("gated_projection_kernel.cu", flags) == ["-gencode=arch=compute_80,code=sm_80"]
+    assert setup.source_flags("gated_projection_kernel.cu", flags, "13.0") == ["-gencode=arch=compute_80,code=sm_80"]
 
 
 def test_architectures(setup: Any, no_cuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:

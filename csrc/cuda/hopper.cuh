@@ -31,8 +31,7 @@ __device__ __forceinline__ void expect_bytes(uint64_t& barrier, uint32_t bytes) 
                : "memory");
 }
 
-// Arrives at the barrier in the same place of the `block`-th block of the cluster, if `arrives`; without a branch,
-// across which the compiler would move the work behind it.
+// Arrives at the barrier in the same place of the `block`-th block of the cluster, if `arrives`.
 __device__ __forceinline__ void arrive_in(uint64_t& barrier, uint32_t block, bool arrives) {
   asm volatile(
       "{\n"

@@ -2,6 +2,7 @@
 
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for, register_adapter
 from plop_ext.layers.discovery import Discovery, LinearLayer, discover
+from plop_ext.layers.linear import is_plain_product
 from plop_ext.layers.offload import weights_in_place
 from plop_ext.layers.scope import SCOPES
 from plop_ext.layers.split import Split
@@ -20,6 +21,7 @@ __all__ = [
     "adapter_for",
     "base_model",
     "discover",
+    "is_plain_product",
     "register_adapter",
     "weights_in_place",
 ]

@@ -80,3 +80,8 @@ class TransposedLinearAdapter(LayerAdapter):
 
     def weight_rows(self, module: nn.Module) -> Tensor:
         return cast(Tensor, module.weight).T
+
+
+def is_plain_product(adapter: LayerAdapter) -> bool:
+    """Whether an adapter reads a module's input and the product it returns, as they are; one of the user's may not."""
+    return type(adapter) is LinearAdapter

@@ -53,13 +53,14 @@ def gated_projection_(
 
     Rounds where the modules do: gate, up, the activation and the product, to `x`'s dtype. Products accumulate in
     float32, on Hopper in the order of cuBLAS' kernels without split-K. Sums accumulate in float32 over the rounded
-    values. The native kernel gives a row the same bits whatever the other rows are.
+    values. The native kernel gives a row the same bits whatever the other rows are; where an input is infinite
+    its sums may be NaN and not infinite.
 
     The native kernel runs on devices of compute capability 9.0 (`has_gated_projection`); the PyTorch kernel on the
     CPU and every device that is not CUDA's.
 
     Args:
-        out: [R, I], written, contiguous, I a multiple of 8: the input of the down projection.
+        out: [R, I], written, contiguous, I a multiple of 8: the input of the down projection. Memory of its own.
         x: [R, K] float16 or bfloat16, contiguous, K a multiple of 8.
         gate_weight: [I, K], contiguous.
         up_weight: [I, K], contiguous.
@@ -82,9 +83,15 @@ def gated_projection_(
     )
 
 
-@functools.cache
 def has_gated_projection(device: torch.device) -> bool:
     """Whether the native `gated_projection_` runs on `device`: one of CUDA's with compute capability 9.0."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _has_kernel(device)
+
+
+@functools.cache
+def _has_kernel(device: torch.device) -> bool:
     return bool(torch.ops.plop_ext.has_gated_projection.default(torch.empty(0, device=device)))
 
 

@@ -148,9 +148,9 @@ class Arena:
         self._admit(layers, token_map)
         in_start = self._known_input(x)
         if in_start is None:
-            in_start = self._used
-            ops.row_sumsq_(self._take(token_map.rows), as_rows(x), None, token_map.step, token_map.phase)
-            self.know_input(x, self._views[in_start, token_map.rows])
+            in_start, sums = self._used, self._take(token_map.rows)
+            ops.row_sumsq_(sums, as_rows(x), None, token_map.step, token_map.phase)
+            self.know_input(x, sums)
         found = []
         for index, _ in layers:
             self._records += (index, in_start, self._used)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext import ops
-from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
-from plop_ext.layers.linear import LinearAdapter
+from plop_ext.layers import LinearLayer, Unsupported, is_plain_product, weights_in_place
 from plop_ext.scoring import routed
 from plop_ext.scoring.arena import Arena, Call, as_rows, shape_as_rows
 from plop_ext.scoring.emitter import SILENT, BatchEmitter, Emitter, Parts
@@ -212,7 +211,7 @@ class Collector:
             and not tokens.time_first(x.shape)
             and tokens.map_for(x.shape[:-1].numel(), x.device) is not None
             and all((layer.split is None) == (len(modules) == 2) for layer in parts)
-            and all(type(layer.adapter) is LinearAdapter for layer in parts)  # another one may read anything
+            and all(is_plain_product(layer.adapter) for layer in parts)
         )
 
     def owns(self, hook: object) -> bool:
