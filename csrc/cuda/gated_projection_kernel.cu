@@ -150,13 +150,23 @@ __device__ __forceinline__ void multiply_stages(float (&d)[128], Shared<T>& shar
     before = turn.stage;
     turn.advance();
   }
-  await_products<0>();
+  await_products(d);
   arrive_in(shared.free[before], lane % kBlocks, lane < kBlocks);
+}
+
+// Of a tile with features past the last one: there are no weights there, and infinity times zero is NaN.
+__device__ __forceinline__ void clear_features(float (&d)[128], int from) {
+#pragma unroll
+  for (int at = 0; at < 64; ++at) {
+    if (at / 4 * 8 < from) continue;
+    d[at] = 0.0f;
+    d[at + 64] = 0.0f;
+  }
 }
 
 // Activates, multiplies and stores 64 rows of 128 features, and leaves the sums over these features.
 template <typename T, Activation kActivation>
-__device__ __forceinline__ void finish_tile(const float (&d)[128], Shared<T>& shared, const CUtensorMap& out_map,
+__device__ __forceinline__ void finish_tile(float (&d)[128], Shared<T>& shared, const CUtensorMap& out_map,
                                             const Sizes& sizes, Place place, int group, float* __restrict__ partials) {
   using Pair = typename Two<T>::type;
   const int thread = threadIdx.x % kGroupThreads;
@@ -165,6 +175,8 @@ __device__ __forceinline__ void finish_tile(const float (&d)[128], Shared<T>& sh
   // Matrices of 8 x 8: rows 0 to 7 and 8 to 15 of this warp, then those of the next 8 features.
   const int row = warp * 16 + (lane / 8 % 2) * 8 + lane % 8;
   const uint32_t out_row = shared_address(shared.out[group][0]) + row * kDepth * sizeof(T);
+  const int features = sizes.features - place.feature;
+  if (features < kTileFeatures) clear_features(d, features);
   if (thread == 0) await_stores_read();
   sync_threads(1 + group, kGroupThreads);
   float sums[3][2] = {};
@@ -279,6 +291,7 @@ Encode encoder() {
     cudaDriverEntryPointQueryResult result;
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
+    if (error != cudaSuccess) cudaGetLastError();  // else the next launch would be said to have failed
     return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
   }();
   return found;

@@ -137,6 +137,12 @@ template <int kRunning>
 __device__ __forceinline__ void await_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kRunning) : "memory");
 }
+// Until all products are in `d`: the compiler may read registers ahead of a wait that does not name them.
+__device__ __forceinline__ void await_products(float (&d)[128]) {
+  await_products<0>();
+#pragma unroll
+  for (float& sum : d) asm volatile("" : "+f"(sum)::"memory");
+}
 
 #define PLOP_D8(i)                                                                                            \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \

@@ -53,8 +53,7 @@ def gated_projection_(
 
     Rounds where the modules do: gate, up, the activation and the product, to `x`'s dtype. Products accumulate in
     float32, on Hopper in the order of cuBLAS' kernels without split-K. Sums accumulate in float32 over the rounded
-    values. The native kernel gives a row the same bits whatever the other rows are; where an input is infinite
-    its sums may be NaN and not infinite.
+    values. The native kernel gives a row the same bits whatever the other rows are.
 
     The native kernel runs on devices of compute capability 9.0 (`has_gated_projection`); the PyTorch kernel on the
     CPU and every device that is not CUDA's.
