@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,6 +21,7 @@ from plop_ext.scoring.forwards import EagerForwards
 from plop_ext.scoring.mask_free import may_omit_masks
 from plop_ext.scoring.masks import without_idle_masks
 from tests.fast_models import FAMILIES, batches, make
+from tests.mask_users import MASK_USERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens")
 needs_native = pytest.mark.skipif(not ops.STATUS.loaded, reason="the fast path needs the native kernels")
@@ -207,112 +205,6 @@ def test_lora_needs_no_mask() -> None:
         assert not may_omit_masks(model)
 
 
-def needing_a_mask(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which fails where it is given no mask."""
-
-    def needing(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
-        assert attention_mask.sum() > 0
-        return function(*args, attention_mask=attention_mask, **kwargs)
-
-    return needing
-
-
-class Around(nn.Module):
-    """A module of the user's that looks like a model of PEFT's."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner, self.config = inner, inner.config
-
-    def get_base_model(self) -> Any:
-        return self.inner
-
-    def forward(self, **inputs: Any) -> Any:
-        return needing_a_mask(self.inner)(**inputs)
-
-
-def with_a_head(inner: nn.Module, model: Any) -> nn.Module:
-    """A causal language model of the configuration of `model`, with `inner` in it."""
-    import transformers
-
-    outer = transformers.LlamaForCausalLM(model.config).eval()
-    outer.model = inner
-    return outer
-
-
-def of_a_class_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    model.__class__ = type(
-        "Pooled", (type(model),), {"forward": needing_a_mask(type(model).forward), "__module__": "pooled"}
-    )
-    return model
-
-
-def with_a_class_of_the_users_inside(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    return with_a_head(of_a_class_of_the_users(model, monkeypatch), model)
-
-
-def with_a_forward_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    model.forward = needing_a_mask(model.forward)
-    return model
-
-
-def with_a_patched_class(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    monkeypatch.setattr(type(model), "forward", needing_a_mask(type(model).forward))
-    return model
-
-
-def with_a_hook_before(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
-        assert kwargs["attention_mask"].sum() > 0
-
-    model.register_forward_pre_hook(look, with_kwargs=True)
-    return model
-
-
-def with_a_hook_behind(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        assert kwargs["attention_mask"].sum() > 0
-
-    model.register_forward_hook(look, with_kwargs=True)
-    return model
-
-
-def with_a_mask_function_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    import transformers.masking_utils
-
-    makers = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
-    monkeypatch.setitem(makers._local_mapping, "sdpa", needing_a_mask(makers["sdpa"]))
-    return model
-
-
-def with_a_wrapped_mask_function(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    import transformers.masking_utils
-
-    makers = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
-    wrapped = functools.wraps(makers["sdpa"])(needing_a_mask(makers["sdpa"]))  # with the name and module of that one
-    monkeypatch.setitem(makers._local_mapping, "sdpa", wrapped)
-    return model
-
-
-def with_patched_mask_making(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    modeling = sys.modules[type(model).__module__]
-    monkeypatch.setattr(modeling, "create_causal_mask", needing_a_mask(modeling.create_causal_mask))
-    return model
-
-
-def with_a_module_of_the_users_on_the_way(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    return with_a_head(Around(model), model)
-
-
-def with_a_hook_on_the_tuner(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    import peft
-
-    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")  # without a task it is passed by
-    adapted = peft.get_peft_model(with_a_head(model, model), config)
-    with_a_hook_before(adapted.base_model, monkeypatch)
-    return adapted
-
-
 def with_another_attention(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     class Wrapped(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -327,28 +219,7 @@ def with_another_attention(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Mo
     return model
 
 
-def within_a_model_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    return Around(model)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        of_a_class_of_the_users,
-        with_a_class_of_the_users_inside,
-        with_a_forward_of_the_users,
-        with_a_patched_class,
-        with_a_hook_before,
-        with_a_hook_behind,
-        with_a_mask_function_of_the_users,
-        with_a_wrapped_mask_function,
-        with_patched_mask_making,
-        with_a_module_of_the_users_on_the_way,
-        with_a_hook_on_the_tuner,
-        with_another_attention,
-        within_a_model_of_the_users,
-    ],
-)
+@pytest.mark.parametrize("change", [*MASK_USERS, with_another_attention])
 def test_whatever_may_need_its_mask_gets_it(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data = batches(padded=False)
     expected = plop_ext.score(make("llama"), data, progress=False, max_samples=None)

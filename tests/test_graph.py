@@ -25,8 +25,11 @@ from plop_ext.scoring import score as score_module
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.graph import MAX_GRAPHS, GraphedForwards
 from plop_ext.scoring.graph_inputs import on_device
+from plop_ext.scoring.mask_free import is_own_code
 from plop_ext.scoring.score import find_plop_targets, score
 from tests.architectures import ARCHITECTURES
+from tests.fast_models import make
+from tests.mask_users import MASK_USERS
 from tests.tiny_models import Plain, token_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens", "ignore:.*expert projections")
@@ -194,6 +197,23 @@ def test_shapes_that_never_come_back_are_said_so(graphing: torch.device, monkeyp
         "reason"
     ]
     assert same(graphed, scored(model, batches))
+
+
+@pytest.mark.filterwarnings("ignore:`graph`")
+@pytest.mark.parametrize("change", MASK_USERS)
+def test_whatever_may_need_its_mask_gets_it(
+    change: Any, graphing: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it is not graphed, since it looks at that mask."""
+    data = [plain(2, 24, i) for i in range(4)]
+    expected = scored(make("llama", device=graphing), data)
+    with monkeypatch.context() as patched:
+        model = change(make("llama", device=graphing), patched)
+        assert not is_own_code(model)
+        graphed = scored(model, data, graph=True)
+    assert graphed.totals.tobytes() == expected.totals.tobytes()
+    if graphing.type == "cuda":
+        assert "makes the host wait" in graphed.provenance["graph"]["reason"]
 
 
 class Refuses:

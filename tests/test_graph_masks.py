@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plop_ext.scoring.mask_free import is_own_code
 from plop_ext.scoring.masks import decided_masks, without_idle_masks
 from tests.architectures import ARCHITECTURES
 from tests.test_graph import Batch, padded, plain
@@ -152,3 +153,8 @@ def test_packed_samples_stay_apart(llama: nn.Module) -> None:
     assert eager[0] is not None
     with decided_masks(batch, plain=True):
         assert torch.equal(attention_masks(llama, batch)[0], eager[0])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_models_of_transformers_are_graphed_as_such(name: str) -> None:
+    assert is_own_code(ARCHITECTURES[name].build())

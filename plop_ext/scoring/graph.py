@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from plop_ext.errors import InputError
 from plop_ext.scoring import capture
-from plop_ext.scoring.batch import batch_to_device, input_device, is_transformers_model
+from plop_ext.scoring.batch import batch_to_device, input_device
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.forwards import EagerForwards
 from plop_ext.scoring.graph_inputs import Ungraphable, launch_key, on_device, tensors
+from plop_ext.scoring.mask_free import is_own_code
 from plop_ext.scoring.masks import UnknownMasks, decided_masks, without_idle_masks
 from plop_ext.scoring.token_map import BatchTokens
 from plop_ext.scoring.transfer import overwrite
@@ -62,8 +63,9 @@ class GraphedForwards:
         model: Prepared for scoring, on a CUDA device.
         forward: Runs a batch. Its Python code is not called at a replay.
         collector: Entered.
-        plain: Whether `forward` is `default_forward`. Only then is it known on which values of a batch the masks of a
-            transformers model depend; with a forward of its own such a model makes the host wait, and is not captured.
+        plain: Whether `forward` is `default_forward`. Only then, and of a model that `is_own_code`, is it known on
+            which values of a batch the masks depend; any other transformers model looks at them, for which the host
+            waits, and is not captured.
 
     Attributes:
         reason: Why forwards are not graphed any more, or not at all; None while they are.
@@ -76,7 +78,7 @@ class GraphedForwards:
         self._model = model
         self._forward = forward
         self._collector = collector
-        self._plain = plain and is_transformers_model(model)
+        self._plain = plain and is_own_code(model)
         self._eager = EagerForwards(model, forward, collector)
         self._device = input_device(model)
         self._recorder = capture.Recorder(self._device)

@@ -18,23 +18,38 @@ def may_omit_masks(model: nn.Module) -> bool:
     """Whether to the whole model no attention mask is known to mean the same as one of ones.
 
     So it is with transformers' own models of the families in `plop_ext.fast.families`, bare or in a `PeftModel`, and
-    attention by sdpa or eager. Whatever else sees the inputs may need the mask: a larger model around such a one, a
-    class, a forward or a hook of the user's on the way to the blocks, a mask function in the place of transformers'.
+    attention by sdpa or eager.
     """
-    transformers_model = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
-    inner = _without_peft(model)
-    if transformers_model is None or not isinstance(inner, transformers_model):
+    if not is_own_code(model):
         return False
-    blocks = {module for module in inner.modules() if family_of(module) is not None}
-    around = [module for module in model.modules() if module not in blocks and _holds_any(module, blocks)]
+    inner = _without_peft(model)
+    blocks = [module for module in inner.modules() if family_of(module) is not None]
     return (
         bool(blocks)
         and all(_model_type(getattr(block, "self_attn", None)) == _model_type(inner) for block in blocks)
+        and all(module.config._attn_implementation in _ATTENTION for module in inner.modules() if _is_model(module))
+    )
+
+
+def is_own_code(model: nn.Module) -> bool:
+    """Whether nothing but transformers', PEFT's and torch's own code sees what a transformers model is called with.
+
+    Whatever else does may need a mask of ones: a larger model around it, a class, a forward or a hook of the user's, a
+    mask function in the place of transformers'.
+    """
+    around = [module for module in model.modules() if any(map(_is_model, module.modules()))]
+    return (
+        _is_model(_without_peft(model))
         and not torch_module._global_forward_hooks
         and not torch_module._global_forward_pre_hooks
         and all(_is_as_made(module) for module in around)
-        and all(_makes_its_masks(module) for module in around if isinstance(module, transformers_model))
+        and all(_makes_its_masks(module) for module in around if _is_model(module))
     )
+
+
+def _is_model(module: Any) -> bool:
+    kind = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    return kind is not None and isinstance(module, kind)
 
 
 def _without_peft(model: nn.Module) -> Any:
@@ -49,10 +64,6 @@ def _is_of_peft(kind: type) -> bool:
 
 def _model_type(module: Any) -> Any:
     return getattr(getattr(module, "config", None), "model_type", None)
-
-
-def _holds_any(module: nn.Module, blocks: set[nn.Module]) -> bool:
-    return any(inner in blocks for inner in module.modules())
 
 
 def _is_as_made(module: nn.Module) -> bool:
@@ -72,6 +83,8 @@ def _makes_its_masks(model: Any) -> bool:
     makers = [value for name, value in names.items() if name.startswith("create_") and "mask" in name]
     attention = model.config._attn_implementation
     known = getattr(sys.modules.get("transformers.masking_utils"), "ALL_MASK_ATTENTION_FUNCTIONS", {})
-    if attention not in _ATTENTION or attention not in known:
-        return False
-    return all(is_code_of(maker, "transformers") for maker in (known[attention], *makers))
+    if attention is not None:  # as it is for a model without attention
+        if attention not in known:  # it is given the mask as it is
+            return False
+        makers.append(known[attention])
+    return all(is_code_of(maker, "transformers") for maker in makers)
