@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 
@@ -108,6 +109,30 @@ def with_a_module_of_the_users_on_the_way(model: Any, monkeypatch: pytest.Monkey
     return with_a_head(Around(model), model)
 
 
+class Trunk(nn.Module):
+    """A decoder of the user's, made of transformers' blocks."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.embed_tokens, self.rotary_emb = inner.embed_tokens, inner.rotary_emb
+        self.layers, self.norm = inner.layers, inner.norm
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        assert inputs["attention_mask"].sum() > 0
+        x = self.embed_tokens(input_ids)
+        places = torch.arange(x.shape[1], device=x.device)[None]
+        turned = self.rotary_emb(x, places)
+        for layer in self.layers:
+            x = layer(x, attention_mask=None, position_ids=places, position_embeddings=turned)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x))
+
+
+def with_a_trunk_of_the_users(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    return with_a_head(Trunk(model), model)
+
+
 def with_a_hook_on_the_tuner(model: Any, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     import peft
 
@@ -133,6 +158,7 @@ MASK_USERS: list[Callable[[Any, pytest.MonkeyPatch], nn.Module]] = [
     with_a_wrapped_mask_function,
     with_patched_mask_making,
     with_a_module_of_the_users_on_the_way,
+    with_a_trunk_of_the_users,
     with_a_hook_on_the_tuner,
     within_a_model_of_the_users,
 ]

@@ -158,3 +158,12 @@ def test_packed_samples_stay_apart(llama: nn.Module) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_models_of_transformers_are_graphed_as_such(name: str) -> None:
     assert is_own_code(ARCHITECTURES[name].build())
+
+
+def test_a_hook_within_a_block_may_see_the_mask_of_the_batch() -> None:
+    model = ARCHITECTURES["mamba"].build()
+    mixer = next(module for name, module in model.named_modules() if name.endswith(".mixer"))
+    handle = mixer.register_forward_pre_hook(lambda *inputs: None, with_kwargs=True)
+    assert not is_own_code(model)
+    handle.remove()
+    assert is_own_code(model)

@@ -64,8 +64,8 @@ class GraphedForwards:
         forward: Runs a batch. Its Python code is not called at a replay.
         collector: Entered.
         plain: Whether `forward` is `default_forward`. Only then, and of a model that `is_own_code`, is it known on
-            which values of a batch the masks depend; any other transformers model looks at them, for which the host
-            waits, and is not captured.
+            which values of a batch the masks depend. Any other model that looks at them, as transformers' own do,
+            makes the host wait, and is not captured.
 
     Attributes:
         reason: Why forwards are not graphed any more, or not at all; None while they are.

@@ -1,7 +1,8 @@
-"""Models that compute the same without an attention mask as with one of ones."""
+"""Models that compute the same without an attention mask as with one of ones, as far as their code is known."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from plop_ext.code_origin import is_code_of
-from plop_ext.fast.families import family_of, is_own_class
+from plop_ext.fast.families import captures, family_of, is_own_class
 
 _ATTENTION = ("eager", "sdpa")
 
@@ -32,12 +33,20 @@ def may_omit_masks(model: nn.Module) -> bool:
 
 
 def is_own_code(model: nn.Module) -> bool:
-    """Whether nothing but transformers', PEFT's and torch's own code sees what a transformers model is called with.
+    """Whether only transformers', PEFT's and torch's own code sees the masks that a transformers model is called with.
 
-    Whatever else does may need a mask of ones: a larger model around it, a class, a forward or a hook of the user's, a
-    mask function in the place of transformers'.
+    Whatever else does may need one of ones: a larger model around it, a class, a forward or a hook of the user's, a
+    mask function in the place of transformers'. What lies within a block of a known family sees none but those that
+    transformers makes.
     """
-    around = [module for module in model.modules() if any(map(_is_model, module.modules()))]
+    blocks = {module for module in model.modules() if family_of(module) is not None}
+    within = {module for block in blocks for module in block.modules()}
+    around = [
+        module
+        for module in model.modules()
+        if module not in within
+        and (_takes_mask(type(module)) or any(_is_model(inner) or inner in blocks for inner in module.modules()))
+    ]
     return (
         _is_model(_without_peft(model))
         and not torch_module._global_forward_hooks
@@ -66,15 +75,24 @@ def _model_type(module: Any) -> Any:
     return getattr(getattr(module, "config", None), "model_type", None)
 
 
+def _takes_mask(kind: type[nn.Module]) -> bool:
+    try:
+        return "attention_mask" in inspect.signature(kind.forward).parameters
+    except (AttributeError, TypeError, ValueError):  # as of a scripted module
+        return False
+
+
 def _is_as_made(module: nn.Module) -> bool:
     """Whether nothing but transformers', PEFT's or torch's own code sees what the module is called with."""
     kind = type(module)
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if "forward" in vars(module) or not all(map(captures, hooks)):
         return False
     if kind is nn.ModuleList:
         return True
     package = "transformers" if is_own_class(kind) else "peft" if _is_of_peft(kind) else None
-    return package is not None and kind.__call__ is nn.Module.__call__ and is_code_of(kind.forward, package)
+    is_called_as_made = kind.__call__ is nn.Module.__call__ or is_code_of(kind.__call__, "transformers")
+    return package is not None and is_called_as_made and is_code_of(kind.forward, package)
 
 
 def _makes_its_masks(model: Any) -> bool:
