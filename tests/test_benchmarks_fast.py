@@ -21,7 +21,7 @@ from benchmarks.variants import BASE, Ready, Variant
 from plop_ext.layers import discover
 from plop_ext.scoring import capture
 from plop_ext.scoring.collector import Collector
-from tests.test_graph import Repeated
+from tests.graphed import Repeated
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,4 @@
-"""`score(graph=True)`: the bits of an eager run, from forwards that are captured once and replayed.
-
-Without a GPU a stand-in for the capture repeats the captured work at each replay: all but the capture is tested.
-"""
+"""`score(graph=True)`: the bits of an eager run, from forwards that are captured once and replayed."""
 
 from __future__ import annotations
 
@@ -19,71 +16,16 @@ from plop_ext.cli.main import main
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
 from plop_ext.scores import Scores
-from plop_ext.scoring import capture
 from plop_ext.scoring import graph as graphs
-from plop_ext.scoring import score as score_module
 from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.graph import MAX_GRAPHS, GraphedForwards
 from plop_ext.scoring.graph_inputs import on_device
-from plop_ext.scoring.mask_free import is_own_code
-from plop_ext.scoring.score import find_plop_targets, score
+from plop_ext.scoring.score import find_plop_targets
 from tests.architectures import ARCHITECTURES
-from tests.fast_models import make
-from tests.mask_users import MASK_USERS
-from tests.tiny_models import Plain, token_batch
+from tests.graphed import Batch, padded, plain, same, scored
+from tests.tiny_models import Plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens", "ignore:.*expert projections")
-Batch = dict[str, Tensor]
-
-
-class Repeated:
-    """In place of `capture.Recorder`: a replay does the work again, on whatever its inputs hold by then."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.captured = 0
-
-    def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        totals = work()
-        totals.fill_(torch.nan)  # a capture computes nothing
-        self.captured += 1
-        return lambda: totals.copy_(work()), totals  # type: ignore[return-value]
-
-    def release(self) -> None:
-        pass
-
-
-@pytest.fixture
-def graphing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A device on which forwards can be graphed, or seem to be."""
-    if device.type == "cpu":
-        send = Collector.send
-        monkeypatch.setattr(capture, "Recorder", Repeated)
-        monkeypatch.setattr(score_module, "check_graph", lambda model: None)
-        # What is sent from a device is a copy.
-        monkeypatch.setattr(Collector, "send", lambda self, totals: send(self, totals.clone()))
-    return device
-
-
-def plain(samples: int, tokens: int, seed: int) -> Batch:
-    """Unpadded."""
-    batch = token_batch([tokens] * samples, seed=seed)
-    batch["labels"][:, : tokens // 3 + seed % 3] = -100
-    return batch
-
-
-def padded(samples: int, tokens: int, seed: int) -> Batch:
-    batch = token_batch([tokens - (seed + sample) % 5 * (sample > 0) for sample in range(samples)], seed=seed)
-    batch["attention_mask"][-1, -1] = 0
-    batch["labels"][:, : tokens // 3 + seed % 3] = -100
-    return batch
-
-
-def scored(model: nn.Module, data: Any, **settings: Any) -> Scores:
-    return score(model, data, progress=False, **{"max_samples": None, "stop": None, **settings})
-
-
-def same(first: Scores, second: Scores) -> bool:
-    return first.totals.tobytes() == second.totals.tobytes() and first.nfn.tobytes() == second.nfn.tobytes()
 
 
 def model_on(name: str, device: torch.device) -> nn.Module:
@@ -197,23 +139,6 @@ def test_shapes_that_never_come_back_are_said_so(graphing: torch.device, monkeyp
         "reason"
     ]
     assert same(graphed, scored(model, batches))
-
-
-@pytest.mark.filterwarnings("ignore:`graph`")
-@pytest.mark.parametrize("change", MASK_USERS)
-def test_whatever_may_need_its_mask_gets_it(
-    change: Any, graphing: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU it is not graphed, since it looks at that mask."""
-    data = [plain(2, 24, i) for i in range(4)]
-    expected = scored(make("llama", device=graphing), data)
-    with monkeypatch.context() as patched:
-        model = change(make("llama", device=graphing), patched)
-        assert not is_own_code(model)
-        graphed = scored(model, data, graph=True)
-    assert graphed.totals.tobytes() == expected.totals.tobytes()
-    if graphing.type == "cuda":
-        assert "makes the host wait" in graphed.provenance["graph"]["reason"]
 
 
 class Refuses:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plop_ext.scoring.graph_inputs import Ungraphable, launch_key, on_device, tensors
-from tests.test_graph import plain
+from tests.graphed import plain
 
 
 def test_keys() -> None:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from plop_ext.scoring.mask_free import is_own_code
 from plop_ext.scoring.masks import decided_masks, without_idle_masks
 from tests.architectures import ARCHITECTURES
-from tests.test_graph import Batch, padded, plain
+from tests.fast_models import make
+from tests.graphed import Batch, padded, plain, scored
+from tests.mask_users import MASK_USERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens")
 
@@ -167,3 +169,20 @@ def test_a_hook_within_a_block_may_see_the_mask_of_the_batch() -> None:
     assert not is_own_code(model)
     handle.remove()
     assert is_own_code(model)
+
+
+@pytest.mark.filterwarnings("ignore:`graph`")
+@pytest.mark.parametrize("change", MASK_USERS)
+def test_whatever_may_need_its_mask_gets_it(
+    change: Any, graphing: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it is not graphed, since it looks at that mask."""
+    data = [plain(2, 24, i) for i in range(4)]
+    expected = scored(make("llama", device=graphing), data)
+    with monkeypatch.context() as patched:
+        model = change(make("llama", device=graphing), patched)
+        assert not is_own_code(model)
+        graphed = scored(model, data, graph=True)
+    assert graphed.totals.tobytes() == expected.totals.tobytes()
+    if graphing.type == "cuda":
+        assert "makes the host wait" in graphed.provenance["graph"]["reason"]
