@@ -53,7 +53,7 @@ wheel-test: setup
 # Tests of the quantization libraries, which this installs into .venv; without them `make test` skips those.
 quantized-test: setup
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[quantized]'
-	$(BIN)/python -m pytest tests/test_quantized.py
+	$(BIN)/python -m pytest tests/layers/test_quantized.py
 
 gpu-test:
 	$(PYTHON) setup.py --quiet build_ext --inplace
@@ -61,8 +61,8 @@ gpu-test:
 
 # Memory errors and races in the kernels; slow, so only the tests that launch each kernel once per shape. Without torch's
 # cache every tensor is an allocation of its own, whose end memcheck knows.
-SANITIZE := tests/test_ops.py tests/test_ops_pair.py tests/test_ops_gain_totals.py tests/test_ops_groups.py \
-  tests/test_ops_fused.py tests/test_ops_projection.py -m gpu -k 'equals_t or equal_the or exact_products or step_and_phase or layout'
+SANITIZE := tests/ops/test_row_sumsq.py tests/ops/test_row_sumsq_pair.py tests/ops/test_gain_totals.py tests/ops/test_groups.py \
+  tests/ops/test_fused.py tests/ops/test_gated_projection.py -m gpu -k 'equals_t or equal_the or exact_products or step_and_phase or layout'
 gpu-sanitize:
 	for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PLOP_REQUIRE_CUDA=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest $(SANITIZE) || exit 1; \
@@ -73,7 +73,7 @@ gpu-bench:
 	$(PYTHON) -m benchmarks.kernel_bandwidth --output benchmarks/results/kernel_bandwidth.json
 	$(PYTHON) -m benchmarks.fused_kernels --output benchmarks/results/fused_kernels.json
 	$(PYTHON) -m benchmarks.gated_projection --output benchmarks/results/gated_projection.json
-	$(PYTHON) -m benchmarks.forwards --whole-model-compile llama-3.1-8b --output benchmarks/results/forwards.json
+	$(PYTHON) -m benchmarks.model_forward --whole-model-compile llama-3.1-8b --output benchmarks/results/forwards.json
 	$(PYTHON) -m benchmarks.plot_forwards benchmarks/results/forwards.json --output docs/forwards.svg
 	$(PYTHON) -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
 	$(PYTHON) -m benchmarks.streaming --output benchmarks/results/streaming.json

@@ -16,8 +16,8 @@ import torch
 from benchmarks import overhead, results
 from benchmarks.shapes import SHAPES, build
 from benchmarks.timing import Candidate, measure, time_once
+from plop_ext.collecting import routed_experts
 from plop_ext.layers.experts import ExpertsAdapter
-from plop_ext.scoring import routed
 
 UNOBSERVED = "the observed forward, not observed"
 
@@ -31,7 +31,7 @@ def candidates(case: overhead.Case) -> list[Candidate]:
         Candidate(
             UNOBSERVED,
             lambda _: case.forward(),
-            lambda: routed.observed(dict.fromkeys(experts, lambda hidden, token, expert: None)),
+            lambda: routed_experts.observed(dict.fromkeys(experts, lambda hidden, token, expert: None)),
         ),
         *(overhead.scoring_candidate(case, step) for step in (1, 8)),
     ]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from benchmarks.results import Row
 from benchmarks.rivals import BestHooks, PublishedScript, UsualHooks
 from benchmarks.timing import Candidate, measure, ratios, summarize, time_once
-from plop_ext.fast import FastPath
+from plop_ext.collecting.collector import Collector
+from plop_ext.forwards.batch import default_forward
+from plop_ext.forwards.eager import EagerForwards
+from plop_ext.forwards.fast import FastPath
+from plop_ext.forwards.masks.known_models import may_omit_masks
 from plop_ext.layers import LinearLayer, discover
 from plop_ext.scoring.baseline import frobenius_norms
-from plop_ext.scoring.batch import default_forward
-from plop_ext.scoring.collector import Collector
-from plop_ext.scoring.forwards import EagerForwards
-from plop_ext.scoring.mask_free import may_omit_masks
 
 PLAIN = "plain forward"
 OURS = "plop_ext"

@@ -1,4 +1,4 @@
-"""Draws the ratios of `benchmarks.forwards`: one panel per model and batch, a point per candidate.
+"""Draws the ratios of `benchmarks.model_forward`: one panel per model and batch, a point per candidate.
 
 python -m benchmarks.plot_forwards benchmarks/results/forwards.json --output docs/forwards.svg
 """
@@ -77,7 +77,7 @@ def _panel(axes: Axes, found: dict[str, dict[str, Any]], names: Sequence[str]) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="what benchmarks.forwards wrote")
+    parser.add_argument("result", type=Path, help="what benchmarks.model_forward wrote")
     parser.add_argument("--output", type=Path, required=True, help=f"{', '.join(plots.FORMATS)}")
     args = parser.parse_args(argv)
     import matplotlib

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks import results, timing
 from benchmarks.shapes import SHAPES
+from plop_ext.collecting.collector import Collector
+from plop_ext.forwards.batch import batch_to_device
 from plop_ext.layers import discover
 from plop_ext.scores import Scores
-from plop_ext.scoring.batch import batch_to_device
-from plop_ext.scoring.collector import Collector
 from plop_ext.scoring.score import score
 
 

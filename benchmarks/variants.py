@@ -1,4 +1,4 @@
-"""The forwards that `benchmarks.forwards` compares: each is set up once per case and then timed in rounds.
+"""The forwards that `benchmarks.model_forward` compares: each is set up once per case and then timed in rounds.
 
 Those that change the model they run on (compiled code, hooks that stay, a captured graph) run on a copy that shares
 the weights, so that all of them exist side by side.
@@ -16,8 +16,8 @@ import torch
 from benchmarks import compiled, overhead
 from benchmarks.overhead import BEST, FAST, OURS, PLAIN, USUAL, Case
 from benchmarks.timing import Candidate, captured
+from plop_ext.forwards.batch import default_forward
 from plop_ext.layers import discover
-from plop_ext.scoring.batch import default_forward
 
 SAMPLED = f"{OURS}, token_step=8"
 COMPILED = f"{PLAIN}, compiled"
@@ -113,7 +113,7 @@ def _fast(case: Case) -> Iterator[Ready]:
 
 @contextmanager
 def _fast_graph(case: Case) -> Iterator[Ready]:
-    from plop_ext.scoring.graph import GraphedForwards
+    from plop_ext.forwards.graph.forwards import GraphedForwards
 
     _require_cuda(case)
     twin = _twin(case)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from plop_ext._version import __version__
 
 if TYPE_CHECKING:
+    from plop_ext.collecting.collector import Collector
     from plop_ext.errors import InputError, SetupError
     from plop_ext.finetuning.compare import compare
     from plop_ext.finetuning.comparison import Comparison
     from plop_ext.finetuning.finetune import FinetuneResult, finetune
-    from plop_ext.native import build_info
+    from plop_ext.ops.native import build_info
     from plop_ext.placement import Placement
     from plop_ext.scores import Scores
-    from plop_ext.scoring.collector import Collector
     from plop_ext.scoring.score import find_plop_targets, score
     from plop_ext.statistics import StopRule
     from plop_ext.streaming.score import score_streaming

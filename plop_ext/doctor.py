@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from plop_ext import native, ops
+from plop_ext import ops
 from plop_ext._version import __version__
+from plop_ext.ops import native
 
 _PACKAGES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "rich", "matplotlib")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plop_ext import embedded
+from plop_ext import demo_assets
 from plop_ext.errors import InputError, SetupError, first_line
 from plop_ext.hub import cached_when_offline
 
@@ -56,7 +56,7 @@ def load_model(
         SetupError: If the model is on the hub, which cannot be reached, or needs a package that is not installed.
 
     Example:
-        >>> from plop_ext.models import load_model
+        from plop_ext.models import load_model
         >>> model, tokenizer = load_model("plop-tiny", device="cpu")
         >>> model.training
         False
@@ -65,8 +65,8 @@ def load_model(
     wanted = check_dtype(dtype)
     if for_training and placed.type == "cpu" and wanted == "auto":
         wanted = torch.float32
-    if name_or_path == embedded.MODEL_NAME:
-        return _load(name_or_path, str(embedded.model_path()), wanted, placed, attn_implementation)
+    if name_or_path == demo_assets.MODEL_NAME:
+        return _load(name_or_path, str(demo_assets.model_path()), wanted, placed, attn_implementation)
     folder = Path(name_or_path).expanduser()
     if is_model_folder(name_or_path, folder):
         return _load(name_or_path, str(folder), wanted, placed, attn_implementation)
@@ -78,7 +78,7 @@ def load_model(
                 raise
             raise SetupError(
                 f"`name_or_path` {name_or_path!r} is no local folder, and the hub cannot be reached; give the folder"
-                f" of a model, or {embedded.MODEL_NAME}"
+                f" of a model, or {demo_assets.MODEL_NAME}"
             ) from error
 
 

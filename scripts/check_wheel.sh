@@ -19,11 +19,11 @@ cd "$work"
 import torch
 
 import plop_ext
-from plop_ext import embedded, ops
+from plop_ext import demo_assets, ops
 
 assert ops.STATUS.loaded, ops.STATUS.reason
 assert plop_ext.build_info()["version"] == plop_ext.__version__
-assert (embedded.model_path() / "model.safetensors").stat().st_size > 1_000_000
+assert (demo_assets.model_path() / "model.safetensors").stat().st_size > 1_000_000
 model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
 scores = plop_ext.score(model, [torch.randn(16, 20, 64)], progress=False)
 print(f"wheel: NFN {dict(zip(scores.module_names, scores.nfn.round(3).tolist()))} on {scores.provenance['backend']}")

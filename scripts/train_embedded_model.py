@@ -253,7 +253,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    output = Path(__file__).resolve().parent.parent / "plop_ext" / "embedded" / "model"
+    output = Path(__file__).resolve().parent.parent / "plop_ext" / "demo_assets" / "model"
     parser.add_argument(
         "--corpus", type=Path, nargs="+", default=[], help="folders (default: this Python's libraries)"
     )

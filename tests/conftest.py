@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from plop_ext import ops
-from tests.graphed import graphing as graphing
+from tests.support.graphed import graphing as graphing
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from plop_ext.errors import InputError, SetupError
 from plop_ext.models import load_model
-from tests.tiny_lm import byte_tokenizer, tiny_llama
+from tests.support.tiny_lm import byte_tokenizer, tiny_llama
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

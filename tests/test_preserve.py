@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from plop_ext.preserve import Snapshot, evaluating, random_state
-from tests.tiny_models import Plain
+from tests.support.tiny_models import Plain
 
 
 def hooks(model: nn.Module) -> list[Any]:

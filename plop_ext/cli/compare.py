@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from plop_ext.checks import check_whole
+from plop_ext.arguments import check_whole
 from plop_ext.cli import options
 from plop_ext.cli.finetune import add_training, check_training
 from plop_ext.cli.options import console

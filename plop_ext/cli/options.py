@@ -112,7 +112,7 @@ def train_and_held_out(
     """
     import random
 
-    from plop_ext.embedded import DATASETS
+    from plop_ext.demo_assets import DATASETS
     from plop_ext.finetuning.evaluation import learnable
 
     if args.eval is not None:

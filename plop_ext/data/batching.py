@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from plop_ext.checks import check_whole
+from plop_ext.arguments import check_whole
 from plop_ext.data.encoding import IGNORED, Encoded
 from plop_ext.errors import InputError
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from plop_ext import embedded
-from plop_ext.checks import check_whole
-from plop_ext.embedded import arithmetic
+from plop_ext import demo_assets
+from plop_ext.arguments import check_whole
+from plop_ext.demo_assets import arithmetic
 from plop_ext.errors import InputError, SetupError, first_line
 from plop_ext.hub import cached_when_offline
 
@@ -63,13 +63,13 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         SetupError: If the source is on the hub, which cannot be reached.
 
     Example:
-        >>> from plop_ext.data import load_rows
+        from plop_ext.data import load_rows
         >>> sorted(load_rows("arithmetic", max_samples=1)[0])
         ['completion', 'prompt']
     """
     check_whole(max_samples=max_samples)
     path = Path(source).expanduser()
-    if source in embedded.DATASETS:
+    if source in demo_assets.DATASETS:
         rows = _embedded_rows(source, split, max_samples)
     elif path.is_file():
         reader = _READERS.get(path.suffix.lower())
@@ -207,7 +207,7 @@ def _embedded_rows(name: str, split: str, max_samples: int | None) -> list[Row]:
         wanted = max(max_samples or 0, _ARITHMETIC_ROWS["train"]) if split == "train" else 0
         pool = arithmetic.generate(held_out + wanted)
         return list(pool[:held_out] if split == "test" else pool[held_out:])
-    pool = embedded.rows(name, sys.maxsize)
+    pool = demo_assets.rows(name, sys.maxsize)
     return [row for index, row in enumerate(pool) if (index % _PROSE_TEST_EVERY == 0) == (split == "test")]
 
 
@@ -226,7 +226,7 @@ def _hub_rows(source: str, split: str) -> list[Row]:
         if not online or isinstance(error, ConnectionError):
             raise SetupError(
                 f"`source` {source!r} is no local file, and the hub cannot be reached; give the path of a file"
-                f" ({', '.join(_READERS)}) or one of {', '.join(embedded.DATASETS)}"
+                f" ({', '.join(_READERS)}) or one of {', '.join(demo_assets.DATASETS)}"
             ) from error
         raise InputError(
             f"`source` {source!r} cannot be loaded from the hub with split {split!r}: {first_line(error)};"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plop_ext.checks import check_seed, check_whole
+from plop_ext.arguments import check_seed, check_whole
 from plop_ext.data import Encoded, counted_tokens
 from plop_ext.errors import InputError
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow

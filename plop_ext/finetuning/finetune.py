@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.checks import check_seed, check_whole
+from plop_ext.arguments import check_seed, check_whole
 from plop_ext.data import Encoded
 from plop_ext.errors import InputError
 from plop_ext.finetuning.evaluation import held_out_loss, learnable

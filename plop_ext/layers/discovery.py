@@ -13,7 +13,7 @@ from plop_ext.errors import InputError
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
 from plop_ext.layers.experts import ExpertsAdapter, holds_fused_experts
-from plop_ext.layers.fused import split_for
+from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split

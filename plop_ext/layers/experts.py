@@ -1,7 +1,7 @@
 """Fused experts of transformers 5: one module holds all experts of a layer as 3-D parameters.
 
-No hook on a module sees one expert. `plop_ext.scoring.routed` observes the grouped forward instead; this adapter says
-what there is to see: per expert the gate, the up and the down projection.
+No hook on a module sees one expert. `plop_ext.collecting.routed_experts` observes the grouped forward instead; this
+adapter says what there is to see: per expert the gate, the up and the down projection.
 """
 
 from __future__ import annotations

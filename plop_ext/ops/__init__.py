@@ -9,9 +9,9 @@ in the matrix products before it.
 
 from __future__ import annotations
 
-from plop_ext import native
+from plop_ext.ops import native
+from plop_ext.ops._schema import FLOATS, FUSED_FLOATS, NAMESPACE, is_aligned, rows_read, sum_dtype
 from plop_ext.ops.add_rms_norm import MAX_NORM_FEATURES, add_rms_norm_, add_rms_norm_fake, add_rms_norm_pytorch
-from plop_ext.ops.checks import FLOATS, FUSED_FLOATS, NAMESPACE, is_aligned, rows_read, sum_dtype
 from plop_ext.ops.gain_totals import gain_totals_, gain_totals_fake, gain_totals_pytorch
 from plop_ext.ops.gated_activation import (
     ACTIVATIONS,

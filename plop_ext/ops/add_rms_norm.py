@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plop_ext.ops.checks import (
+from plop_ext.ops._schema import (
     NAMESPACE,
     VECTOR,
     check,

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from plop_ext.ops.checks import NAMESPACE, check, check_device, check_dtype, check_vector, dtype_name
+from plop_ext.ops._schema import NAMESPACE, check, check_device, check_dtype, check_vector, dtype_name
 from plop_ext.totals import TOTALS_FIELDS
 
 torch.library.define(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from plop_ext.ops.checks import (
+from plop_ext.ops._schema import (
     NAMESPACE,
     VECTOR,
     check,

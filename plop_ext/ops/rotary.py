@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plop_ext.ops.add_rms_norm import rms_norm
-from plop_ext.ops.checks import (
+from plop_ext.ops._schema import (
     NAMESPACE,
     VECTOR,
     check,
@@ -19,6 +18,7 @@ from plop_ext.ops.checks import (
     check_step,
     given,
 )
+from plop_ext.ops.add_rms_norm import rms_norm
 from plop_ext.ops.row_sumsq import write_sumsq
 
 UNIT = 16  # the rotary and the unrotated part of a head are made of so many features each

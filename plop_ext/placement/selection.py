@@ -13,10 +13,10 @@ import numpy as np
 
 from plop_ext.errors import InputError
 from plop_ext.placement.budget import Budget, fit, make_budget, most_types
+from plop_ext.placement.enough_samples import warn_of_samples
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn
 from plop_ext.placement.targets import notes_of, targets_of
-from plop_ext.placement.watched import warn_of_samples
 from plop_ext.scores import Scores
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
+from plop_ext.score_data.few_tokens import ThinModules
 from plop_ext.scores.scores import ScoredModule, Scores
-from plop_ext.scores.thin import ThinModules
 from plop_ext.totals import TOTALS_FIELDS
 from plop_ext.unscored import UnscoredModule
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-from plop_ext.scores.thin import ThinModules
+from plop_ext.score_data.few_tokens import ThinModules
 from plop_ext.unscored import MIN_EXPERT_TOKENS, few_routed_detail
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-from plop_ext.scores import paper_script
-from plop_ext.scores.frozen import freeze
-from plop_ext.scores.samples import SampleScores, token_moments
-from plop_ext.scores.thin import ThinModules
-from plop_ext.scores.types import TypeScore, by_type
+from plop_ext.score_data import paper_script
+from plop_ext.score_data.few_tokens import ThinModules
+from plop_ext.score_data.frozen import freeze
+from plop_ext.score_data.samples import SampleScores, token_moments
+from plop_ext.score_data.types import TypeScore, by_type
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
 from plop_ext.unscored import UnscoredModule
 

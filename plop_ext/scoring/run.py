@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from plop_ext.scoring.batch import batch_size, brings_cache, input_device, take_sample_ids, token_mask
-from plop_ext.scoring.collector import Collector
+from plop_ext.collecting.collector import Collector
+from plop_ext.forwards.batch import batch_size, brings_cache, input_device, take_sample_ids, token_mask
+from plop_ext.forwards.eager import EagerForwards
+from plop_ext.forwards.graph.forwards import GraphedForwards
 from plop_ext.scoring.digest import data_hash, digest, on_host
-from plop_ext.scoring.forwards import EagerForwards
-from plop_ext.scoring.graph import GraphedForwards
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
 
 if TYPE_CHECKING:
-    from plop_ext.fast import FastPath
+    from plop_ext.forwards.fast import FastPath
 
 
 @dataclass

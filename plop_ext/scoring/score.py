@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
-from plop_ext.fast import FastPath
+from plop_ext.forwards.batch import default_forward, input_device, length
+from plop_ext.forwards.eager import EagerForwards
+from plop_ext.forwards.fast import FastPath
+from plop_ext.forwards.graph.forwards import GraphedForwards, check_graph
+from plop_ext.forwards.masks.known_models import may_omit_masks
 from plop_ext.layers import discover
 from plop_ext.module_types import as_patterns
 from plop_ext.preserve import evaluating, random_state
@@ -22,15 +27,10 @@ from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
-from plop_ext.scoring.arguments import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.assemble import assemble, describe_run, warn
-from plop_ext.scoring.batch import default_forward, input_device, length
-from plop_ext.scoring.collector import Collector
-from plop_ext.scoring.forwards import EagerForwards
-from plop_ext.scoring.graph import GraphedForwards, check_graph
 from plop_ext.scoring.journal import Journal
-from plop_ext.scoring.mask_free import may_omit_masks
 from plop_ext.scoring.run import run_batches
+from plop_ext.scoring.settings import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.statistics import StopRule
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
+from plop_ext.forwards.batch import batch_size, batch_to_device, take_sample_ids, token_mask
 from plop_ext.progress import progress_bar
 from plop_ext.scoring import baseline as baselines
-from plop_ext.scoring.batch import batch_size, batch_to_device, take_sample_ids, token_mask
-from plop_ext.scoring.collector import Collector
 from plop_ext.streaming.blocks import BlockLoader, LoadedBlock
 from plop_ext.streaming.plan import Extent
+from plop_ext.streaming.recorders import Calls, Result, learn_result, record
 from plop_ext.streaming.skeleton import Skeleton
 from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
-from plop_ext.streaming.stubs import Calls, Result, learn_result, record
 from plop_ext.streaming.weights import Weights
 
 

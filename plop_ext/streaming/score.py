@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from plop_ext import embedded
+from plop_ext import demo_assets
 from plop_ext.errors import InputError, SetupError
+from plop_ext.forwards.batch import default_forward
 from plop_ext.hub import cached_when_offline
 from plop_ext.models import check_device, check_dtype, quiet
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
 from plop_ext.scores import Scores
-from plop_ext.scoring.arguments import check_arguments
 from plop_ext.scoring.assemble import assemble, describe_run, warn
 from plop_ext.scoring.baseline import WeightNorms
-from plop_ext.scoring.batch import default_forward
 from plop_ext.scoring.digest import data_hash, digest
+from plop_ext.scoring.settings import check_arguments
 from plop_ext.streaming import memory, plan, skeleton
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Settings, Stream, collect_batches, streaming
@@ -209,8 +209,8 @@ def model_folder(path: str, *, weights: bool = True) -> Path:
     """The folder of a model; of a name on the hub, what is needed of it is downloaded, with or without the weights."""
     from plop_ext.models import is_model_folder
 
-    if path == embedded.MODEL_NAME:
-        return embedded.model_path()
+    if path == demo_assets.MODEL_NAME:
+        return demo_assets.model_path()
     folder = Path(path).expanduser()
     if is_model_folder(path, folder):
         return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plop_ext.scoring.transfer import to_device
+from plop_ext.collecting.transfer import to_device
 from plop_ext.streaming.weights import tensor_bytes
 
 DEVICE, RAM, DISK = "device", "RAM", "disk"

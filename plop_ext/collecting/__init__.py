@@ -1,0 +1,1 @@
+"""Streams per-module feature norms out of forwards that run anyway."""

@@ -1,5 +1,0 @@
-"""Runs blocks of known decoder families by fused kernels, which emit the sums that scoring needs on their way."""
-
-from plop_ext.fast.path import FastPath
-
-__all__ = ["FastPath"]

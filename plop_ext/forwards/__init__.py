@@ -1,0 +1,1 @@
+"""Runs forwards of a batch: eagerly, as CUDA graphs, or by fused kernels."""

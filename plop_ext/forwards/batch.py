@@ -1,0 +1,131 @@
+"""What a batch of a dataloader holds, and how a model is called on it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.collecting.transfer import to_device
+from plop_ext.errors import InputError
+
+SAMPLE_IDS = "sample_ids"
+# What a key-value cache is called in a batch and among the arguments of a block, by version of transformers.
+CACHES = ("cache", "past_key_values")
+
+
+def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable[[nn.Module, Any], Any]:
+    """Call the model on a batch; a transformers model does no work that no scored module needs."""
+    extra: dict[str, Any] = {}
+    drop_labels = False
+    if is_transformers_model(model):
+        config: Any = model.config
+        parameters = inspect.signature(model.forward).parameters
+        keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        if hasattr(config, "use_cache") and (keywords or "use_cache" in parameters):
+            extra["use_cache"] = False
+        get_head = getattr(model, "get_output_embeddings", None)
+        head = get_head() if callable(get_head) else None
+        if "logits_to_keep" in parameters and all(head is not module for module in scored):
+            extra["logits_to_keep"] = 1
+        drop_labels = not getattr(config, "is_encoder_decoder", False)
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            inputs = {key: value for key, value in batch.items() if not (drop_labels and key == "labels")}
+            return model(**{**extra, **inputs})
+        if isinstance(batch, (tuple, list)):
+            return model(*batch)
+        return model(batch)
+
+    return run
+
+
+def is_transformers_model(model: nn.Module) -> bool:
+    """Whether the model takes its inputs as transformers models do."""
+    return hasattr(getattr(model, "config", None), "model_type")
+
+
+def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:
+    """The batch without its `sample_ids`, and these, if it has any."""
+    if not isinstance(batch, Mapping) or SAMPLE_IDS not in batch:
+        return batch, None
+    rest = {key: value for key, value in batch.items() if key != SAMPLE_IDS}
+    ids = torch.as_tensor(batch[SAMPLE_IDS])
+    if ids.shape != (batch_size(rest),):
+        raise InputError(
+            f"`sample_ids` in a batch must be [{batch_size(rest)}], one per sample, got {list(ids.shape)}"
+        )
+    return rest, ids.tolist()
+
+
+def brings_cache(batch: Any) -> bool:
+    """Whether the batch brings a key-value cache: a forward fills it, so that the batch can be run once only."""
+    if isinstance(batch, Mapping):
+        return any(map(brings_cache, batch.values()))
+    if isinstance(batch, (tuple, list)):
+        return any(map(brings_cache, batch))
+    return callable(getattr(batch, "get_seq_length", None))
+
+
+def token_mask(batch: Any, mask: str) -> Tensor | None:
+    """[B, T] bool of the tokens that count, or None for all."""
+    fields = batch if isinstance(batch, Mapping) else {}
+    attention = fields.get("attention_mask")
+    if mask == "all":
+        return None
+    if attention is not None and attention.dim() != 2:
+        raise InputError(f"`attention_mask` in a batch must be [B, T], got {list(attention.shape)}; pass mask='all'")
+    counted = None if attention is None else attention.bool()
+    if mask == "completion":
+        labels = fields.get("labels")
+        if labels is None:
+            raise InputError("mask='completion' needs `labels` in every batch, -100 where a token does not count")
+        if labels.dim() != 2 or (attention is not None and labels.shape != attention.shape):
+            wanted = "[B, T]" if attention is None else list(attention.shape)
+            raise InputError(
+                f"mask='completion' needs `labels` with one entry per token, {wanted}, got {list(labels.shape)}; "
+                "pass mask='attention'"
+            )
+        completion = labels != -100
+        counted = completion if counted is None else counted & completion
+    return counted
+
+
+def batch_size(batch: Any) -> int:
+    """Samples in the batch: the first extent of its first tensor."""
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    for value in values:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    raise InputError("a batch of `dataloader` holds no tensor with a batch dimension; pass dicts, tuples or tensors")
+
+
+def batch_to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with all its tensors on `device`."""
+    if isinstance(batch, Tensor):
+        return to_device(batch, device)
+    if isinstance(batch, Mapping):
+        return {key: batch_to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [batch_to_device(value, device) for value in batch]
+    return batch
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lives; the host if that is offloaded."""
+    parameter = next(model.parameters(), None)
+    if parameter is None or parameter.device.type == "meta":
+        return torch.device("cpu")
+    return parameter.device
+
+
+def length(dataloader: Iterable[Any]) -> int | None:
+    """Number of batches, where the dataloader knows it."""
+    try:
+        return len(dataloader)  # type: ignore[arg-type]
+    except TypeError:
+        return None

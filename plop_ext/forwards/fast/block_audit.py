@@ -1,0 +1,137 @@
+"""Runs a block by the fused kernels and as it was, on the same input, and compares kernels, outputs and gains."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.collecting.collector import Collector
+from plop_ext.forwards.batch import CACHES
+from plop_ext.forwards.fast.binding import Bindings
+from plop_ext.forwards.fast.blocks import FusedBlock
+from plop_ext.forwards.fast.kernel_audit import Audit, row_errors
+
+
+class BlockCheck:
+    """The comparison of one block within one batch.
+
+    The kernels are held to their PyTorch twins, row by row. The block is held to what it was to see that they are put
+    together as this version of transformers does, which shows in most rows or not at all: hence the loose limits.
+
+    Args:
+        fused: The block.
+        collector: Of the run; it does not count what the block does once more.
+        bindings: Suspended while the block runs as it was.
+
+    Attributes:
+        compared: Calls of the block that were compared.
+        obstacle: Why a call was not.
+    """
+
+    def __init__(self, fused: FusedBlock, collector: Collector, bindings: Bindings) -> None:
+        self.block = fused.block
+        self.compared = 0
+        self.obstacle: str | None = None
+        self._fused = fused
+        self._collector = collector
+        self._bindings = bindings
+        self._audit = Audit()
+        inside = set(self.block.module.modules())
+        self._rows = [row for row, layer in enumerate(collector.layers) if layer.module in inside]
+        self._plain = Collector(self.block.module, [collector.layers[row] for row in self._rows])
+        self._errors: list[tuple[float, Tensor]] = []
+
+    @property
+    def projected(self) -> bool:
+        """Whether `gated_projection` was among the kernels compared."""
+        return self._audit.has("gated_projection")
+
+    def attach(self) -> None:
+        """Compare at each call of the block from now on."""
+        self._fused.audit = self._audit
+        self._bindings.add(self.block.module, self._forward)
+
+    def detach(self) -> None:
+        self._fused.audit = None
+        self._bindings.add(self.block.module, self._fused.forward)
+
+    def disagreement(self, totals: Tensor) -> str | None:
+        """What disagrees, or None. Waits for the device.
+
+        Args:
+            totals: [layers of the run, samples, 5] of the batch.
+        """
+        name = type(self.block.module).__name__
+        found = self._audit.disagreement()
+        if found is not None:
+            return found
+        for limit, error in self._errors:
+            if not float(error) <= limit:
+                return f"what a {name} adds is off by {float(error):.1e}, more than {limit:.1e}"
+        if self.obstacle is not None:  # then the run counts calls that were not compared
+            return None
+        limit = self._errors[-1][0] / 5
+        plain = self._plain.totals().unflatten(1, (-1, totals.shape[1])).sum(dim=1)  # a call after the other
+        for index, row in enumerate(self._rows):
+            layer = self._collector.layers[row].name
+            for a, b in zip(totals[row].tolist(), plain[index].tolist(), strict=True):  # samples
+                if sum(a[2:]) > sum(b[2:]):  # the layer was also called elsewhere
+                    continue
+                if a[2:] != b[2:]:
+                    return f"{layer} counts {a[2:]} and not {b[2:]} tokens, zero inputs and non-finite ones"
+                if not abs(a[0] - b[0]) <= limit * abs(b[0]):
+                    return f"the gains of {layer} in a sample add up to {a[0]:.6g} and not {b[0]:.6g}"
+        return None
+
+    def _forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        fresh = _without_past(kwargs, self.block.module.self_attn.layer_idx)
+        before = self._fused.fused
+        output = self._fused.forward(hidden_states, *args, **kwargs)
+        tokens = self._collector.tokens
+        if tokens is None or self._fused.fused == before:
+            return output
+        if fresh is None:
+            self.obstacle = self.obstacle or "its key-value cache holds earlier tokens"
+            return output
+        module = self.block.module
+        try:
+            with self._collector.paused(), self._bindings.suspended(), _without_hooks(module), self._plain:
+                self._plain.begin_with(tokens)
+                reference = type(module).forward(module, hidden_states, *args, **fresh)
+                self._plain.end()
+        except Exception as error:
+            self.obstacle = self.obstacle or f"it does not run once more ({type(error).__name__}: {error})"
+            return output
+        self.compared += 1
+        # Half precision turns last bits of the residual, which may be much larger than what a block adds to it.
+        limit = 5e-2 if output.dtype.itemsize == 2 else 1e-3
+        errors = row_errors(*(x.flatten(0, -2) for x in (output, reference, reference - hidden_states)))
+        self._errors.append((limit, errors.nan_to_num(nan=torch.inf).median()))
+        return output
+
+
+def _without_past(kwargs: dict[str, Any], layer: int) -> dict[str, Any] | None:
+    """The arguments without a key-value cache; None if it holds tokens, which the block would miss."""
+    for name in CACHES:
+        cache = kwargs.get(name)
+        if cache is not None and cache.get_seq_length(layer) > 0:
+            return None
+    return {name: None if name in CACHES else value for name, value in kwargs.items()}
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Within the block no hook that is there now sees what `module` and its children do."""
+    hooks = [(child, child._forward_hooks) for child in module.modules()]
+    try:
+        for child, _ in hooks:
+            child._forward_hooks = OrderedDict()
+        yield
+    finally:
+        for child, found in hooks:
+            child._forward_hooks = found

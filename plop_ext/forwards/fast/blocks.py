@@ -1,0 +1,204 @@
+"""The forwards that stand in for those of a block and its pieces."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from plop_ext.collecting.collector import Collector
+from plop_ext.forwards.fast import kernels
+from plop_ext.forwards.fast.binding import Bindings
+from plop_ext.forwards.fast.families import ROTARY, Block, Norm
+from plop_ext.forwards.fast.kernel_audit import Audit
+
+# Sums one block asks the arena for: the inputs and outputs of its seven projections, of which q, k and v share an
+# input, and gate and up another.
+_VECTORS = 12
+
+
+class Handover:
+    """Results of norms that a kernel computed on the way, for the norm that is called next.
+
+    A norm still gets called as a module. It is given its result only for the very tensor that was normed, unmodified
+    since.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Any, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+
+    def put(self, norm: Norm, hidden: Tensor, normed: Tensor) -> None:
+        self._waiting[norm.module] = (weakref.ref(hidden), hidden._version, normed)
+
+    def take(self, norm: Norm, hidden: Tensor) -> Tensor | None:
+        known, version, normed = self._waiting.pop(norm.module, (None, 0, None))
+        return normed if known is not None and known() is hidden and hidden._version == version else None
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+
+@dataclass
+class Projections:
+    """Whether `gated_projection` may run in blocks that are not being checked.
+
+    Which batches and blocks take it depends on their tokens and layers: the batch that the other kernels were checked
+    on may not have called it.
+
+    Attributes:
+        agreed: It was compared in this run, and agreed.
+        wanted: A block would have taken it, but for that.
+    """
+
+    agreed: bool = False
+    wanted: bool = False
+
+
+class FusedBlock:
+    """Binds fused forwards to a block, its attention, its MLP and its norms.
+
+    Args:
+        block: The block.
+        collector: Where the sums go.
+        handover: Shared by the blocks of a model.
+        projections: Likewise.
+        bindings: Gets the forwards.
+
+    Attributes:
+        audit: What the kernels are compared by, while they are.
+        fused: How often the block ran by the kernels.
+        plain: How often it ran as it was.
+    """
+
+    def __init__(
+        self, block: Block, collector: Collector, handover: Handover, projections: Projections, bindings: Bindings
+    ) -> None:
+        self.block = block
+        self.audit: Audit | None = None
+        self.fused = self.plain = 0
+        self._collector = collector
+        self._handover = handover
+        self._projections = projections
+        self._bindings = bindings
+        self._unit_offset = block.family.unit_offset
+        self._parameters = tuple(inspect.signature(type(block.module).forward).parameters)[2:]  # self, hidden_states
+        attention = block.module.self_attn
+        bindings.add(block.module, self.forward)
+        bindings.add(block.module.mlp, self.mlp_forward)
+        for norm in (block.before_attention, block.before_mlp, block.following):
+            if norm is not None:
+                bindings.add(norm.module, self._norm_forward(norm))
+        for norm in block.head_norms or ():  # part of the rotary kernel
+            bindings.add(norm.module, _same)
+        # The family's own code, in which one global name means something else.
+        code = block.rotary_forward
+        names = {**code.__globals__, ROTARY: self.rotary}
+        copied = types.FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)
+        copied.__kwdefaults__ = code.__kwdefaults__
+        bindings.add(attention, types.MethodType(copied, attention))
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The block's forward."""
+        block, module = self.block, self.block.module
+        if any(map(_is_observed, block.bypassed)):
+            self.plain += 1
+            with self._bindings.suspended():
+                return type(module).forward(module, hidden_states, *args, **kwargs)
+        if not self._runs_fused(module, hidden_states, block.before_attention):
+            self.plain += 1
+            return type(module).forward(module, hidden_states, *args, **kwargs)
+        self.fused += 1
+        emitter = self._collector.emitter(hidden_states)
+        emitter.make_room(_VECTORS)
+        kwargs |= zip(self._parameters, args, strict=False)
+        with self._collector.deferring(block.emitted):
+            attended = module.self_attn(hidden_states=module.input_layernorm(hidden_states), **kwargs)[0]
+            hidden = self._add(attended, hidden_states, block.after_attention, block.before_mlp)
+            hidden = self._add(module.mlp(block.before_mlp.module(hidden)), hidden, block.after_mlp, block.following)
+            emitter.settle()
+        return hidden
+
+    def mlp_forward(self, x: Tensor) -> Tensor:
+        """The MLP's forward."""
+        block, mlp = self.block, self.block.module.mlp
+        if not self._runs_fused(mlp, x, block.before_mlp):
+            return type(mlp).forward(mlp, x)
+        if self._projects(x):
+            emitter = self._collector.emitter(x)
+            return mlp.down_proj(kernels.gated_projection(x, block.gate_up, block.activation, emitter, self.audit))
+        projected = [linear(x) for linear in block.gate_up]
+        gate, up = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
+        if not kernels.takes_columns(gate, up, x):
+            return mlp.down_proj(block.act(gate) * up)
+        emitter = self._collector.emitter(x)
+        product = kernels.gated_activation(gate, up, block.activation, emitter, self.audit)
+        del gate, up, projected  # as the module lets go of them
+        return mlp.down_proj(product)
+
+    def rotary(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Stands in for `apply_rotary_pos_emb`: q and k [B, heads, T, D], normed per head here where a family does."""
+        norms = self.block.head_norms
+        by_token = q.transpose(1, 2), k.transpose(1, 2)
+        fits = kernels.takes_heads(*by_token, cos, sin) and (norms is None or norms[0].weight.dtype == q.dtype)
+        if args or kwargs or not fits or not kernels.runs_fused(self.block.module, q):
+            if norms is not None:
+                q, k = (type(norm.module).forward(norm.module, x) for norm, x in zip(norms, (q, k), strict=True))
+            original: Callable[..., tuple[Tensor, Tensor]] = self.block.rotary_forward.__globals__[ROTARY]
+            self._collector.emitter(by_token[0].flatten(2)).settle()
+            return original(q, k, cos, sin, *args, **kwargs)
+        emitter = self._collector.emitter(by_token[0].flatten(2))
+        q, k = kernels.rotary(*by_token, cos, sin, norms, self._unit_offset, emitter, self.audit)
+        emitter.settle()  # v, whose sums no kernel takes, before attention needs the memory
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+    def _projects(self, x: Tensor) -> bool:
+        """Whether a kernel stands for gate's and up's projection of `x`."""
+        linears, projections = self.block.gate_up, self._projections
+        if not (kernels.takes_weights(x, linears) and self._collector.bypassable(linears, x)):
+            return False
+        allowed = projections.agreed or self.audit is not None
+        projections.wanted |= not allowed
+        return allowed
+
+    def _add(self, x: Tensor, residual: Tensor, inner: Norm | None, norm: Norm | None) -> Tensor:
+        """residual + x, or residual + inner(x); its norm is handed over."""
+        weights = [each.weight for each in (inner, norm) if each is not None]
+        if norm is None or not kernels.takes(x, *weights) or not kernels.takes(residual, x):
+            return residual + (x if inner is None else type(inner.module).forward(inner.module, x))
+        emitter = self._collector.emitter(x)
+        hidden, normed = kernels.add_norm(x, residual, norm, inner, self._unit_offset, emitter, self.audit)
+        self._handover.put(norm, hidden, normed)
+        return hidden
+
+    def _norm_forward(self, norm: Norm) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            normed = self._handover.take(norm, x)
+            if normed is not None:
+                return normed
+            if not self._runs_fused(norm.module, x, norm):
+                return type(norm.module).forward(norm.module, x)
+            emitter = self._collector.emitter(x)
+            return kernels.add_norm(x, None, norm, None, self._unit_offset, emitter, self.audit)[1]
+
+        return forward
+
+    @staticmethod
+    def _runs_fused(module: nn.Module, x: Tensor, norm: Norm) -> bool:
+        return kernels.runs_fused(module, x) and kernels.takes(x, norm.weight)
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether something has been attached to a module, since the run began, that a kernel would pass by."""
+    forward = vars(module).get("forward")
+    return bool(module._forward_hooks or module._forward_pre_hooks) or forward not in (None, _same)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

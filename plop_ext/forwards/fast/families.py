@@ -1,0 +1,272 @@
+"""Which blocks the fast path knows, and what each is made of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from plop_ext.forwards.defined_in import is_code_of
+from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_HEAD_DIMS, is_aligned
+
+ROTARY = "apply_rotary_pos_emb"
+_PACKAGE = "transformers.models."
+# What transformers leaves on blocks to return their outputs; it reads and changes nothing.
+_CAPTURING = "transformers.utils.output_capturing"
+
+
+class NotFast(Exception):
+    """A block stays as it is; the text says why."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a decoder family composes a block.
+
+    Attributes:
+        name: Prefix of its classes in transformers.
+        unit_offset: Its norms store weights as their distance from 1.
+        norms_before_adding: Outputs of attention and MLP are normed before they are added to the residual.
+    """
+
+    name: str
+    unit_offset: bool = False
+    norms_before_adding: bool = False
+
+
+_FAMILIES = {
+    f"{family.name}DecoderLayer": family
+    for family in (
+        Family("Llama"),
+        Family("Mistral"),
+        Family("Qwen2"),
+        Family("Qwen3"),
+        Family("Phi3"),
+        Family("Gemma2", unit_offset=True, norms_before_adding=True),
+        Family("Gemma3", unit_offset=True, norms_before_adding=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm over the hidden states or over a head."""
+
+    module: Any
+    eps: float
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.module.weight
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The pieces of one block.
+
+    Attributes:
+        module: The decoder layer.
+        family: Its family.
+        before_attention: The norm whose result attention reads.
+        after_attention: The norm of attention's output, before it is added; None in families without.
+        before_mlp: The norm whose result the MLP reads.
+        after_mlp: The norm of the MLP's output, before it is added; None in families without.
+        following: The norm that reads the block's output: that of the next known block, or the model's last; None if
+            neither is there.
+        head_norms: Norms of q and k over a head; None in families without.
+        rotary_forward: The attention's forward, in whose code `apply_rotary_pos_emb` is a global name.
+        gate_up: Gate and up projection, or the one module that is both.
+        act: The MLP's activation.
+        activation: Its name for `ops.gated_activation_`.
+        emitted: Linear layers whose outputs the fused kernels read.
+        bypassed: What is part of a kernel and never called as a module: norms within, the activation, dropout.
+    """
+
+    module: Any
+    family: Family
+    before_attention: Norm
+    after_attention: Norm | None
+    before_mlp: Norm
+    after_mlp: Norm | None
+    following: Norm | None
+    head_norms: tuple[Norm, Norm] | None
+    rotary_forward: Any
+    gate_up: tuple[Any, ...]
+    act: Any
+    activation: str
+    emitted: tuple[nn.Module, ...]
+    bypassed: tuple[nn.Module, ...]
+
+
+def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: False) -> tuple[list[Block], list[str]]:
+    """The blocks of `model` that the fast path knows, and why each of the others of these families is left out.
+
+    Args:
+        model: Any module.
+        ours: Whether a forward hook only reads, before anything else does.
+    """
+    blocks: list[Block] = []
+    reasons: list[str] = []
+    for parent in model.modules():
+        for members in parent.children():
+            if not isinstance(members, nn.ModuleList):
+                continue
+            known: list[Block | None] = []
+            for module in members:
+                family = family_of(module)
+                try:
+                    known.append(None if family is None else describe(module, family, ours))
+                except NotFast as error:
+                    known.append(None)
+                    reasons.append(str(error))
+            for block, after in zip(known, (*known[1:], None), strict=True):
+                if block is None:
+                    continue
+                following = None if after is None else after.before_attention
+                if block is known[-1]:
+                    following = _last_norm(parent, block.family)
+                blocks.append(replace(block, following=following))
+    return blocks, reasons
+
+
+def family_of(module: nn.Module) -> Family | None:
+    """The family of a decoder layer, by its very class: a subclass may compute anything."""
+    kind = type(module)
+    return _FAMILIES.get(kind.__name__) if is_own_class(kind) else None
+
+
+def is_own_class(kind: type) -> bool:
+    """Whether a class is of a model that comes with transformers."""
+    return kind.__module__.startswith(_PACKAGE)
+
+
+def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
+    """The pieces of a decoder layer, whose following norm is not known yet.
+
+    Raises:
+        NotFast: If a piece is not what the family is made of, or has been changed.
+    """
+    _check_code(type(module))
+    attention = _piece(module, "self_attn", family, "Attention")
+    mlp = _piece(module, "mlp", family, "MLP")
+    _refuse_changes(module, ours)
+    between = family.norms_before_adding
+    rotary_forward = inspect.unwrap(type(attention).forward)
+    if ROTARY not in rotary_forward.__code__.co_names or ROTARY not in rotary_forward.__globals__:
+        raise NotFast(f"{type(attention).__name__} does not call {ROTARY} in this version of transformers")
+    head_norms = None
+    if hasattr(attention, "q_norm"):
+        head_norms = (_norm(attention, "q_norm", family), _norm(attention, "k_norm", family))
+        if head_norms[0].eps != head_norms[1].eps:
+            raise NotFast("the norms of q and k differ in eps")
+    gate_up = (mlp.gate_up_proj,) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj, mlp.up_proj)
+    qk = (attention.qkv_proj,) if hasattr(attention, "qkv_proj") else (attention.q_proj, attention.k_proj)
+    act = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
+    after_attention = _norm(module, "post_attention_layernorm", family) if between else None
+    after_mlp = _norm(module, "post_feedforward_layernorm", family) if between else None
+    within = [norm.module for norm in (after_attention, after_mlp, *(head_norms or ())) if norm is not None]
+    dropouts = [child for child in module.children() if isinstance(child, nn.Dropout)]
+    block = Block(
+        module=module,
+        family=family,
+        before_attention=_norm(module, "input_layernorm", family),
+        after_attention=after_attention,
+        before_mlp=_norm(module, "pre_feedforward_layernorm" if between else "post_attention_layernorm", family),
+        after_mlp=after_mlp,
+        following=None,
+        head_norms=head_norms,
+        rotary_forward=rotary_forward,
+        gate_up=gate_up,
+        act=act,
+        activation=_activation(act),
+        emitted=tuple(linear for linear in (*qk, attention.o_proj, *gate_up, mlp.down_proj) if _emits(linear)),
+        bypassed=(*within, act, *dropouts),
+    )
+    _check_sizes(block)
+    return block
+
+
+def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
+    """A child of the family's own class: another one may compute anything."""
+    found = parent._modules.get(name)
+    wanted = f"{family.name}{kind}"
+    if (type(found).__module__, type(found).__name__) != (type(parent).__module__, wanted):
+        raise NotFast(f"`{name}` of a {type(parent).__name__} is a {type(found).__name__} and not a {wanted}")
+    _check_code(type(found))
+    return found
+
+
+def _check_code(kind: type) -> None:
+    """Raise if a class' forward is not transformers' own."""
+    if not is_code_of(kind.forward, "transformers"):  # type: ignore[attr-defined]
+        raise NotFast(f"the forward of {kind.__name__} has been replaced")
+
+
+def _norm(parent: nn.Module, name: str, family: Family) -> Norm:
+    module = _piece(parent, name, family, "RMSNorm")
+    if not (module.weight.is_contiguous() and is_aligned(module.weight)):
+        raise NotFast(f"the weight of a {type(module).__name__} starts where the kernels cannot read it")
+    return Norm(module, float(module.eps if hasattr(module, "eps") else module.variance_epsilon))
+
+
+def _last_norm(parent: nn.Module, family: Family) -> Norm | None:
+    """The model's own norm after the last block; None if it is not the family's, or has been changed."""
+    try:
+        norm = _norm(parent, "norm", family)
+    except NotFast:
+        return None
+    return None if "forward" in vars(norm.module) else norm
+
+
+def _refuse_changes(block: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Raise for a block in which anything else than its own classes' code runs.
+
+    A hook may change in place what a kernel reads after it, and a norm that is part of a kernel is never called.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise NotFast("there are hooks on all modules of the process")
+    for module in block.modules():
+        name = type(module).__name__
+        if "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None:
+            raise NotFast(f"the forward of a {name} has been replaced")
+        hooks = [hook for hook in module._forward_hooks.values() if not ours(hook) and not captures(hook)]
+        if hooks or module._forward_pre_hooks:
+            raise NotFast(f"there is a hook on a {name}")
+
+
+def captures(hook: Any) -> bool:
+    """Whether a forward hook is one by which transformers returns the outputs of blocks."""
+    return getattr(hook, "__module__", "") == _CAPTURING
+
+
+def _emits(linear: Any) -> bool:
+    """Whether the sums of a layer may be those of what it returns: of no other class, such as one under LoRA."""
+    return type(linear) is nn.Linear and (linear.bias is None or is_aligned(linear.bias))
+
+
+def _activation(act: Any) -> str:
+    from transformers.activations import ACT2FN
+
+    for name, ours in (("silu", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
+        if type(act) is type(ACT2FN[name]):
+            return ours
+    raise NotFast(f"there is no kernel for the activation {type(act).__name__}")
+
+
+def _check_sizes(block: Block) -> None:
+    hidden = block.before_attention.weight.shape[0]
+    if hidden % 8 or hidden > MAX_NORM_FEATURES:
+        raise NotFast(f"hidden_size must be a multiple of 8, at most {MAX_NORM_FEATURES}, is {hidden}")
+    inner = block.module.mlp.config.intermediate_size
+    if inner % 8:
+        raise NotFast(f"intermediate_size must be a multiple of 8, is {inner}")
+    head_dim = block.module.self_attn.head_dim
+    if head_dim % 16 or head_dim > MAX_HEAD_DIM or (block.head_norms and head_dim not in NORMED_HEAD_DIMS):
+        raise NotFast(f"there is no kernel for heads of {head_dim}")
+    dtype = block.before_attention.weight.dtype
+    if dtype not in FUSED_FLOATS:
+        raise NotFast(f"there are no kernels for {dtype}")

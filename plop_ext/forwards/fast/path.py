@@ -1,0 +1,186 @@
+"""The fast path of one model and collector: which blocks take it, and whether they may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from plop_ext import ops
+from plop_ext.collecting.collector import Collector
+from plop_ext.forwards.fast import kernels
+from plop_ext.forwards.fast.binding import Bindings
+from plop_ext.forwards.fast.block_audit import BlockCheck
+from plop_ext.forwards.fast.blocks import FusedBlock, Handover, Projections
+from plop_ext.forwards.fast.families import find_blocks
+
+# So often the kernels are checked, if a kernel is wanted in vain.
+_MOST_CHECKS = 4
+
+
+class FastPath:
+    """Context manager that runs the blocks it knows by fused kernels, which emit the sums that scoring needs.
+
+    RMSNorm with the residual add, the gated activation and the rotary embedding are passes over activations that a
+    forward makes anyway; the kernels behind this make each of them once, with the roundings of the modules they stand
+    for, and leave the sums of squares on the way. Only v and the output of attention are read for their own sake.
+
+    Forwards are bound to instances, as `kernels.kernelize` does, and taken back on leaving, also after an exception.
+    All other blocks, and everything that records gradients, runs under autocast or in inference mode, run as they are
+    and are scored by the hooks of the collector.
+
+    Args:
+        model: What is scored. Known are the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma2, Gemma3 and Phi3 in
+            float32, float16 or bfloat16, with no hooks and no forwards but their own.
+        collector: Entered before this and left after it.
+
+    Attributes:
+        blocks: How many blocks take the fast path.
+        reason: Why some or all blocks do not; None if all do.
+        checked: Whether the kernels were found to agree with the model, or are not used.
+    """
+
+    def __init__(self, model: nn.Module, collector: Collector) -> None:
+        self._model = model
+        self._collector = collector
+        self._bindings = Bindings()
+        self._handover = Handover()
+        self._projections = Projections()
+        self._checks = 0
+        self._blocks: list[FusedBlock] = []
+        self._with_cache = 0
+        self.reason: str | None = None
+        self.blocks = 0
+        self.checked = False
+
+    def __enter__(self) -> FastPath:
+        found, reasons = find_blocks(self._model, self._collector.owns)
+        device = next((block.before_attention.weight.device for block in found), None)
+        if device is not None and ops.STATUS.backend(device) == "pytorch":
+            found, reasons = [], [f"there are no native kernels for {device.type}; see `plop doctor`"]
+        if reasons:
+            count = f"{len(reasons)} block{'s are' if len(reasons) > 1 else ' is'} left out"
+            self.reason = f"{count}: {'; '.join(sorted(set(reasons)))}"
+        elif not found:
+            self.reason = "the model has no blocks of a family that the fast path knows"
+        self._blocks = [
+            FusedBlock(block, self._collector, self._handover, self._projections, self._bindings) for block in found
+        ]
+        self._bindings.activate()
+        self.blocks = len(self._blocks)
+        self.checked = not self._blocks
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    @property
+    def due(self) -> bool:
+        """Whether the next batch is to be scored by `first_batch`: a kernel that is wanted has not been checked."""
+        return not self.checked or (self._projections.wanted and self._checks < _MOST_CHECKS)
+
+    def first_batch(self, run: Callable[[], None]) -> None:
+        """Score a batch and check the kernels on it, unless no block takes the fast path in it.
+
+        In the first and the last block of each kind every kernel is compared with its PyTorch twin, and the block also
+        runs as it was. If something disagrees, or nothing could be compared, the batch is scored again without the
+        kernels, which stay unused from then on; `reason` says why. Waits for the device once.
+
+        Args:
+            run: `begin`, forward and `end` of the collector for that batch; nothing of it may be replayed.
+        """
+        checks = [BlockCheck(fused, self._collector, self._bindings) for fused in self._samples()]
+        before = sum(fused.fused for fused in self._blocks)
+        for check in checks:
+            check.attach()
+        try:
+            run()
+        finally:
+            for check in checks:
+                check.detach()
+        if sum(fused.fused for fused in self._blocks) == before:
+            return
+        found = self._disagreement(checks)
+        self.checked = True
+        self._checks += 1
+        self._projections.wanted = False
+        self._projections.agreed |= any(check.projected for check in checks)
+        if found is not None:
+            self._leave()
+            self.reason = found
+            self._collector.drop_batch()
+            run()
+
+    def without_kernels(self, run: Callable[[], None]) -> None:
+        """Score a batch that the kernels cannot be checked on, since scoring it again would fill its cache twice.
+
+        Args:
+            run: `begin`, forward and `end` of the collector for that batch.
+        """
+        self._with_cache += 1
+        with self._bindings.suspended():
+            run()
+
+    def report(self) -> dict[str, Any]:
+        """For the provenance: how many blocks took the fast path, and why others, or some of their calls, did not."""
+        used = sum(fused.fused > 0 for fused in self._blocks) if self.blocks else 0
+        reasons = [] if self.reason is None else [self.reason]
+        plain = sum(fused.plain for fused in self._blocks)
+        if plain and self.blocks:
+            reasons.append(
+                f"{plain} forwards of blocks ran as they were, under autocast, in inference mode, with gradients, "
+                "with hooks, or on states of another type or layout than the kernels read"
+            )
+        elif self.blocks and not used and not self._with_cache:
+            reasons.append("no batch needed a forward")
+        if self._with_cache and self.blocks:
+            count = f"{self._with_cache} batch{'es' if self._with_cache > 1 else ''} with a key-value cache"
+            rest = "came before the first without one" if self.checked else "and none without one"
+            reasons.append(f"{count} {rest}, on which the kernels can be checked")
+        return {"blocks": used, "reason": "; ".join(reasons) or None}
+
+    def _disagreement(self, checks: list[BlockCheck]) -> str | None:
+        """Why the kernels may not be used, or None."""
+        totals = self._collector.last_totals()
+        for check in checks:
+            if check.compared and (found := check.disagreement(totals)) is not None:
+                return f"the fused kernels disagree with the model: {found}"
+        if self.checked:  # once more, for a kernel that the first check did not see
+            return None
+        kinds = {_kind(check.block.module): False for check in checks}
+        for check in checks:
+            kinds[_kind(check.block.module)] |= check.compared > 0
+        for kind, compared in kinds.items():
+            if not compared:
+                obstacles = [check.obstacle for check in checks if _kind(check.block.module) == kind]
+                why = next(
+                    (text for text in obstacles if text is not None),
+                    "the batch it was to be checked on does not call it",
+                )
+                return f"a {kind[0].__name__} could not be checked: {why}"
+        return None
+
+    def _samples(self) -> list[FusedBlock]:
+        """The first and the last block of each kind, and one whose projections a kernel may stand for."""
+        kinds: dict[object, list[FusedBlock]] = {}
+        for fused in self._blocks:
+            kinds.setdefault(_kind(fused.block.module), []).append(fused)
+        chosen = [block for members in kinds.values() for block in (members[0], members[-1])]
+        plain = [block for block in self._blocks if all(map(kernels.is_plain, block.block.gate_up))]
+        if not any(block in plain for block in chosen):
+            chosen += plain[:1]
+        return list({block.block.module: block for block in chosen}.values())
+
+    def _leave(self) -> None:
+        self._bindings.deactivate()
+        self._handover.clear()
+        self.blocks = 0
+
+
+def _kind(block: Any) -> tuple[type, object]:
+    """What tells blocks apart that compute differently: class and type of attention."""
+    return type(block), getattr(block.self_attn, "layer_type", None)

@@ -1,0 +1,230 @@
+"""Forwards as CUDA graphs: one launch for a whole forward, its hooks and reductions included."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.token_map import BatchTokens
+from plop_ext.collecting.transfer import overwrite
+from plop_ext.errors import InputError
+from plop_ext.forwards.batch import batch_to_device, input_device
+from plop_ext.forwards.eager import EagerForwards
+from plop_ext.forwards.graph import capture
+from plop_ext.forwards.graph.inputs import Ungraphable, launch_key, on_device, tensors
+from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_idle_masks
+from plop_ext.forwards.masks.known_models import is_own_code
+
+# A graph keeps its launches on the device, in memory that torch does not count, and capturing takes as long as several
+# forwards. Eight are the phases of `token_step=8`, or as many lengths; data of more lengths rarely come back to one.
+MAX_GRAPHS = 8
+# Batches whose like is waited for. Each keeps its token maps, one byte per token.
+_REMEMBERED = 64
+
+
+@dataclass
+class _Rehearsal:
+    """A batch that ran eagerly; `wait` says where it made the host wait, which a capture cannot."""
+
+    tokens: BatchTokens
+    wait: str | None
+
+
+@dataclass
+class _Graph:
+    """A captured forward: what it reads, how it is replayed, what it writes."""
+
+    inputs: list[Tensor]
+    tokens: BatchTokens
+    replay: Callable[[], None]
+    totals: Tensor
+
+
+class GraphedForwards:
+    """Context manager that runs scoring forwards, and replays those whose like it has seen before.
+
+    Forwards are alike if the same launches run: same shapes and types, same first token read, and a mask either for
+    both or for none. The first one runs eagerly, which fills every cache and shows whether it makes the host wait;
+    the second is captured and replayed, every further one replayed. Totals have the same bits as eager ones. What
+    cannot be captured runs eagerly, for a reason that `report` gives; a forward that waits, or a failed capture, ends
+    graphing with a warning.
+
+    All graphs share one memory pool, which holds the activations of one forward: they run one after the other.
+
+    Args:
+        model: Prepared for scoring, on a CUDA device.
+        forward: Runs a batch. Its Python code is not called at a replay.
+        collector: Entered.
+        plain: Whether `forward` is `default_forward`. Only then, and of a model that `is_own_code`, is it known on
+            which values of a batch the masks depend. Any other model that looks at them, as transformers' own do,
+            makes the host wait, and is not captured.
+
+    Attributes:
+        reason: Why forwards are not graphed any more, or not at all; None while they are.
+        replayed: Batches that were replayed.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Callable[[nn.Module, Any], Any], collector: Collector, *, plain: bool = False
+    ) -> None:
+        self._model = model
+        self._forward = forward
+        self._collector = collector
+        self._plain = plain and is_own_code(model)
+        self._eager = EagerForwards(model, forward, collector)
+        self._device = input_device(model)
+        self._recorder = capture.Recorder(self._device)
+        self._rehearsals: dict[Hashable, _Rehearsal] = {}
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._left_out: str | None = None
+        self.reason: str | None = None
+        self.replayed = 0
+        devices = sorted({str(parameter.device) for parameter in model.parameters()})
+        if len(devices) > 1:
+            self._stop(f"the weights are on several devices ({', '.join(devices)}), and a graph is one device's work")
+
+    def __enter__(self) -> GraphedForwards:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
+        """Score a batch: `begin`, the forward and `end` of the collector.
+
+        Args:
+            batch: On the host or the device. A mask on the device costs a wait.
+            size: Samples in it.
+            counted: [B, T] bool, which tokens count; None counts all.
+            step: Read every `step`-th token only.
+            phase: The first token read.
+        """
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            inputs = without_idle_masks(batch) if self._plain and self.reason is None else batch
+            key = self._key(inputs, size, counted, step, phase)
+            graph = self._graphs.get(key)
+            if key is not None and graph is None:
+                rehearsal = self._rehearsals.get(key)
+                if rehearsal is None or rehearsal.wait is not None:
+                    # The tokens of a rehearsal become the graph's, and are overwritten: not the caller's mask.
+                    own = BatchTokens(size, None if counted is None else counted.clone(), step, phase)
+                    self._rehearse(key, inputs, own)
+                    return
+                if len(self._graphs) < MAX_GRAPHS:
+                    graph = self._capture(key, inputs, counted)
+                else:
+                    self._left_out = f"there are more than {MAX_GRAPHS} kinds of batches; the others ran eagerly"
+            if graph is not None:
+                self._replay(graph, inputs, counted)
+            else:
+                self._eager.run(batch, size, counted, step=step, phase=phase)
+
+    def forget(self) -> None:
+        """Drop all graphs and what was seen of batches: the model runs other code than it did so far.
+
+        The next batch of each kind runs eagerly again. `replayed` and the number of graphs captured count on.
+        """
+        self._release()
+
+    def report(self) -> dict[str, Any]:
+        """How many batches of the run were replayed from how many graphs, and why not the others."""
+        reason = self.reason or self._left_out
+        if reason is None and not self.replayed:
+            reason = "no batch was like an earlier one in shape, phase and having a mask"
+        return {"captured": self._recorder.captured, "replayed": self.replayed, "reason": reason}
+
+    def _key(self, inputs: Any, size: int, counted: Tensor | None, step: int, phase: int) -> Hashable | None:
+        if self.reason is not None:
+            return None
+        try:
+            return launch_key(inputs), size, None if counted is None else tuple(counted.shape), step, phase
+        except Ungraphable as error:
+            self._left_out = str(error)
+            return None
+
+    def _rehearse(self, key: Hashable, inputs: Any, tokens: BatchTokens) -> None:
+        """Run a batch eagerly, on the path that a capture of its like would take."""
+        before = self._rehearsals.pop(key, None)
+        inputs = batch_to_device(inputs, self._device)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(decided_masks(inputs, self._plain))
+            except UnknownMasks as error:
+                self._stop(str(error))
+            waits = stack.enter_context(capture.noting_waits(self._device))
+            self._collector.begin_with(tokens)
+            self._forward(self._model, inputs)
+            self._collector.end()
+        if self.reason is not None:
+            return
+        wait = waits[0] if waits else None
+        if wait is not None and before is not None:  # once may be a cache that was empty
+            self._stop(f"the forward makes the host wait for the device ({wait}), which a captured one cannot")
+            return
+        while len(self._rehearsals) >= _REMEMBERED:
+            self._rehearsals.pop(next(iter(self._rehearsals)))
+        self._rehearsals[key] = _Rehearsal(tokens, wait)
+
+    def _capture(self, key: Hashable, inputs: Any, counted: Tensor | None) -> _Graph | None:
+        """The graph of a batch whose like was rehearsed; None, with graphing ended, if it cannot be captured."""
+        tokens = self._rehearsals.pop(key).tokens
+        tokens.refill(counted)
+        static = on_device(inputs, self._device)
+
+        def forward() -> Tensor:
+            with decided_masks(static, self._plain):
+                self._collector.begin_with(tokens)
+                # A batch of its own, since it may change it.
+                self._forward(self._model, batch_to_device(static, self._device))
+                return self._collector.close()
+
+        try:
+            with self._collector.separate():
+                replay, totals = self._recorder.record(forward)
+        except Exception as error:
+            self._stop(f"the forward cannot be captured ({capture.cause(error)})")
+            return None
+        self._graphs[key] = graph = _Graph(tensors(static), tokens, replay, totals)
+        return graph
+
+    def _replay(self, graph: _Graph, inputs: Any, counted: Tensor | None) -> None:
+        for target, source in zip(graph.inputs, tensors(inputs), strict=True):
+            overwrite(target, source)
+        graph.tokens.refill(counted)
+        graph.replay()
+        self._collector.send(graph.totals)
+        self.replayed += 1
+
+    def _stop(self, reason: str) -> None:
+        self.reason = reason
+        self._release()
+        warnings.warn(f"`graph`: batches are scored eagerly, because {reason}", stacklevel=4)
+
+    def _release(self) -> None:
+        self._graphs.clear()
+        self._rehearsals.clear()
+        self._recorder.release()
+
+
+def check_graph(model: nn.Module) -> None:
+    """Refuse to graph a model that is on no CUDA device.
+
+    Raises:
+        InputError: If it is.
+    """
+    devices = {parameter.device.type for parameter in model.parameters()} or {"cpu"}
+    if "cuda" not in devices:
+        raise InputError(
+            f"`graph` needs the model on a CUDA device, and it is on {' and '.join(sorted(devices))}; move it there, "
+            "or leave `graph` out"
+        )

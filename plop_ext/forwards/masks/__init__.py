@@ -1,0 +1,1 @@
+"""Decides which attention masks a forward needs, without reading tensor values."""

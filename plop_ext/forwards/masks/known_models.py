@@ -1,0 +1,108 @@
+"""Models that compute the same without an attention mask as with one of ones, as far as their code is known."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from plop_ext.forwards.defined_in import is_code_of
+from plop_ext.forwards.fast.families import captures, family_of, is_own_class
+
+_ATTENTION = ("eager", "sdpa")
+
+
+def may_omit_masks(model: nn.Module) -> bool:
+    """Whether to the whole model no attention mask is known to mean the same as one of ones.
+
+    So it is with transformers' own models of the families in
+    `plop_ext.forwards.fast.families`, bare or in a `PeftModel`, and attention by sdpa or eager.
+    """
+    if not is_own_code(model):
+        return False
+    inner = _without_peft(model)
+    blocks = [module for module in inner.modules() if family_of(module) is not None]
+    return (
+        bool(blocks)
+        and all(_model_type(getattr(block, "self_attn", None)) == _model_type(inner) for block in blocks)
+        and all(module.config._attn_implementation in _ATTENTION for module in inner.modules() if _is_model(module))
+    )
+
+
+def is_own_code(model: nn.Module) -> bool:
+    """Whether only transformers', PEFT's and torch's own code sees the masks that a transformers model is called with.
+
+    Whatever else does may need one of ones: a larger model around it, a class, a forward or a hook of the user's, a
+    mask function in the place of transformers'. What lies within a block of a known family sees none but those that
+    transformers makes.
+    """
+    blocks = {module for module in model.modules() if family_of(module) is not None}
+    within = {module for block in blocks for module in block.modules()}
+    around = [
+        module
+        for module in model.modules()
+        if module not in within
+        and (_takes_mask(type(module)) or any(_is_model(inner) or inner in blocks for inner in module.modules()))
+    ]
+    return (
+        _is_model(_without_peft(model))
+        and not torch_module._global_forward_hooks
+        and not torch_module._global_forward_pre_hooks
+        and all(_is_as_made(module) for module in around)
+        and all(_makes_its_masks(module) for module in around if _is_model(module))
+    )
+
+
+def _is_model(module: Any) -> bool:
+    kind = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    return kind is not None and isinstance(module, kind)
+
+
+def _without_peft(model: nn.Module) -> Any:
+    """The model in a `PeftModel`. The class is asked: PEFT's others hand on what they lack to the model inside."""
+    unwrap = getattr(type(model), "get_base_model", None) if _is_of_peft(type(model)) else None
+    return model if unwrap is None else unwrap(model)
+
+
+def _is_of_peft(kind: type) -> bool:
+    return kind.__module__.startswith("peft.")
+
+
+def _model_type(module: Any) -> Any:
+    return getattr(getattr(module, "config", None), "model_type", None)
+
+
+def _takes_mask(kind: type[nn.Module]) -> bool:
+    try:
+        return "attention_mask" in inspect.signature(kind.forward).parameters
+    except (AttributeError, TypeError, ValueError):  # as of a scripted module
+        return False
+
+
+def _is_as_made(module: nn.Module) -> bool:
+    """Whether nothing but transformers', PEFT's or torch's own code sees what the module is called with."""
+    kind = type(module)
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if "forward" in vars(module) or not all(map(captures, hooks)):
+        return False
+    if kind is nn.ModuleList:
+        return True
+    package = "transformers" if is_own_class(kind) else "peft" if _is_of_peft(kind) else None
+    is_called_as_made = kind.__call__ is nn.Module.__call__ or is_code_of(kind.__call__, "transformers")
+    return package is not None and is_called_as_made and is_code_of(kind.forward, package)
+
+
+def _makes_its_masks(model: Any) -> bool:
+    """Whether the masks of a transformers model are made by transformers' own functions."""
+    names = vars(sys.modules[type(model).__module__])
+    makers = [value for name, value in names.items() if name.startswith("create_") and "mask" in name]
+    attention = model.config._attn_implementation
+    known = getattr(sys.modules.get("transformers.masking_utils"), "ALL_MASK_ATTENTION_FUNCTIONS", {})
+    if attention is not None:  # as it is for a model without attention
+        if attention not in known:  # it is given the mask as it is
+            return False
+        makers.append(known[attention])
+    return all(is_code_of(maker, "transformers") for maker in makers)

@@ -1,0 +1,83 @@
+"""Finds and loads the native kernels, and says which kernels run and why."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = Path(__file__).resolve().parent.parent / "libplop_ext.so"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Which kernels serve the ops in this process.
+
+    Attributes:
+        loaded: Whether the native library is loaded. Without it the PyTorch kernels in `plop_ext.ops` run.
+        cuda: Whether CUDA tensors are served by the native CUDA kernels: the library has them and torch has CUDA.
+        reason: One sentence that says why.
+    """
+
+    loaded: bool
+    cuda: bool
+    reason: str
+
+    def backend(self, device: torch.device | str) -> str:
+        """`"native-cuda"`, `"native-cpu"` or `"pytorch"` for tensors on `device`."""
+        kind = torch.device(device).type
+        if kind == "cuda" and self.cuda:
+            return "native-cuda"
+        if kind == "cpu" and self.loaded:
+            return "native-cpu"
+        return "pytorch"
+
+
+def load() -> Status:
+    """Load the kernel library once the op schemas are defined. Never raises: a failure is a warning and a `Status`."""
+    if os.environ.get("PLOP_PURE_PYTHON", "0") not in ("", "0"):
+        return Status(False, False, "PLOP_PURE_PYTHON is set")
+    if not LIBRARY.exists():
+        reason = (
+            "this installation was built without native kernels (a C++ compiler and --no-build-isolation are needed)"
+        )
+        return _without(reason)
+    try:
+        _open(LIBRARY)
+    except (ImportError, OSError) as error:
+        return _without(f"the native kernels do not load: {error}")
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("plop_ext::row_sumsq_", "CUDA"):
+        return Status(True, False, "the native kernels were built without CUDA (no nvcc, or PLOP_CUDA=0)")
+    if not torch.backends.cuda.is_built():
+        return Status(True, False, "this torch is a CPU build; the CUDA kernels are there but not used")
+    if not torch.cuda.is_available():
+        return Status(True, False, "torch sees no CUDA device; the CUDA kernels are there but not used")
+    return Status(True, True, "native CPU and CUDA kernels are loaded")
+
+
+def build_info() -> dict[str, Any]:
+    """Versions, CUDA architectures and compiler of the native build; empty without one."""
+    try:
+        from plop_ext import _C
+    except ImportError:
+        return {}
+    return dict(_C.build_info())
+
+
+def _open(path: Path) -> None:
+    try:
+        from plop_ext import _C
+    except ImportError:
+        # `_C` belongs to one Python version, the kernels to none: they still load under another.
+        torch.ops.load_library(str(path))
+    else:
+        _C.load(str(path))
+
+
+def _without(reason: str) -> Status:
+    warnings.warn(f"plop_ext runs on its slower PyTorch kernels: {reason}; see `plop doctor`", stacklevel=4)
+    return Status(False, False, reason)

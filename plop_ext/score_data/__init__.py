@@ -1,0 +1,1 @@
+"""What a scoring run measured, and the figures derived from it."""

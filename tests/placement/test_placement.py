@@ -1,0 +1,269 @@
+"""Choosing modules from scores, and PEFT wrapping exactly these."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+
+import plop_ext
+from plop_ext import InputError, Placement, Scores
+from plop_ext.placement import STRATEGIES
+from plop_ext.scores import ScoredModule
+from tests.support import tiny_models
+from tests.support.architectures import ARCHITECTURES
+
+# Each type's NFN in layers 0 and 1; the means are 1.0, 0.65, 1.1 and 1.6.
+NFN = {"q_proj": (0.4, 1.6), "v_proj": (0.6, 0.7), "up_proj": (1.2, 1.0), "down_proj": (3.0, 0.2)}
+RANKED = ("v_proj", "q_proj", "up_proj", "down_proj")
+MODULES_RANKED = ("1.down", "0.q", "0.v", "1.v", "1.up", "0.up", "1.q", "0.down")
+
+
+def scores() -> Scores:
+    """One token per module, whose gain is the NFN above."""
+    modules, totals = [], []
+    for layer in range(2):
+        for name, values in NFN.items():
+            part = "self_attn" if name in ("q_proj", "v_proj") else "mlp"
+            shape = (8, 4) if name == "v_proj" else (8, 8)
+            modules.append(ScoredModule(f"layers.{layer}.{part}.{name}", name, layer, *shape, 1.0, 1.0))
+            totals.append([[values[layer], values[layer] ** 2, 1.0, 0.0, 0.0]])
+    provenance = {"settings": {"compat": None}, "model": {"class": "Made"}}
+    return Scores(tuple(modules), np.array(totals), np.array([0]), np.array([0]), (), provenance)
+
+
+def short(placement: Placement) -> set[str]:
+    """The chosen modules as in `MODULES_RANKED`."""
+    parts = [name.split(".") for name in placement.modules]
+    return {f"{layer}.{leaf.removesuffix('_proj')}" for _, layer, _, leaf in parts}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("strategy", ["lowest", "inverse"])
+def test_lowest_and_highest_types(strategy: str, count: int) -> None:
+    placement = scores().place(types=count, strategy=strategy)
+    ranked = RANKED if strategy == "lowest" else RANKED[::-1]
+    assert placement.types == ranked[:count]
+    assert placement.modules == tuple(m.name for m in scores().modules if m.type in ranked[:count])
+    assert placement.label == f"{strategy}-{count}" and placement.strategy == strategy and placement.model == "Made"
+
+
+def test_the_default_is_the_three_lowest_types() -> None:
+    assert scores().place() == scores().place(types=3) == scores().place(types=np.int64(3))
+
+
+@pytest.mark.parametrize(
+    "strategy, types",
+    [("attention", {"q_proj", "v_proj"}), ("mlp", {"up_proj", "down_proj"}), ("all", set(NFN))],
+)
+def test_by_kind(strategy: str, types: set[str]) -> None:
+    placement = scores().place(strategy=strategy)
+    assert set(placement.types) == types and len(placement.modules) == 2 * len(types)
+    assert placement.label == ("all-linear" if strategy == "all" else strategy)
+
+
+@pytest.mark.parametrize("what", [{"types": 2}, {"modules": 3}], ids=str)
+def test_random_is_seeded_and_differs_between_seeds(what: dict[str, int]) -> None:
+    drawn = [scores().place(strategy="random", seed=seed, **what) for seed in range(30)]
+    assert drawn == [scores().place(strategy="random", seed=seed, **what) for seed in range(30)]
+    assert len({placement.modules for placement in drawn}) > 4
+    assert {name for placement in drawn for name in placement.modules} == set(scores().module_names)
+
+
+@pytest.mark.parametrize("types", ["q_proj", ["down_proj", "q_proj"], ("v_proj",)])
+def test_types_by_label(types: Any) -> None:
+    placement = scores().place(types=types)
+    labels = [types] if isinstance(types, str) else types
+    assert set(placement.types) == set(labels) and placement.strategy == "types"
+    assert placement.label == "+".join(labels)
+
+
+@pytest.mark.parametrize("count, modules", [(1, 1), (3, 3), (8, 8), (np.int64(2), 2), (0.5, 4), (1.0, 8), (0.01, 1)])
+def test_single_modules_by_count_and_fraction(count: Any, modules: int) -> None:
+    placement = scores().place(modules=count)
+    assert short(placement) == set(MODULES_RANKED[:modules])
+    assert short(scores().place(modules=count, strategy="inverse")) == set(MODULES_RANKED[-modules:])
+    assert list(placement.modules) == [name for name in scores().module_names if name in placement.modules]
+
+
+def test_single_modules_by_threshold() -> None:
+    placement = scores().place(max_nfn=0.7)
+    assert short(placement) == set(MODULES_RANKED[:4])
+    assert placement.label == "nfn<=0.7"
+    assert placement.types == ("v_proj", "q_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"strategy": "best"}, "`strategy` must be one of lowest, inverse, attention, mlp, all, random, got 'best'"),
+        ({"types": 2, "modules": 2}, "`types` and `modules` exclude each other; give one"),
+        ({"modules": 2, "max_nfn": 1.0}, "`modules` and `max_nfn` exclude each other; give one"),
+        ({"types": 2, "strategy": "all"}, '`types` has no meaning with strategy="all"; leave one of the two out'),
+        ({"types": 5}, "`types` must be between 1 and 4, the number of module types, got 5"),
+        ({"types": 0}, "`types` must be between 1 and 4, the number of module types, got 0"),
+        ({"types": 2.5}, "`types` must be between 1 and 4, the number of module types, got 2.5"),
+        ({"types": True}, "`types` must be between 1 and 4, the number of module types, got True"),
+        ({"types": []}, "`types` is empty; name some of down_proj, q_proj, up_proj, v_proj"),
+        ({"types": ["k_proj"]}, "`types`: there is no type `k_proj`; there are down_proj, q_proj, up_proj, v_proj"),
+        ({"types": ["q_proj"], "strategy": "inverse"}, "`types` names its types; .* leave it out"),
+        ({"modules": 9}, "`modules` must be between 1 and 8, the number of scored modules, got 9"),
+        ({"modules": 0}, "`modules` must be between 1 and 8, the number of scored modules, got 0"),
+        ({"modules": 1.5}, r"`modules` as a fraction must be in \(0, 1\], got 1.5"),
+        ({"modules": 0.0}, r"`modules` as a fraction must be in \(0, 1\], got 0.0"),
+        ({"modules": True}, "`modules` must be a count or a fraction, got True"),
+        ({"modules": "3"}, "`modules` must be a count or a fraction, got '3'"),
+        ({"max_nfn": 0.1}, "`max_nfn`=0.1 selects nothing; the lowest module has NFN 0.2"),
+        ({"max_nfn": 1.0, "strategy": "inverse"}, "`max_nfn` is a threshold; .* leave it out"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_chosen(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        scores().place(**arguments)
+
+
+def test_a_kind_that_the_model_does_not_have() -> None:
+    plain = plop_ext.score(tiny_models.Plain(), [torch.randn(2, 20, 16)], progress=False)
+    with pytest.raises(InputError, match=r'strategy="attention" selects nothing: .* name the types'):
+        plain.place(strategy="attention")
+
+
+def test_parameters_and_the_rank_that_fits_them() -> None:
+    placement = scores().place(types=["q_proj", "v_proj"])
+    assert placement.num_parameters(1) == 2 * (8 + 8) + 2 * (8 + 4) == 56
+    assert [placement.rank_for(allowed) for allowed in (56, 111, 112, 1000)] == [1, 1, 2, 17]
+    with pytest.raises(InputError, match=r"`max_params`=55 is too small for `q_proj\+v_proj`: rank 1 has 56"):
+        placement.rank_for(55)
+    with pytest.raises(InputError, match="`r` must be at least 1, got 0"):
+        placement.num_parameters(0)
+
+
+MODELS = {name: tiny_models.TEXT_MODELS[name] for name in ("llama", "bert", "gemma3", "qwen2")}
+
+
+@pytest.fixture(scope="module")
+def scored() -> dict[str, Scores]:
+    batch = tiny_models.token_batch([20, 31])
+    return {name: plop_ext.score(make(), [batch], progress=False) for name, make in MODELS.items()}
+
+
+def adapted(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+
+
+CHOICES: list[dict[str, Any]] = [
+    *({"types": count} for count in (1, 2, 3)),
+    *({"strategy": strategy} for strategy in STRATEGIES if strategy not in ("lowest", "inverse")),
+    {"strategy": "inverse", "types": 3},
+    {"modules": 1},
+    {"modules": 0.4},
+]
+
+
+@pytest.mark.filterwarnings("ignore:no signal")
+@pytest.mark.parametrize("name", MODELS)
+def test_peft_wraps_exactly_the_chosen_modules(name: str, scored: dict[str, Scores]) -> None:
+    for choice in CHOICES:
+        placement = scored[name].place(**choice)
+        model = peft.get_peft_model(MODELS[name](), placement.lora_config(r=2, lora_alpha=4))
+        assert adapted(model) == [f"base_model.model.{module}" for module in placement.modules], choice
+        placement.verify(model)
+        trainable = sum(p.numel() for key, p in model.named_parameters() if p.requires_grad and "lora_" in key)
+        assert trainable == placement.num_parameters(2)
+
+
+@pytest.mark.parametrize("label", ["output.dense", "attention.output.dense", "intermediate.dense"])
+def test_bert_types_that_are_suffixes_of_each_other(label: str, scored: dict[str, Scores]) -> None:
+    placement = scored["bert"].place(types=[label])
+    model = peft.get_peft_model(tiny_models.bert(), placement.lora_config())
+    assert adapted(model) == [f"base_model.model.bert.encoder.layer.{layer}.{label}" for layer in range(2)]
+
+
+def test_verify_catches_another_wrap(scored: dict[str, Scores]) -> None:
+    placement = scored["bert"].place(types=["output.dense"])
+    by_suffix = peft.get_peft_model(tiny_models.bert(), peft.LoraConfig(target_modules=["output.dense"]))
+    with pytest.raises(InputError, match=r"0 chosen modules without LoRA and 2 others .*attention\.output\.dense"):
+        placement.verify(by_suffix)
+    other = peft.get_peft_model(tiny_models.bert(), peft.LoraConfig(target_modules=["query"]))
+    with pytest.raises(InputError, match="2 chosen modules without LoRA and 2 others with it"):
+        placement.verify(other)
+    with pytest.raises(InputError, match="2 chosen modules without LoRA and 0 others with it"):
+        placement.verify(tiny_models.bert())
+
+
+@pytest.mark.filterwarnings("ignore:no signal")
+def test_check_model(scored: dict[str, Scores]) -> None:
+    placement = scored["llama"].place(types=3)
+    placement.check_model(tiny_models.llama())
+    with pytest.raises(InputError, match=r"wants `model.* but BertForSequenceClassification has no such module"):
+        placement.check_model(tiny_models.bert())
+    with pytest.raises(InputError, match=r"\(32 x 48\), but LlamaForCausalLM has 32 x 64 there; score this model"):
+        scored["llama"].place(types="up_proj").check_model(tiny_models.llama(intermediate_size=64))
+
+
+@pytest.mark.filterwarnings("ignore:no signal")
+@pytest.mark.parametrize("build", [tiny_models.llama, tiny_models.gpt2, ARCHITECTURES["phi3"].build])
+def test_check_model_tells_checkpoints_of_one_shape_apart(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    everything = plop_ext.score(build(), [tiny_models.token_batch([20, 31])], progress=False)
+    everything.place(strategy="all").save(tmp_path / "placement.json")
+    placement = Placement.load(tmp_path / "placement.json")
+    assert all(target.weight_norm for target in placement.lora_targets)
+    placement.check_model(build())
+    placement.check_model(build().bfloat16())
+    other = build()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(7))
+    with pytest.raises(InputError, match=r"was made for other weights: .* score this model and place again"):
+        placement.check_model(other)
+
+
+@pytest.mark.filterwarnings("ignore:no signal")
+def test_lora_config_takes_pefts_fields_but_no_other_target(scored: dict[str, Scores]) -> None:
+    placement = scored["llama"].place(types=1)
+    config = placement.lora_config(r=4, lora_alpha=8, lora_dropout=0.1, task_type="CAUSAL_LM")
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (4, 8, 0.1, "CAUSAL_LM")
+    with pytest.raises(InputError, match="`target_modules` comes from the placement; leave it out"):
+        placement.lora_config(target_modules=["q_proj"])
+
+
+@pytest.mark.filterwarnings("ignore:no signal")
+def test_find_plop_targets_are_keywords_of_lora_config(scored: dict[str, Scores]) -> None:
+    model = tiny_models.llama()
+    batch = tiny_models.token_batch([20, 31])
+    targets = plop_ext.find_plop_targets(model, [batch], types=2, progress=False)
+    assert targets == {"target_modules": list(scored["llama"].place(types=2).modules)}
+    scored["llama"].place(types=2).verify(peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)))
+
+
+def test_round_trip_and_other_files(tmp_path: Path) -> None:
+    path, placement = tmp_path / "placement.json", scores().place(types=2)
+    placement.save(path)
+    assert Placement.load(path) == placement
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "version": 99}))
+    with pytest.raises(InputError, match=r"has version 99 of plop_ext.placement, .* write it again with `plop place`"):
+        Placement.load(path)
+    scores().save(path)
+    with pytest.raises(InputError, match=r"is not a plop_ext.placement file but plop_ext.scores; .*`plop place`"):
+        Placement.load(path)
+    target = content["emitted"][0]
+    norms = [{"emitted": [{**target, "weight_norm": norm}]} for norm in ("x", float("nan"))]
+    for changes in (
+        *norms,
+        {"shapes": {"a": [1]}},
+        {"shapes": [3]},
+        {"modules": 3},
+        {"types": None},
+        {"shapes": {"a": "x"}},
+    ):
+        path.write_text(json.dumps({**content, **changes}))
+        with pytest.raises(InputError, match="is a damaged placement; write it again with `plop place`"):
+            Placement.load(path)
