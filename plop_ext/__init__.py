@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from plop_ext.streaming.score import score_streaming
 
 _HOMES = {
-    "Collector": "scoring.collector",
+    "Collector": "collecting.collector",
     "Comparison": "finetuning.comparison",
     "FinetuneResult": "finetuning.finetune",
     "InputError": "errors",
@@ -34,7 +34,7 @@ _HOMES = {
     "Scores": "scores",
     "SetupError": "errors",
     "StopRule": "statistics",
-    "build_info": "native",
+    "build_info": "ops.native",
     "compare": "finetuning.compare",
     "find_plop_targets": "scoring.score",
     "finetune": "finetuning.finetune",
