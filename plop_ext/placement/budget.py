@@ -9,7 +9,7 @@ from plop_ext.errors import InputError
 from plop_ext.placement.cost import WIDTHS, cost
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, largest_rank
-from plop_ext.scores import Scores
+from plop_ext.score_data import ScoreData
 
 # Types are given up before the rank falls below this.
 MIN_RANK = 8
@@ -49,7 +49,7 @@ class Budget:
 
 
 def make_budget(
-    scores: Scores, max_params: int | float | None, max_memory: int | float | None, batch: int, seq: int
+    scores: ScoreData, max_params: int | float | None, max_memory: int | float | None, batch: int, seq: int
 ) -> Budget | None:
     """The budget that was asked for, or None. Fractions are of the model's parameters and of its weights' bytes."""
     if max_params is None and max_memory is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 
 from plop_ext.placement.placement import Placement
-from plop_ext.scores import Scores
+from plop_ext.score_data import ScoreData
 from plop_ext.statistics import MIN_SAMPLES_MODULES, StopRule, set_stability
 
 
-def warn_of_samples(scores: Scores, placement: Placement, modules: int | float | None, single: bool) -> None:
+def warn_of_samples(scores: ScoreData, placement: Placement, modules: int | float | None, single: bool) -> None:
     """Warn where too little was scored for `placement`.
 
     Single modules need 64 samples. A run that ended early did so when the set that its rule watched had settled; of

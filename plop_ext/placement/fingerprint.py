@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from plop_ext.placement.targets import Target
-    from plop_ext.scores import ScoredModule
+    from plop_ext.score_data import ScoredModule
 
 # Reading a few weights takes milliseconds, and another checkpoint differs in all of them.
 _CHECKED = 8

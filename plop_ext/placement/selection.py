@@ -17,7 +17,7 @@ from plop_ext.placement.enough_samples import warn_of_samples
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn
 from plop_ext.placement.targets import notes_of, targets_of
-from plop_ext.scores import Scores
+from plop_ext.score_data import ScoreData
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
 STRATEGIES = ("lowest", "inverse", "attention", "mlp", "all", "random")
@@ -25,7 +25,7 @@ RANKS = (None, "inverse-nfn")
 
 
 def select(
-    scores: Scores,
+    scores: ScoreData,
     *,
     types: int | str | Sequence[str] | None = None,
     modules: int | float | None = None,
@@ -81,7 +81,7 @@ def select(
 
 
 def _with_ranks(
-    scores: Scores,
+    scores: ScoreData,
     candidates: Sequence[Callable[[], Placement]],
     budget: Budget | None,
     r: int | None,
@@ -100,7 +100,7 @@ def _with_ranks(
     return placement if uneven is None else uneven
 
 
-def _target_nfn(scores: Scores, placement: Placement) -> dict[str, float]:
+def _target_nfn(scores: ScoreData, placement: Placement) -> dict[str, float]:
     """NFN of what PEFT adapts: of several parts in one weight, the mean of those that were chosen."""
     chosen, values = set(placement.modules), dict[str, list[float]]()
     for module, value in zip(scores.modules, scores.nfn.tolist(), strict=True):
@@ -109,7 +109,7 @@ def _target_nfn(scores: Scores, placement: Placement) -> dict[str, float]:
     return {name: sum(members) / len(members) for name, members in values.items()}
 
 
-def _automatic(scores: Scores, strategy: str, budget: Budget | None, r: int | None) -> AutoK:
+def _automatic(scores: ScoreData, strategy: str, budget: Budget | None, r: int | None) -> AutoK:
     """The result of `auto_k`; where no boundary survives, what the budget allows."""
     if strategy != "lowest":
         raise InputError(f'`types`="auto" looks for the lowest types; strategy="{strategy}" needs a number')
@@ -120,7 +120,7 @@ def _automatic(scores: Scores, strategy: str, budget: Budget | None, r: int | No
     return auto_k(scores.table, fallback)
 
 
-def _require_signal(scores: Scores, strategy: str, asked: bool) -> None:
+def _require_signal(scores: ScoreData, strategy: str, asked: bool) -> None:
     """Refuse to choose by scores that say nothing; who names a number is warned."""
     if scores.paper_script or strategy == "random" or scores.signal.found:
         return
@@ -129,7 +129,7 @@ def _require_signal(scores: Scores, strategy: str, asked: bool) -> None:
     warnings.warn(f"no signal: {scores.signal.reason}; placed because a number was given", stacklevel=4)
 
 
-def _by_type(scores: Scores, types: int | str | Sequence[str], strategy: str, seed: int) -> Placement:
+def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str, seed: int) -> Placement:
     ranked = list(scores.types)
     if not ranked:
         raise InputError("`scores` has no module type the published script knows; score without compat")
@@ -154,7 +154,7 @@ def _by_type(scores: Scores, types: int | str | Sequence[str], strategy: str, se
 
 
 def _by_module(
-    scores: Scores, modules: int | float | None, max_nfn: float | None, strategy: str, seed: int
+    scores: ScoreData, modules: int | float | None, max_nfn: float | None, strategy: str, seed: int
 ) -> Placement:
     nfn = scores.nfn
     total = len(nfn)
@@ -185,7 +185,7 @@ def _by_module(
     return _placement_of_modules(scores, [int(i) for i in order[:count]], strategy, prefix + label)
 
 
-def _by_family(scores: Scores, strategy: str) -> Placement:
+def _by_family(scores: ScoreData, strategy: str) -> Placement:
     labels = [score.type for score in scores.by_type() if strategy in ("all", score.family)]
     if not labels:
         raise InputError(
@@ -195,7 +195,7 @@ def _by_family(scores: Scores, strategy: str) -> Placement:
     return _placement(scores, labels, strategy, "all-linear" if strategy == "all" else strategy)
 
 
-def _placement(scores: Scores, labels: Sequence[str], strategy: str, label: str) -> Placement:
+def _placement(scores: ScoreData, labels: Sequence[str], strategy: str, label: str) -> Placement:
     def wanted(name: str, module_type: str) -> bool:
         return any(group in name for group in labels) if scores.paper_script else module_type in labels
 
@@ -203,12 +203,12 @@ def _placement(scores: Scores, labels: Sequence[str], strategy: str, label: str)
     return _make(scores, chosen, tuple(labels), strategy, label)
 
 
-def _placement_of_modules(scores: Scores, chosen: list[int], strategy: str, label: str) -> Placement:
+def _placement_of_modules(scores: ScoreData, chosen: list[int], strategy: str, label: str) -> Placement:
     held = {scores.modules[i].type for i in chosen}
     return _make(scores, chosen, tuple(t for t in scores.types if t in held), strategy, label)
 
 
-def _make(scores: Scores, chosen: list[int], types: tuple[str, ...], strategy: str, label: str) -> Placement:
+def _make(scores: ScoreData, chosen: list[int], types: tuple[str, ...], strategy: str, label: str) -> Placement:
     modules = [scores.modules[i] for i in sorted(chosen)]
     emitted = targets_of(modules, scores.modules)
     return Placement(

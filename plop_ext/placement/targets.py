@@ -12,7 +12,7 @@ from plop_ext.placement.fingerprint import target_norm
 if TYPE_CHECKING:
     from torch import nn
 
-    from plop_ext.scores import ScoredModule
+    from plop_ext.score_data import ScoredModule
 
 
 @dataclass(frozen=True)

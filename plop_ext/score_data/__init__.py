@@ -1,1 +1,8 @@
 """What a scoring run measured, and the figures derived from it."""
+
+from plop_ext.score_data.data import ScoreData
+from plop_ext.score_data.modules import FewTokenModules, ScoredModule
+from plop_ext.score_data.samples import SampleScores
+from plop_ext.score_data.types import TypeScore
+
+__all__ = ["FewTokenModules", "SampleScores", "ScoreData", "ScoredModule", "TypeScore"]

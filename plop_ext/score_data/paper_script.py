@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-
-if TYPE_CHECKING:
-    from plop_ext.scores.scores import ScoredModule, Scores
+from plop_ext.score_data.modules import ScoredModule
 
 # The published script's list, matched as substrings of module names.
 PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
@@ -34,17 +31,33 @@ def groups(names: Sequence[str]) -> dict[str, list[int]]:
     return {group: members for group, members in found.items() if members}
 
 
-def type_nfn(scores: Scores, members: Sequence[int]) -> float:
-    """Ratio of the sums of the script's `actual` and `random`, which are scaled by each module's RMS weight."""
-    rms = np.array([weight_rms(scores.modules[i]) for i in members])
-    chosen = list(members)
-    return float((scores.gain[chosen] / rms).sum() / (scores.baseline[chosen] / rms).sum())
+def group_nfn(
+    modules: Sequence[ScoredModule], gain: NDArray[np.float64], members: Mapping[str, Sequence[int]]
+) -> dict[str, float]:
+    """Map each group to the ratio of its sums of the script's `actual` and `random`.
+
+    Both are scaled by each module's RMS weight.
+
+    Args:
+        modules: The M scored modules.
+        gain: [M] their gains.
+        members: Each group to the positions of its modules.
+
+    Raises:
+        InputError: If the weight norm of a member is unknown.
+    """
+    values = {}
+    for group, positions in members.items():
+        rms = np.array([weight_rms(modules[i]) for i in positions])
+        baselines = np.array([modules[i].baseline for i in positions])
+        values[group] = float((gain[list(positions)] / rms).sum() / (baselines / rms).sum())
+    return values
 
 
-def metrics(scores: Scores) -> dict[str, dict[str, float]]:
+def metrics(modules: Sequence[ScoredModule], gain: NDArray[np.float64]) -> dict[str, dict[str, float]]:
     """`actual` and `random` of each module at the script's scale: gain over RMS(W) and over K."""
     found = {}
-    for module, value in zip(scores.modules, scores.gain, strict=True):
+    for module, value in zip(modules, gain, strict=True):
         scale = 1.0 / (weight_rms(module) * module.in_features)
         found[module.name] = {"actual": float(value * scale), "random": module.baseline * scale}
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from plop_ext.module_types import family
-from plop_ext.score_data import paper_script
-
-if TYPE_CHECKING:
-    from plop_ext.scores.scores import Scores
+from plop_ext.score_data.modules import ScoredModule
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,31 @@ class TypeScore:
     family: str
 
 
-def by_type(scores: Scores) -> tuple[TypeScore, ...]:
-    """One `TypeScore` per module type, lowest NFN first."""
-    nfn = scores.nfn
+def members_by_type(modules: Sequence[ScoredModule]) -> dict[str, list[int]]:
+    """Map each type's label to the positions of its modules."""
+    members: dict[str, list[int]] = {}
+    for position, module in enumerate(modules):
+        members.setdefault(module.type, []).append(position)
+    return members
+
+
+def score_types(
+    modules: Sequence[ScoredModule],
+    nfn: NDArray[np.float64],
+    members: Mapping[str, Sequence[int]],
+    values: Mapping[str, float],
+) -> tuple[TypeScore, ...]:
+    """Make one `TypeScore` per type, lowest NFN first; types of equal NFN follow their labels.
+
+    Args:
+        modules: The M scored modules.
+        nfn: [M] their NFN.
+        members: Each type's label to the positions of its modules.
+        values: Each type's label to its NFN.
+    """
     found = []
-    for label, members in _groups(scores).items():
-        value = paper_script.type_nfn(scores, members) if scores.paper_script else float(nfn[members].mean())
-        lowest, highest = float(nfn[members].min()), float(nfn[members].max())
-        kind = family(label, scores.modules[members[0]].name)
-        found.append(TypeScore(label, value, len(members), lowest, highest, kind))
+    for label, positions in members.items():
+        of_type = nfn[list(positions)]
+        kind = family(label, modules[positions[0]].name)
+        found.append(TypeScore(label, values[label], len(positions), float(of_type.min()), float(of_type.max()), kind))
     return tuple(sorted(found, key=lambda score: (score.nfn, score.type)))
-
-
-def _groups(scores: Scores) -> dict[str, list[int]]:
-    if scores.paper_script:
-        return paper_script.groups(scores.module_names)
-    groups: dict[str, list[int]] = {}
-    for index, module in enumerate(scores.modules):
-        groups.setdefault(module.type, []).append(index)
-    return groups

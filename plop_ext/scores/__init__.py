@@ -1,6 +1,5 @@
-"""The result of a scoring run and what follows from it: types, samples, files, merges. Never touches a model."""
+"""The result of a scoring run: places LoRA, merges with other runs, saves and loads."""
 
-from plop_ext.score_data.few_tokens import ThinModules
-from plop_ext.scores.scores import ScoredModule, Scores
+from plop_ext.scores.scores import Scores
 
-__all__ = ["ScoredModule", "Scores", "ThinModules"]
+__all__ = ["Scores"]

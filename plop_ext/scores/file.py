@@ -6,25 +6,26 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
-from plop_ext.score_data.few_tokens import ThinModules
-from plop_ext.scores.scores import ScoredModule, Scores
+from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.totals import TOTALS_FIELDS
 from plop_ext.unscored import UnscoredModule
 
 FORMAT = "plop_ext.scores"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # What reports read of how a run ended.
 _STOP = {"available", "stability", "settled", "settled_at", "samples", "types", "modules"}
 
+ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
-def write(scores: Scores, path: str | os.PathLike[str]) -> None:
+
+def write(scores: ScoreData, path: str | os.PathLike[str]) -> None:
     """Write JSON to `path`, whole or not at all."""
     statistics = None if scores.paper_script else scores.statistics()
     modules = _with_totals(scores.modules, scores.totals)
@@ -40,11 +41,11 @@ def write(scores: Scores, path: str | os.PathLike[str]) -> None:
         "samples": {"ids": scores.sample_ids.tolist(), "batches": scores.sample_batches.tolist()},
         "modules": modules,
         "unscored": [vars(item) for item in scores.unscored],
-        "thin": None
-        if scores.thin is None
+        "few_tokens": None
+        if scores.few_tokens is None
         else {
-            "modules": _with_totals(scores.thin.modules, scores.thin.totals),
-            "positions": scores.thin.positions,
+            "modules": _with_totals(scores.few_tokens.modules, scores.few_tokens.totals),
+            "positions": scores.few_tokens.positions,
         },
     }
     write_text_atomic(path, json.dumps(content, indent=1) + "\n")
@@ -60,28 +61,28 @@ def _with_totals(modules: Sequence[ScoredModule], totals: NDArray[np.float64]) -
     ]
 
 
-def read(path: str | os.PathLike[str]) -> Scores:
-    """Read what `write` wrote; the derived parts are computed anew."""
+def read(cls: type[ScoresT], path: str | os.PathLike[str]) -> ScoresT:
+    """Read what `write` wrote as a `cls`; the derived parts are computed anew."""
     content = read_json(path, FORMAT, FORMAT_VERSION, "`plop score`")
     try:
-        scores = _parse(content)
+        scores = _parse(cls, content)
         _check(scores)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"`{path}` is a damaged scores file; write it again with `plop score`") from error
     return scores
 
 
-def _parse(content: dict[str, Any]) -> Scores:
+def _parse(cls: type[ScoresT], content: dict[str, Any]) -> ScoresT:
     modules, totals = _parse_modules(content["modules"])
-    thin, lists = content["thin"], content["samples"]
-    return Scores(
+    few, lists = content["few_tokens"], content["samples"]
+    return cls(
         modules=modules,
         totals=totals,
         sample_ids=_numbers(lists["ids"], "i", np.int64),
         sample_batches=_numbers(lists["batches"], "i", np.int64),
         unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
         provenance=content["provenance"],
-        thin=None if thin is None else ThinModules(*_parse_modules(thin["modules"]), tuple(thin["positions"])),
+        few_tokens=None if few is None else FewTokenModules(*_parse_modules(few["modules"]), tuple(few["positions"])),
     )
 
 
@@ -101,10 +102,10 @@ def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
     return array.astype(dtype)
 
 
-def _check(scores: Scores) -> None:
+def _check(scores: ScoreData) -> None:
     """Raise for what no scoring run gives: it would be placed by all the same."""
-    thin = scores.thin
-    for module in (*scores.modules, *(() if thin is None else thin.modules)):
+    few = scores.few_tokens
+    for module in (*scores.modules, *(() if few is None else few.modules)):
         sizes = (module.in_features, module.out_features)
         _require(all(type(size) is int and size > 0 for size in sizes))
         _require(all(type(size) is int and size > 0 for size in module.target_shape))
@@ -122,12 +123,12 @@ def _check(scores: Scores) -> None:
     _require(scores.sample_ids.shape == scores.sample_batches.shape == (samples,))
     _require(bool(np.isfinite(scores.totals).all() and (scores.totals >= 0).all()))
     _require(bool((scores.totals[:, :, 2].sum(axis=1) > 0).all()))
-    if thin is not None:
-        _require(thin.totals.shape == (len(thin.modules), samples, len(TOTALS_FIELDS)))
-        _require(bool(np.isfinite(thin.totals).all() and (thin.totals >= 0).all()))
-        count = len(scores.modules) + len(thin.modules)
-        _require(all(type(place) is int and 0 <= place < count for place in thin.positions))
-        _require(len(set(thin.positions)) == len(thin.modules) == len(thin.positions))
+    if few is not None:
+        _require(few.totals.shape == (len(few.modules), samples, len(TOTALS_FIELDS)))
+        _require(bool(np.isfinite(few.totals).all() and (few.totals >= 0).all()))
+        count = len(scores.modules) + len(few.modules)
+        _require(all(type(position) is int and 0 <= position < count for position in few.positions))
+        _require(len(set(few.positions)) == len(few.modules) == len(few.positions))
     _check_provenance(scores.provenance)
     _require(len(scores.sample_data) == samples)
     _require(bool(np.isfinite(scores.nfn).all()))

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-from plop_ext.score_data.few_tokens import ThinModules
+from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.unscored import MIN_EXPERT_TOKENS, few_routed_detail
-
-if TYPE_CHECKING:
-    from plop_ext.scores.scores import ScoredModule, Scores
 
 # What two runs must share to be one statistic. The cap, the stop rule and the seed of the token phase need not agree.
 SETTINGS = ("mask", "baseline", "probes", "include", "exclude", "compat")
 # Devices and kernels differ by rounding; another checkpoint differs by far more.
 _BASELINE_TOLERANCE = 1e-4
 
+ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
-def merge(parts: Sequence[Scores]) -> Scores:
-    """Add runs; see `Scores.merge`."""
-    from plop_ext.scores.scores import Scores
 
+def merge(cls: type[ScoresT], parts: Sequence[ScoreData]) -> ScoresT:
+    """Add runs and make a `cls` of them; see `Scores.merge`."""
     if not parts:
         raise InputError("`merge` got no scores; give at least one")
     first = parts[0]
@@ -47,38 +44,39 @@ def merge(parts: Sequence[Scores]) -> Scores:
         batches.append(part.sample_batches + offset)
         offset += int(part.sample_batches.max()) + 1
     modules, totals = tables[0][0], np.concatenate([table for _, table in tables], axis=1)
-    experts = {module.name for part in parts if part.thin is not None for module in part.thin.modules}
+    experts = {module.name for part in parts if part.few_tokens is not None for module in part.few_tokens.modules}
     tokens = totals[:, :, 2].sum(axis=1)
-    thin = [i for i, module in enumerate(modules) if module.name in experts and tokens[i] < MIN_EXPERT_TOKENS]
-    kept = [i for i in range(len(modules)) if i not in set(thin)]
-    few = {modules[i].name: few_routed_detail(tokens[i]) for i in thin}
-    unscored = [item for item in first.unscored if item.name not in experts or item.name in few]
-    return Scores(
+    few = [i for i, module in enumerate(modules) if module.name in experts and tokens[i] < MIN_EXPERT_TOKENS]
+    kept = [i for i in range(len(modules)) if i not in set(few)]
+    details = {modules[i].name: few_routed_detail(tokens[i]) for i in few}
+    unscored = [item for item in first.unscored if item.name not in experts or item.name in details]
+    return cls(
         tuple(modules[i] for i in kept),
         totals[kept],
         np.concatenate([part.sample_ids for part in parts]),
         np.concatenate(batches),
-        tuple(replace(item, detail=few.get(item.name, item.detail)) for item in unscored),
+        tuple(replace(item, detail=details.get(item.name, item.detail)) for item in unscored),
         _provenance(parts),
-        ThinModules(tuple(modules[i] for i in thin), totals[thin], tuple(thin)) if thin else None,
+        FewTokenModules(tuple(modules[i] for i in few), totals[few], tuple(few)) if few else None,
     )
 
 
-def _everything(part: Scores) -> tuple[list[ScoredModule], NDArray[np.float64]]:
-    """The scored and the thin modules of a run in the model's order, with their totals."""
-    if part.thin is None:
+def _everything(part: ScoreData) -> tuple[list[ScoredModule], NDArray[np.float64]]:
+    """Put the scored modules and those with too few tokens into the model's order, with their totals."""
+    few = part.few_tokens
+    if few is None:
         return list(part.modules), part.totals
-    size = len(part.modules) + len(part.thin.modules)
-    placed = list(part.thin.positions)
+    size = len(part.modules) + len(few.modules)
+    placed = list(few.positions)
     order = np.empty(size, dtype=np.int64)
     order[[i for i in range(size) if i not in set(placed)]] = np.arange(len(part.modules))
     order[placed] = np.arange(len(part.modules), size)
-    modules = [*part.modules, *part.thin.modules]
-    return [modules[i] for i in order], np.concatenate([part.totals, part.thin.totals])[order]
+    modules = [*part.modules, *few.modules]
+    return [modules[i] for i in order], np.concatenate([part.totals, few.totals])[order]
 
 
 def _check(
-    first: Scores, other: Scores, number: int, modules: Sequence[ScoredModule], others: Sequence[ScoredModule]
+    first: ScoreData, other: ScoreData, number: int, modules: Sequence[ScoredModule], others: Sequence[ScoredModule]
 ) -> None:
     names = [module.name for module in modules], [module.name for module in others]
     if names[0] != names[1]:
@@ -100,7 +98,7 @@ def _check(
         raise InputError(f"scores {number} have another weight in `{name}` than the first; merge runs of one model")
 
 
-def _provenance(parts: Sequence[Scores]) -> dict[str, Any]:
+def _provenance(parts: Sequence[ScoreData]) -> dict[str, Any]:
     sources: list[dict[str, Any]] = []
     for part in parts:
         data = part.provenance["data"]

@@ -18,7 +18,8 @@ from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.provenance import versions
-from plop_ext.scores import ScoredModule, Scores, ThinModules
+from plop_ext.score_data import FewTokenModules, ScoredModule
+from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
 from plop_ext.unscored import FEW_ROUTED, MIN_EXPERT_TOKENS, UnscoredModule, few_routed_detail
 
@@ -71,8 +72,8 @@ def assemble(
     provenance: dict[str, Any],
 ) -> Scores:
     """Split the layers into scored and unscored by what their totals hold."""
-    modules, thin_modules = list[ScoredModule](), list[ScoredModule]()
-    kept, thin, positions = list[int](), list[int](), list[int]()
+    modules, few_token_modules = list[ScoredModule](), list[ScoredModule]()
+    kept, few, positions = list[int](), list[int](), list[int]()
     unscored = list(found.unscored)
     probed = provenance["settings"]["baseline"] == "probe"
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
@@ -92,11 +93,11 @@ def assemble(
             unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason, detail))
             if reason != FEW_ROUTED or not (value > 0 and np.isfinite(value)):
                 continue
-        few = reason == FEW_ROUTED
-        if few:
-            positions.append(len(kept) + len(thin))
-        (thin if few else kept).append(index)
-        (thin_modules if few else modules).append(_scored(layer, norm, value, probed))
+        has_few = reason == FEW_ROUTED
+        if has_few:
+            positions.append(len(kept) + len(few))
+        (few if has_few else kept).append(index)
+        (few_token_modules if has_few else modules).append(_scored(layer, norm, value, probed))
     if not kept:
         if (totals[:, :, 2:].sum() == 0) and not observed.unassigned:
             step = provenance["settings"]["token_step"]
@@ -110,6 +111,7 @@ def assemble(
                 "check `attention_mask`, `labels` and `mask`"
             )
         raise InputError(f"no module could be scored; `{unscored[-1].name}`: {unscored[-1].reason}")
+    few_tokens = FewTokenModules(tuple(few_token_modules), np.ascontiguousarray(totals[few]), tuple(positions))
     return Scores(
         tuple(modules),
         np.ascontiguousarray(totals[kept]),
@@ -117,7 +119,7 @@ def assemble(
         np.array(batches, dtype=np.int64),
         tuple(unscored),
         provenance,
-        ThinModules(tuple(thin_modules), np.ascontiguousarray(totals[thin]), tuple(positions)) if thin else None,
+        few_tokens if few else None,
     )
 
 

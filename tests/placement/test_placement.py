@@ -16,7 +16,7 @@ from torch import nn
 import plop_ext
 from plop_ext import InputError, Placement, Scores
 from plop_ext.placement import STRATEGIES
-from plop_ext.scores import ScoredModule
+from plop_ext.score_data import ScoredModule
 from tests.support import tiny_models
 from tests.support.architectures import ARCHITECTURES
 

@@ -15,7 +15,8 @@ from plop_ext.errors import InputError
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow
 from plop_ext.report import plots, tables
 from plop_ext.report.grid import layer_grid
-from plop_ext.scores import ScoredModule, Scores
+from plop_ext.score_data import ScoredModule
+from plop_ext.scores import Scores
 from plop_ext.unscored import UnscoredModule
 
 TYPES = ("q_proj", "v_proj", "down_proj")

@@ -46,7 +46,7 @@ def test_shards_merged_are_the_whole(tmp_path: Path) -> None:
     assert again.sample_data == ("toy",) * 5 and (again.nfn == whole.nfn).all()
 
 
-def test_experts_that_are_thin_in_a_shard_count_in_the_whole(tmp_path: Path) -> None:
+def test_experts_with_too_few_tokens_in_a_shard_count_in_the_whole(tmp_path: Path) -> None:
     """By shard other experts have too few tokens; the merged runs are the run over all, scored and unscored."""
     model, batch = ARCHITECTURES["qwen3_moe"].build(), text_batch()
     with torch.no_grad():  # little goes to expert 2 of layer 0, nothing to expert 3
@@ -66,21 +66,22 @@ def test_experts_that_are_thin_in_a_shard_count_in_the_whole(tmp_path: Path) -> 
         merged = Scores.merge([Scores.merge(runs[:2]), runs[2]])
         assert merged.module_names == whole.module_names and merged.unscored == whole.unscored
         assert merged.totals.tobytes() == whole.totals.tobytes()
-        assert (merged.thin is None) == (whole.thin is None)
-        if merged.thin is not None and whole.thin is not None:
-            assert merged.thin.modules == whole.thin.modules and merged.thin.positions == whole.thin.positions
-            assert merged.thin.totals.tobytes() == whole.thin.totals.tobytes()
+        few, few_of_whole = merged.few_tokens, whole.few_tokens
+        assert (few is None) == (few_of_whole is None)
+        if few is not None and few_of_whole is not None:
+            assert few.modules == few_of_whole.modules and few.positions == few_of_whole.positions
+            assert few.totals.tobytes() == few_of_whole.totals.tobytes()
     assert all(name not in whole.module_names for name in (item.name for item in whole.unscored))
 
 
-def test_damaged_thin_modules_are_refused(tmp_path: Path) -> None:
+def test_damaged_modules_with_too_few_tokens_are_refused(tmp_path: Path) -> None:
     model, batch = ARCHITECTURES["qwen3_moe"].build(), text_batch()
     found = score(model, [{key: value[:1] for key, value in batch.items()}], progress=False)
-    assert found.thin is not None
+    assert found.few_tokens is not None
     found.save(tmp_path / "s.json")
     content = json.loads((tmp_path / "s.json").read_text())
-    for positions in ([0] * len(found.thin.modules), [], [10**6] * len(found.thin.modules)):
-        content["thin"]["positions"] = positions
+    for positions in ([0] * len(found.few_tokens.modules), [], [10**6] * len(found.few_tokens.modules)):
+        content["few_tokens"]["positions"] = positions
         (tmp_path / "s.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match="is a damaged scores file"):
             Scores.load(tmp_path / "s.json")

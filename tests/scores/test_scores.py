@@ -17,7 +17,7 @@ import torch
 
 import plop_ext
 from plop_ext import InputError, Scores
-from plop_ext.scores import ScoredModule
+from plop_ext.score_data import ScoredModule
 from plop_ext.unscored import UnscoredModule
 from tests.support import tiny_models
 
@@ -255,7 +255,7 @@ def test_a_damaged_file(edit: Callable[[Any], None], tmp_path: Path) -> None:
         ('{"format": "plop_ext.placement", "version": 1}', "is not a plop_ext.scores file but plop_ext.placement"),
         (
             '{"format": "plop_ext.scores", "version": 99}',
-            "has version 99 of plop_ext.scores, this plop_ext reads version 2; write it again with `plop score`",
+            "has version 99 of plop_ext.scores, this plop_ext reads version 3; write it again with `plop score`",
         ),
         ('{"format": "plop_ext.scores"}', "has version None of plop_ext.scores"),
     ],

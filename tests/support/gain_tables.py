@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from plop_ext.scores import ScoredModule, Scores
+from plop_ext.score_data import ScoredModule
+from plop_ext.scores import Scores
 from plop_ext.statistics import GainTable
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")

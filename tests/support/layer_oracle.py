@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plop_ext.scores import ScoredModule, Scores
+from plop_ext.score_data import ScoredModule
+from plop_ext.scores import Scores
 
 Columns = dict[str, Tensor]
 

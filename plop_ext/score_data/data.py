@@ -1,0 +1,156 @@
+"""What a scoring run measured, and the figures derived from it. Never touches a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plop_ext.errors import InputError
+from plop_ext.score_data import paper_script
+from plop_ext.score_data.frozen import freeze
+from plop_ext.score_data.modules import FewTokenModules, ScoredModule
+from plop_ext.score_data.samples import SampleScores, token_moments
+from plop_ext.score_data.types import TypeScore, members_by_type, score_types
+from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
+from plop_ext.unscored import UnscoredModule
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreData:
+    """NFN of every scored module of a model on a data sample.
+
+    `plop_ext.Scores` adds what places, merges and saves it.
+
+    Attributes:
+        modules: What was scored, in the model's order.
+        totals: [M, S, 5] float64, read-only: the sums of `TOTALS_FIELDS` per module and sample.
+        sample_ids: [S] int64: each sample's id, of `plop_ext.data.batches` the number of its row in the data set.
+        sample_batches: [S] int64: the batch each sample was in.
+        unscored: Linear-like modules without a score, and why.
+        provenance: Model, data, settings, backend and library versions of the run; read-only, and a copy.
+        few_tokens: Experts with too few tokens for a score; None without any.
+    """
+
+    modules: tuple[ScoredModule, ...]
+    totals: NDArray[np.float64]
+    sample_ids: NDArray[np.int64]
+    sample_batches: NDArray[np.int64]
+    unscored: tuple[UnscoredModule, ...]
+    provenance: Mapping[str, Any]
+    few_tokens: FewTokenModules | None = None
+
+    def __post_init__(self) -> None:
+        for array in (self.totals, self.sample_ids, self.sample_batches):
+            array.setflags(write=False)
+        object.__setattr__(self, "provenance", freeze(self.provenance))
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """Full names of the scored modules, in the model's order."""
+        return tuple(module.name for module in self.modules)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Type labels, lowest NFN first."""
+        return tuple(score.type for score in self.by_type())
+
+    @property
+    def tokens(self) -> int:
+        """Counted tokens: the most any module saw."""
+        return int(self.totals[:, :, 2].sum(axis=1).max())
+
+    @property
+    def paper_script(self) -> bool:
+        """Whether the run followed the published script (`compat="paper-script"`)."""
+        return self.provenance["settings"]["compat"] == "paper-script"
+
+    @property
+    def gain(self) -> NDArray[np.float64]:
+        r"""[M] mean gain \(\lVert W z \rVert / \lVert z \rVert\) over the counted tokens."""
+        if not self.paper_script:
+            return self.totals[:, :, 0].sum(axis=1) / self.totals[:, :, 2].sum(axis=1)
+        return paper_script.gain(self.totals, self.sample_batches)
+
+    @property
+    def baseline(self) -> NDArray[np.float64]:
+        """[M] gain on random inputs."""
+        return np.array([module.baseline for module in self.modules])
+
+    @property
+    def nfn(self) -> NDArray[np.float64]:
+        """[M] normalized feature norm: `gain / baseline`. 1 means the module sees its input as noise."""
+        return self.gain / self.baseline
+
+    def by_type(self) -> tuple[TypeScore, ...]:
+        """One `TypeScore` per module type, lowest NFN first."""
+        if self.paper_script:
+            members = paper_script.groups(self.module_names)
+            values = paper_script.group_nfn(self.modules, self.gain, members)
+        else:
+            members, nfn = members_by_type(self.modules), self.nfn
+            values = {label: float(nfn[places].mean()) for label, places in members.items()}
+        return score_types(self.modules, self.nfn, members, values)
+
+    @cached_property
+    def table(self) -> GainTable:
+        """The totals as `plop_ext.statistics` takes them.
+
+        Raises:
+            InputError: With `compat="paper-script"`, whose unweighted means have no such statistics.
+        """
+        if self.paper_script:
+            raise InputError('scores with compat="paper-script" have no statistics; score without compat')
+        return GainTable.make(
+            self.totals[:, :, 0],
+            self.totals[:, :, 2],
+            self.baseline,
+            np.array([module.out_features for module in self.modules], dtype=np.float64),
+            [module.type for module in self.modules],
+            [module.layer for module in self.modules],
+        )
+
+    @cached_property
+    def signal(self) -> Signal:
+        """Whether the ranking says anything: not all 1, and the same on both halves of the data."""
+        return find_signal(self.table)
+
+    def statistics(self, k: int | None = None, seed: int = 0) -> Statistics:
+        """How sure the ranking is: intervals, probabilities, ties, automatic k. No model runs.
+
+        Args:
+            k: Cut of the ranking that probabilities and ties refer to; default 3.
+            seed: Of the draws.
+
+        Raises:
+            InputError: If `k` is out of range, or with `compat="paper-script"`.
+        """
+        if k is not None and not 1 <= k <= len(self.table.types):
+            raise InputError(f"`k` must be between 1 and {len(self.table.types)}, the number of types, got {k}")
+        return summarize(self.table, k, seed)
+
+    def per_sample(self) -> SampleScores:
+        """NFN of each module and type on each sample, to route or audit prompts by how the model responds to them."""
+        nfn, std = token_moments(self.totals, self.baseline)
+        types = self.table.types
+        return SampleScores(
+            ids=self.sample_ids,
+            data=self.sample_data,
+            modules=self.module_names,
+            types=types,
+            tokens=self.totals[:, :, 2].astype(np.int64),
+            nfn=nfn,
+            nfn_std=std,
+            type_nfn=self.table.type_means(nfn.T).T,
+        )
+
+    @property
+    def sample_data(self) -> tuple[str | None, ...]:
+        """[S] name of the data each sample is from, or None where it has none."""
+        data = self.provenance.get("data", {})
+        parts = data.get("parts") or [{"name": data.get("name"), "samples": len(self.sample_ids)}]
+        return tuple(part["name"] for part in parts for _ in range(part["samples"]))

@@ -1,0 +1,62 @@
+"""The modules of a scoring run: those with a score, and those with too few tokens for one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ScoredModule:
+    """One scored module.
+
+    Attributes:
+        name: Full module name.
+        type: Label of its type.
+        layer: Index of its block, or None.
+        in_features: K.
+        out_features: M.
+        baseline: b, its gain on random inputs.
+        weight_norm: ||W||_F, or None where the weight cannot be read.
+        kind: What it is: `"linear"`, `"Conv1D (transposed)"`, `"fused experts"`, `"bitsandbytes 4-bit"`, ...
+        baseline_from: What b comes from: the `"weight"`, the `"dequantized"` weight, the `"identity"` pushed through
+            the module where its weight cannot be read, or random inputs (`"probe"`).
+        target: Full name of the module, or of the parameter, that PEFT adapts to reach it; several parts of a fused
+            weight and all experts of a layer share one. Empty: the module itself.
+        target_parameter: Whether `target` is an entry of `target_parameters`.
+        target_size: Parameters that LoRA of rank 1 adds to the whole target; 0: in_features + out_features.
+        target_shape: (in_features, out_features) of the target module, or the shape of the target parameter.
+        refused: Why PEFT cannot adapt it; empty if it can.
+    """
+
+    name: str
+    type: str
+    layer: int | None
+    in_features: int
+    out_features: int
+    baseline: float
+    weight_norm: float | None
+    kind: str = "linear"
+    baseline_from: str = "weight"
+    target: str = ""
+    target_parameter: bool = False
+    target_size: int = 0
+    target_shape: tuple[int, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class FewTokenModules:
+    """Expert projections that too few tokens were routed to for a score, kept for a merge.
+
+    Attributes:
+        modules: What they are.
+        totals: [N, S, 5] float64: their sums, as in `ScoreData.totals`.
+        positions: Place of each among the scored modules and these, in the model's order.
+    """
+
+    modules: tuple[ScoredModule, ...]
+    totals: NDArray[np.float64]
+    positions: tuple[int, ...]
