@@ -21,7 +21,7 @@ forward of the longer of bytes moved / copy bandwidth and operations / matrix-pr
 candidate's scoring reads once more / copy bandwidth. `of_floor` is the measured time over it. Launches are no part of
 it.
 
-With fused experts, hooks and the published script see the other modules only: they do less than plop_ext.
+With stacked experts, hooks and the published script see the other modules only: they do less than plop_ext.
 
 A candidate that cannot run becomes a row with `error`. The result is written after every case, so that a run that is
 cut short keeps the cases it finished; `--append` keeps the cases of an earlier run on the same device that this one

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [overhead.row(name, values, seconds[overhead.PLAIN], memory) for name, values in seconds.items()]
     for row in rows:
         print(f"{row['candidate']}: {row['ms']:.2f} ms, x {row['ratio']:.4f}", flush=True)
-    waits = overhead.host_waits(case) if cuda else None
+    waits = overhead.synchronizations(case) if cuda else None
     results.save(
         args,
         "moe_overhead",
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         modules=len(case.layers),
         expert_projections=experts,
         weight_norms_ms=round(overhead.weight_norm_seconds(case) * 1e3, 2),
-        host_waits=waits,
+        synchronizations=waits,
     )
-    print(f"host waits: {waits}")
+    print(f"synchronizations: {waits}")
     if waits is not None and any(count > waits[overhead.PLAIN] for count in waits.values()):
         raise SystemExit("scoring made the host wait for the device")
 

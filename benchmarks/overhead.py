@@ -50,7 +50,7 @@ class Case:
 
     @property
     def hookable(self) -> tuple[LinearLayer, ...]:
-        """The layers whose input and output a hook sees: all but fused experts."""
+        """The layers whose input and output a hook sees: all but stacked experts."""
         return tuple(layer for layer in self.layers if not layer.adapter.routed)
 
     def forward(self) -> None:
@@ -95,7 +95,7 @@ def scoring_candidate(case: Case, step: int = 1) -> Candidate:
 def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate]:
     """The plain forward, plop_ext reading every `steps`-th token, and both kinds of plain-PyTorch hooks.
 
-    The hooks leave fused experts out: what they see of them is one input and one output for all.
+    The hooks leave stacked experts out: what they see of them is one input and one output for all.
     """
     modules = {layer.name: layer.module for layer in case.hookable}
 
@@ -211,7 +211,7 @@ def weight_norm_seconds(case: Case) -> float:
     return elapsed
 
 
-def host_waits(case: Case) -> dict[str, int]:
+def synchronizations(case: Case) -> dict[str, int]:
     """How often a plain and a scored forward make the host wait for the CUDA device, as torch's own check sees it."""
     found = {PLAIN: count_waits(case.forward)}
     for step in (1, 8):

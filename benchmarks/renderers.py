@@ -51,9 +51,9 @@ def overhead(result: Result) -> str:
             f"be x {settings['ratio_by_bytes']:.3f}"
         )
     facts.append(f"the weight norms take {settings['weight_norms_ms']:.1f} ms once per run")
-    if settings.get("host_waits"):
-        waits = [f"{name} {count}" for name, count in settings["host_waits"].items()]
-        facts.append(f"host waits for the device in one forward: {', '.join(waits)}")
+    if settings.get("synchronizations"):
+        waits = [f"{name} {count}" for name, count in settings["synchronizations"].items()]
+        facts.append(f"synchronizations in one forward: {', '.join(waits)}")
     if settings.get("fast_reason"):
         facts.append(f"fast path: {settings['fast_reason']}")
     published = [row["times_plop_ext"] for row in result["rows"] if "times_plop_ext" in row]
@@ -151,7 +151,7 @@ def streaming(result: Result) -> str:
     if "limit" in settings:
         facts.append(f"limit {settings['limit'] / 2**30:.2f} GiB ({settings['enforced_by']})")
         facts.append(f"streamed with a memory budget of {settings['memory_budget'] / 2**30:.2f} GiB")
-        facts.append("same bits as in memory" if settings["same_bits"] else "**the scores differ**")
+        facts.append("scores bitwise identical to those in memory" if settings["bitwise_identical"] else "**the scores differ**")
         facts.append("in memory the weights are a map of the files, of which the kernel drops and reads pages again")
         for row in result["rows"]:
             peak = f"{row['peak_rss'] / 2**30:.2f}" if "peak_rss" in row else ""

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     case = overhead.make_case(model, SHAPES[args.shape]["vocab_size"], args.batch, args.tokens, args.device)
     rows = overhead.measure_case(case, rounds=args.rounds, published_rounds=args.published_rounds)
     read = overhead.read_bytes(case)
-    waits = overhead.host_waits(case) if cuda else None
+    waits = overhead.synchronizations(case) if cuda else None
     plain = rows[0]["ms"]
     result = results.save(
         args,
@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         activation_bytes_unshared=read["per_module"],
         ratio_by_bytes=round(1 + read["shared"] / copy / 1e6 / plain, 4),
         weight_norms_ms=round(overhead.weight_norm_seconds(case) * 1e3, 2),
-        host_waits=waits,
+        synchronizations=waits,
     )
     settings = result["settings"]
     print(f"one more read of the activations at copy speed: x {settings['ratio_by_bytes']}")
-    print(f"weight norms, once per run: {settings['weight_norms_ms']} ms; host waits: {waits}")
+    print(f"weight norms, once per run: {settings['weight_norms_ms']} ms; synchronizations: {waits}")
     if waits is not None and any(count > waits[overhead.PLAIN] for count in waits.values()):
         raise SystemExit("scoring made the host wait for the device")
 

@@ -12,7 +12,7 @@ batch: it gets the samples in large batches, whose size and memory its row tells
 rest is worked out.
 
 With --limit the model is scored on the CPU by a process that the kernel kills above that memory, and again in memory
-without a limit: both must give the same bits.
+without a limit: both must give bitwise identical scores.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, facts = (limit_rows if args.limit else gpu_rows)(args, Path(name) / "model")
     settings = {name: getattr(args, name) for name in ("shape", "samples", "tokens", "batch")}
     results.save(args, "streaming", rows, **settings, **facts)
-    if facts.get("same_bits") is False:
+    if facts.get("bitwise_identical") is False:
         raise SystemExit("the streamed scores differ from those in memory")
 
 

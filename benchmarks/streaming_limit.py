@@ -70,7 +70,7 @@ def limit_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row
         "limit": limit,
         "memory_budget": budget,
         "enforced_by": kind,
-        "same_bits": bool(np.array_equal(streamed.totals, whole.totals)),
+        "bitwise_identical": bool(np.array_equal(streamed.totals, whole.totals)),
     }
 
 

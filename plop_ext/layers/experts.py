@@ -23,7 +23,7 @@ _FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
 
 
 def holds_fused_experts(module: nn.Module) -> bool:
-    """Whether `module` is a set of fused experts of any class, also one that cannot be scored."""
+    """Whether `module` is a set of stacked experts of any class, also one that cannot be scored."""
     down = getattr(module, "down_proj", None)
     return isinstance(down, Tensor) and down.dim() == 3
 
@@ -52,7 +52,7 @@ class ExpertsAdapter(LayerAdapter):
     Weights are [E, M, K], or [E, K, M] where the class says `is_transposed`.
     """
 
-    kind = "fused experts"
+    kind = "stacked experts"
     routed = True
 
     def matches(self, module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""docs/layers.md and the README list every kind of layer, the former every fused weight; its example runs."""
+"""docs/layers.md and the README list every kind of layer, the former every packed weight; its example runs."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_the_readme_has_the_same_kinds() -> None:
     assert rows("Layers", readme) == [[kind, scored_as, target] for kind, _, scored_as, _, target in rows("Layers")]
 
 
-def test_every_fused_weight_is_in_the_table() -> None:
+def test_every_packed_weight_is_in_the_table() -> None:
     listed = {
         (model_type, leaf)
-        for row in rows("Fused weights")
+        for row in rows("Packed weights")
         for model_type in re.findall(r"`([^`]+)`", row[0])
         for leaf in re.findall(r"`([^`]+)`", row[1])
     }

@@ -49,7 +49,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 
     # Every score is right.
     expected = oracle(model, batch, scores, fused=case.fused)
-    tolerance = 1e-4 if any(module.kind == "fused experts" for module in scores.modules) else 1e-5
+    tolerance = 1e-4 if any(module.kind == "stacked experts" for module in scores.modules) else 1e-5
     actual = dict(zip(scores.module_names, scores.nfn.tolist(), strict=True))
     assert actual == pytest.approx(expected, rel=tolerance)
     for leaf in case.fused:

@@ -99,7 +99,7 @@ def test_the_observed_forward_gives_the_output_of_grouped_mm(name: str) -> None:
 def test_experts_without_a_gate() -> None:
     model, batch = nemotron_h(), text_batch()
     scores = quietly(model, batch)
-    types = {module.type for module in scores.modules if module.kind == "fused experts"}
+    types = {module.type for module in scores.modules if module.kind == "stacked experts"}
     assert types == {"experts.up_proj", "experts.down_proj"}
     assert nfn(scores) == pytest.approx(oracle(model, batch, scores), rel=1e-4)
     placement = scores.place(types=list(scores.types))
@@ -239,7 +239,7 @@ def test_experts_that_cannot_be_scored_still_make_it_a_mixture() -> None:
     for layer in model.model.layers[1:]:
         layer.mlp.experts.down_proj = nn.Parameter(layer.mlp.experts.down_proj.to(torch.int8), requires_grad=False)
     layers = discover(model).layers
-    assert not any(layer.adapter.kind == "fused experts" for layer in layers)
+    assert not any(layer.adapter.kind == "stacked experts" for layer in layers)
     targets = {layer.name: layer.target for layer in layers}
     assert targets["model.layers.0.mlp.down_proj"].parameter
     assert targets["model.layers.1.mlp.shared_experts.gate_proj"].name.endswith("gate_proj.weight")

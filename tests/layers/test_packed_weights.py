@@ -1,4 +1,4 @@
-"""Fused weights: parts of one output, with token steps, half precision, probes, the published script, and PEFT."""
+"""Packed weights: parts of one output, with token steps, half precision, probes, the published script, and PEFT."""
 
 from __future__ import annotations
 
