@@ -56,7 +56,7 @@ def load_model(
         SetupError: If the model is on the hub, which cannot be reached, or needs a package that is not installed.
 
     Example:
-        from plop_ext.models import load_model
+        >>> from plop_ext.models import load_model
         >>> model, tokenizer = load_model("plop-tiny", device="cpu")
         >>> model.training
         False

@@ -74,8 +74,8 @@ def encode(
             suit the rows, or nothing that counts is left in any row.
 
     Example:
-        from plop_ext.data import encode, load_rows
-        from plop_ext.models import load_model
+        >>> from plop_ext.data import encode, load_rows
+        >>> from plop_ext.models import load_model
         >>> _, tokenizer = load_model("plop-tiny")
         >>> samples = encode(load_rows("prose", max_samples=2), tokenizer)
         >>> samples[0]["labels"] == samples[0]["input_ids"]

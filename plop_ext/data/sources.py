@@ -63,7 +63,7 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         SetupError: If the source is on the hub, which cannot be reached.
 
     Example:
-        from plop_ext.data import load_rows
+        >>> from plop_ext.data import load_rows
         >>> sorted(load_rows("arithmetic", max_samples=1)[0])
         ['completion', 'prompt']
     """

@@ -31,7 +31,7 @@ def generate(n: int, seed: int = 0) -> list[dict[str, str]]:
         InputError: If `n` is negative.
 
     Example:
-        from plop_ext.demo_assets.arithmetic import generate
+        >>> from plop_ext.demo_assets.arithmetic import generate
         >>> sorted(generate(1)[0])
         ['completion', 'prompt']
     """

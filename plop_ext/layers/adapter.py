@@ -152,7 +152,7 @@ def register_adapter(adapter: AdapterT) -> AdapterT:
     """Class decorator: make a `LayerAdapter` known. The latest registered is asked first.
 
     Example:
-        from plop_ext.layers import LayerAdapter, register_adapter
+        >>> from plop_ext.layers import LayerAdapter, register_adapter
         >>> @register_adapter
         ... class ScaledLinearAdapter(LayerAdapter):
         ...     kind = "scaled linear"
