@@ -151,7 +151,8 @@ def streaming(result: Result) -> str:
     if "limit" in settings:
         facts.append(f"limit {settings['limit'] / 2**30:.2f} GiB ({settings['enforced_by']})")
         facts.append(f"streamed with a memory budget of {settings['memory_budget'] / 2**30:.2f} GiB")
-        facts.append("scores bitwise identical to those in memory" if settings["bitwise_identical"] else "**the scores differ**")
+        same = "scores bitwise identical to those in memory"
+        facts.append(same if settings["bitwise_identical"] else "**the scores differ**")
         facts.append("in memory the weights are a map of the files, of which the kernel drops and reads pages again")
         for row in result["rows"]:
             peak = f"{row['peak_rss'] / 2**30:.2f}" if "peak_rss" in row else ""
