@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from plop_ext._warnings import warn
 
 LIBRARY = Path(__file__).resolve().parent.parent / "libplop_ext.so"
 
@@ -79,5 +80,5 @@ def _open(path: Path) -> None:
 
 
 def _without(reason: str) -> Status:
-    warnings.warn(f"plop_ext runs on its slower PyTorch kernels: {reason}; see `plop doctor`", stacklevel=4)
+    warn(f"plop_ext runs on its slower PyTorch kernels: {reason}; see `plop doctor`")
     return Status(False, False, reason)

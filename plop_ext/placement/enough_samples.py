@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-
+from plop_ext._warnings import warn
 from plop_ext.placement.placement import Placement
 from plop_ext.score_data import ScoreData
 from plop_ext.statistics import MIN_SAMPLES_MODULES, StopRule, set_stability
@@ -32,10 +31,9 @@ def warn_of_samples(scores: ScoreData, placement: Placement, modules: int | floa
         fix = (
             "max_samples=64 (plop score --samples 64)" if modules is None else _rule("modules", len(placement.modules))
         )
-        warnings.warn(
+        warn(
             f"single modules were chosen on {samples} samples, and their order needs {MIN_SAMPLES_MODULES}; score "
-            f"again with {fix}",
-            stacklevel=4,
+            f"again with {fix}"
         )
         return
     if not stop.get("settled") or wanted is None:
@@ -50,10 +48,9 @@ def warn_of_samples(scores: ScoreData, placement: Placement, modules: int | floa
     if stability < rule.confidence:
         what = "modules" if single else "types"
         seen = f"{stop['types']} types" if stop.get("modules") is None else "modules"
-        warnings.warn(
+        warn(
             f"scoring ended after {samples} samples, when the lowest {seen} had settled; these {what} are the same in "
-            f"{stability:.0%} of draws of samples only; score again with {_rule(what, count)}",
-            stacklevel=4,
+            f"{stability:.0%} of draws of samples only; score again with {_rule(what, count)}"
         )
 
 

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import math
 import os
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from plop_ext._warnings import warn
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
 from plop_ext.placement.fingerprint import check_weights
@@ -176,7 +176,7 @@ class Placement:
                     f"(`{targets['target_parameters'][0]}`); leave it out"
                 )
         for note in self.notes:
-            warnings.warn(note, stacklevel=2)
+            warn(note)
         try:
             from peft import LoraConfig
         except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from plop_ext._warnings import warn
 from plop_ext.errors import InputError
 from plop_ext.placement.budget import Budget, fit, make_budget, most_types
 from plop_ext.placement.enough_samples import warn_of_samples
@@ -126,7 +126,7 @@ def _require_signal(scores: ScoreData, strategy: str, asked: bool) -> None:
         return
     if not asked:
         raise InputError(f"no signal: {scores.signal.reason}; give `types` as a number to place all the same")
-    warnings.warn(f"no signal: {scores.signal.reason}; placed because a number was given", stacklevel=4)
+    warn(f"no signal: {scores.signal.reason}; placed because a number was given")
 
 
 def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str, seed: int) -> Placement:

@@ -7,13 +7,13 @@ import logging
 import math
 import platform
 import time
-import warnings
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from plop_ext import ops
+from plop_ext._warnings import warn
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
@@ -142,58 +142,53 @@ def _scored(layer: LinearLayer, norm: float, value: float, probed: bool) -> Scor
     )
 
 
-def warn(scores: Scores, observed: Observed) -> None:
+def warn_about(scores: Scores, observed: Observed) -> None:
     """One warning per thing the user should know about the result."""
     fast = scores.provenance.get("fast")
     if fast is not None and fast["reason"] is not None:
         effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
-        warnings.warn(f"`fast=True` {effect}: {fast['reason']}", stacklevel=3)
+        warn(f"`fast=True` {effect}: {fast['reason']}")
     per_sample = scores.totals[:, :, 2].max(axis=0)
     step = scores.provenance["settings"]["token_step"]
     unread = int((per_sample == 0).sum()) if step > 1 else 0
     if unread:
-        warnings.warn(
+        warn(
             f"`token_step`={step} read no token of {unread} of {len(per_sample)} samples, which have few that count; "
-            "lower it",
-            stacklevel=3,
+            "lower it"
         )
     # What a sample holds, not what was read of it.
     few = int((per_sample * step < FEW_TOKENS).sum()) - unread
     if few:
-        warnings.warn(
+        warn(
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
-            "use longer samples, or more of them",
-            stacklevel=3,
+            "use longer samples, or more of them"
         )
     nonfinite = scores.totals[:, :, 4].sum(axis=1)
     if nonfinite.any():
         worst = int(nonfinite.argmax())
-        warnings.warn(
+        warn(
             f"{int(nonfinite.sum())} token features are NaN or infinite and were left out, most in "
-            f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})",
-            stacklevel=3,
+            f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})"
         )
     zero = scores.totals[:, :, 3].sum(axis=1)
     if zero.any() and scores.provenance["settings"]["compat"] is None:  # the script counts them as a gain of zero
         worst = int(zero.argmax())
-        warnings.warn(
+        warn(
             f"{int(zero.sum())} token features have an input of zeros and were left out, most in "
-            f"`{scores.modules[worst].name}` ({int(zero[worst])})",
-            stacklevel=3,
+            f"`{scores.modules[worst].name}` ({int(zero[worst])})"
         )
     few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]
     if few_routed:
         scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
-        warnings.warn(
+        warn(
             f"{len(few_routed)} expert projections of {len(few_routed) + scored} are not scored: fewer than "
-            f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples",
-            stacklevel=3,
+            f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples"
         )
     missing = [item for item in scores.unscored if item.wanted and item not in few_routed]
     if missing:
         names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        warnings.warn(f"not scored: {names}{more}: {missing[0].reason}", stacklevel=3)
+        warn(f"not scored: {names}{more}: {missing[0].reason}")
     if observed.unmasked and (scores.provenance["settings"]["mask"] != "all"):
         partly = sorted(observed.unmasked)
         logger.info(

@@ -27,7 +27,7 @@ from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
-from plop_ext.scoring.assemble import assemble, describe_run, warn
+from plop_ext.scoring.assemble import assemble, describe_run, warn_about
 from plop_ext.scoring.journal import Journal
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.settings import available_samples, check_arguments, check_data_info, extent
@@ -197,7 +197,7 @@ def score(
     provenance["fast"] = fast_report
     provenance["graph"] = forwards.report()
     scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
-    warn(scores, collector)
+    warn_about(scores, collector)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )

@@ -18,7 +18,7 @@ from plop_ext.models import check_device, check_dtype, quiet
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
 from plop_ext.scores import Scores
-from plop_ext.scoring.assemble import assemble, describe_run, warn
+from plop_ext.scoring.assemble import assemble, describe_run, warn_about
 from plop_ext.scoring.baseline import WeightNorms
 from plop_ext.scoring.digest import data_hash, digest
 from plop_ext.scoring.settings import check_arguments
@@ -185,7 +185,7 @@ def score_streaming(
     totals = torch.cat(outcome.totals).numpy()
     norms = WeightNorms(outcome.norms, outcome.failures)
     scores = assemble(model.found, outcome, totals, norms, outcome.values, data.ids, data.numbers, provenance)
-    warn(scores, outcome)
+    warn_about(scores, outcome)
     if budget is not None and max(peaks["peak_rss"] or 0, peaks["peak_device"] or 0) > budget:
         logger.warning(
             "the memory budget of %s was passed: %s of RAM, %s on the device",

@@ -65,15 +65,15 @@ def test_pure_python_is_a_wish_and_no_warning() -> None:
 def test_a_library_that_does_not_load_is_one_warning(library: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "damaged.so").write_bytes(b"not a library")
     code = f"""
+import os
 from pathlib import Path
+import plop_ext
 from plop_ext.ops import native
+os.environ["PLOP_PURE_PYTHON"] = "0"
 native.LIBRARY = Path({str(tmp_path / library)!r})
-import plop_ext.ops, importlib
-from plop_ext import doctor, Collector
-importlib.import_module("plop_ext.ops")
-print(plop_ext.ops.STATUS.backend("cpu"))
+print(native.load().backend("cpu"))
 """
-    done = python(code, PLOP_PURE_PYTHON="0")
+    done = python(code, PLOP_PURE_PYTHON="1")
     assert done.returncode == 0 and done.stdout == "pytorch\n", done.stderr
     message = rf"UserWarning: plop_ext runs on its slower PyTorch kernels: .*{reason}.*; see `plop doctor`"
     assert len(re.findall(message, done.stderr)) == 1, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plop_ext._warnings import warn
 from plop_ext.collecting.collector import Collector
 from plop_ext.collecting.token_map import BatchTokens
 from plop_ext.collecting.transfer import overwrite
@@ -208,7 +208,7 @@ class GraphedForwards:
     def _stop(self, reason: str) -> None:
         self.reason = reason
         self._release()
-        warnings.warn(f"`graph`: batches are scored eagerly, because {reason}", stacklevel=4)
+        warn(f"`graph`: batches are scored eagerly, because {reason}")
 
     def _release(self) -> None:
         self._graphs.clear()

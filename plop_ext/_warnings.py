@@ -1,0 +1,43 @@
+"""Warnings that point at the line of whoever called this package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from types import FrameType
+
+# What lies between an import statement and the module that it runs counts as part of the package.
+_SKIPPED = (
+    os.path.dirname(os.path.abspath(__file__)) + os.sep,
+    os.path.dirname(importlib.__file__) + os.sep,
+    "<frozen importlib",
+)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Issue a warning at the innermost line outside this package, at whatever depth of calls.
+
+    `warnings.warn(skip_file_prefixes=...)` does the same, from Python 3.12 on. Where there is no such line, as under
+    `python -m plop_ext` in an embedded interpreter, the warning points at the outermost one.
+
+    Args:
+        message: What to tell the user.
+        category: Class of the warning.
+    """
+    frame = _caller(sys._getframe(1))
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__", "<string>"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _caller(frame: FrameType) -> FrameType:
+    while frame.f_code.co_filename.startswith(_SKIPPED) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
