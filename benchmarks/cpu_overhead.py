@@ -31,14 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         model = build(args.shape)
         case = overhead.make_case(model, SHAPES[args.shape]["vocab_size"], args.batch, args.tokens, args.device)
-        with overhead.fast_run(case) as (run, path):
-            path.first_batch(run)
-            blocks, reason = path.blocks, path.reason
+        with overhead.scoring(case, fast=True) as (_, forwards):
+            report = forwards.report()["fast"]
         rows = overhead.measure_case(
             case,
             rounds=args.rounds,
             published_rounds=args.published_rounds,
-            candidates=[overhead.fast_candidate(case)] if blocks else [],
+            candidates=[overhead.fast_candidate(case)] if report["blocks"] else [],
         )
         results.save(
             args,
@@ -50,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokens=args.tokens,
             dtype="fp32",
             modules=len(case.layers),
-            fast_blocks=blocks,
-            fast_reason=reason,
+            fast_blocks=report["blocks"],
+            fast_reason=report["reason"],
             activation_bytes=overhead.read_bytes(case)["shared"],
             weight_norms_ms=round(overhead.weight_norm_seconds(case) * 1e3, 2),
         )

@@ -16,10 +16,8 @@ from benchmarks.results import Row
 from benchmarks.rivals import BestHooks, PublishedScript, UsualHooks
 from benchmarks.timing import Candidate, measure, ratios, summarize, time_once
 from plop_ext.collecting.collector import Collector
-from plop_ext.forwards.batch import default_forward
-from plop_ext.forwards.eager import EagerForwards
-from plop_ext.forwards.fast import FastPath
-from plop_ext.forwards.masks.known_models import may_omit_masks
+from plop_ext.forwards.choose import choose_forwards
+from plop_ext.forwards.protocol import Forwards
 from plop_ext.layers import LinearLayer, discover
 from plop_ext.scoring.baseline import frobenius_norms
 
@@ -63,23 +61,23 @@ def make_case(model: nn.Module, vocab_size: int, batch: int, tokens: int, device
     return Case(model, ids.to(device), torch.ones(batch, tokens, dtype=torch.bool), discover(model).layers)
 
 
-def scoring_run(case: Case, collector: Collector, step: int = 1) -> Callable[[], None]:
-    """One forward as `plop_ext.score` runs it on `input_ids` alone, of which every `step`-th token is read."""
-    forward = default_forward(case.model, [layer.module for layer in case.layers])
-    forwards = EagerForwards(case.model, forward, collector, decides_masks=may_omit_masks(case.model))
-
-    def run() -> None:
-        with torch.no_grad():
-            forwards.run({"input_ids": case.input_ids}, len(case.input_ids), case.mask, step=step, phase=step // 2)
-
-    return run
-
-
 @contextmanager
-def scored(case: Case, step: int = 1) -> Iterator[Callable[[], None]]:
-    """`scoring_run` with hooks in place."""
-    with Collector(case.model, case.layers) as collector:
-        yield scoring_run(case, collector, step)
+def scoring(
+    case: Case, step: int = 1, *, fast: bool = False, graph: bool = False
+) -> Iterator[tuple[Callable[[], None], Forwards]]:
+    """One forward as `plop_ext.score` runs it on `input_ids` alone, of which every `step`-th token is read."""
+    with (
+        Collector(case.model, case.layers) as collector,
+        choose_forwards(case.model, None, collector, fast=fast, graph=graph) as forwards,
+    ):
+
+        def run() -> None:
+            with torch.no_grad():
+                forwards.run({"input_ids": case.input_ids}, len(case.input_ids), case.mask, step=step, phase=step // 2)
+
+        if fast:
+            run()  # the first batch checks the kernels
+        yield run, forwards
 
 
 def step_name(step: int) -> str:
@@ -89,7 +87,7 @@ def step_name(step: int) -> str:
 
 def scoring_candidate(case: Case, step: int = 1) -> Candidate:
     """plop_ext, reading every `step`-th token."""
-    return Candidate(step_name(step), lambda run: run(), lambda: scored(case, step))
+    return Candidate(step_name(step), lambda scored: scored[0](), lambda: scoring(case, step))
 
 
 def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate]:
@@ -114,23 +112,9 @@ def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate
     ]
 
 
-@contextmanager
-def fast_path(case: Case) -> Iterator[tuple[Collector, FastPath]]:
-    """The model on its fast path, as far as it has one, and scored."""
-    with Collector(case.model, case.layers) as collector, FastPath(case.model, collector) as path:
-        yield collector, path
-
-
-@contextmanager
-def fast_run(case: Case) -> Iterator[tuple[Callable[[], None], FastPath]]:
-    """One forward on the fast path, as `plop_ext.score` runs it, and the path."""
-    with fast_path(case) as (collector, path):
-        yield scoring_run(case, collector), path
-
-
 def fast_candidate(case: Case) -> Candidate:
     """Scoring on the fast path."""
-    return Candidate(FAST, lambda attached: attached[0](), lambda: fast_run(case))
+    return Candidate(FAST, lambda scored: scored[0](), lambda: scoring(case, fast=True))
 
 
 def published_candidate(case: Case) -> Candidate:
@@ -215,7 +199,7 @@ def synchronizations(case: Case) -> dict[str, int]:
     """How often a plain and a scored forward make the host wait for the CUDA device, as torch's own check sees it."""
     found = {PLAIN: count_waits(case.forward)}
     for step in (1, 8):
-        with scored(case, step) as run:
+        with scoring(case, step) as (run, _):
             run()  # the arena is allocated once per run
             found[step_name(step)] = count_waits(run)
     return found

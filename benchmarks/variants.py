@@ -11,12 +11,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from benchmarks import compiled, overhead
 from benchmarks.overhead import BEST, FAST, OURS, PLAIN, USUAL, Case
 from benchmarks.timing import Candidate, captured
-from plop_ext.forwards.batch import default_forward
+from plop_ext.forwards.protocol import Forwards
 from plop_ext.layers import discover
 
 SAMPLED = f"{OURS}, token_step=8"
@@ -106,41 +104,28 @@ def _compiled(name: str, twin: Case, whole: bool, end: Callable[[], None]) -> Re
 @contextmanager
 def _fast(case: Case) -> Iterator[Ready]:
     twin = _twin(case)
-    with overhead.fast_run(twin) as (run, path):
-        path.first_batch(run)
-        yield Ready(Candidate(FAST, lambda _: run()), lambda: _blocks(path, twin))
+    with overhead.scoring(twin, fast=True) as (run, forwards):
+        yield Ready(Candidate(FAST, lambda _: run()), lambda: _blocks(forwards, twin))
 
 
 @contextmanager
 def _fast_graph(case: Case) -> Iterator[Ready]:
-    from plop_ext.forwards.graph.forwards import GraphedForwards
-
     _require_cuda(case)
     twin = _twin(case)
-    batch = {"input_ids": twin.input_ids}
-    forward = default_forward(twin.model, [layer.module for layer in twin.layers])
-    with (
-        overhead.fast_path(twin) as (collector, path),
-        GraphedForwards(twin.model, forward, collector, plain=True) as graphed,
-    ):
-
-        def run(_: object = None) -> None:
-            with torch.no_grad():
-                graphed.run(batch, len(twin.input_ids), twin.mask)
-
-        path.first_batch(run)
+    with overhead.scoring(twin, fast=True, graph=True) as (run, forwards):
         for _ in range(3):  # the second batch of a kind is captured, unless the first filled a cache
-            if not graphed.replayed:
+            if not forwards.report()["graph"]["replayed"]:
                 run()
-        if not graphed.replayed:
-            raise RuntimeError(graphed.report()["reason"])
-        yield Ready(Candidate(FAST_GRAPH, run), lambda: _blocks(path, twin))
+        report = forwards.report()["graph"]
+        if not report["replayed"]:
+            raise RuntimeError(report["reason"])
+        yield Ready(Candidate(FAST_GRAPH, lambda _: run()), lambda: _blocks(forwards, twin))
 
 
-def _blocks(path: object, twin: Case) -> str:
-    text = f"{path.blocks} of {len(twin.model.layers)} blocks on the fast path"  # type: ignore[attr-defined, arg-type]
-    reason = path.reason  # type: ignore[attr-defined]
-    return f"{text}: {reason}" if reason else text
+def _blocks(forwards: Forwards, twin: Case) -> str:
+    report = forwards.report()["fast"]
+    text = f"{report['blocks']} of {len(twin.model.layers)} blocks on the fast path"  # type: ignore[arg-type]
+    return f"{text}: {report['reason']}" if report["reason"] else text
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_
 
 
 class EagerForwards:
-    """Runs scoring forwards.
+    """Context manager that runs scoring forwards as they come.
 
     Args:
         model: Prepared for scoring.
@@ -46,15 +46,7 @@ class EagerForwards:
         pass
 
     def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
-        """Score a batch: `begin`, the forward and `end` of the collector.
-
-        Args:
-            batch: On the host or the device.
-            size: Samples in it.
-            counted: [B, T] bool, which tokens count; None counts all.
-            step: Read every `step`-th token only.
-            phase: The first token read.
-        """
+        """Score a batch; see `Forwards.run`."""
         with ExitStack() as stack:
             if self._decides_masks:
                 inputs = without_idle_masks(batch)
@@ -69,7 +61,8 @@ class EagerForwards:
             self._collector.end()
 
     def forget(self) -> None:
-        """Nothing is kept of a batch."""
+        """Do nothing: nothing is kept of a batch."""
 
-    def report(self) -> None:
-        """Nothing to say in the provenance."""
+    def report(self) -> dict[str, Any]:
+        """Return the entries of the provenance, none of which was asked for."""
+        return {"fast": None, "graph": None}

@@ -7,22 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from plop_ext.collecting.collector import Collector
-from plop_ext.forwards.batch import batch_size, brings_cache, input_device, take_sample_ids, token_mask
-from plop_ext.forwards.eager import EagerForwards
-from plop_ext.forwards.graph.forwards import GraphedForwards
+from plop_ext.forwards.batch import batch_size, input_device, take_sample_ids, token_mask
+from plop_ext.forwards.protocol import Forwards
 from plop_ext.scoring.digest import data_hash, digest, on_host
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
-
-if TYPE_CHECKING:
-    from plop_ext.forwards.fast import FastPath
 
 
 @dataclass
@@ -51,13 +47,12 @@ def run_batches(
     model: nn.Module,
     dataloader: Iterable[Any],
     collector: Collector,
-    forwards: EagerForwards | GraphedForwards,
+    forwards: Forwards,
     *,
     mask: str,
     token_step: int,
     seed: int,
     max_samples: int | None,
-    fast: FastPath | None = None,
     journal: Journal | None = None,
     watch: StopWatch | None = None,
     advance: Callable[[int], None] = lambda samples: None,
@@ -73,12 +68,11 @@ def run_batches(
         model: Prepared for scoring.
         dataloader: Batches, as for `score`.
         collector: Entered.
-        forwards: Run a batch.
+        forwards: Entered within it.
         mask: Which tokens count.
         token_step: Read every `token_step`-th token.
         seed: Of the first token read.
         max_samples: Stop after the batch that completes this many.
-        fast: Entered; checks itself on the first batch that needs a forward and brings no key-value cache.
         journal: Where to write totals, and which batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
@@ -116,24 +110,9 @@ def run_batches(
             collector.unassigned.update(known.unassigned)
             pending.append((number, known))
         else:
-            counted = token_mask(batch, mask)
             noted = set(collector.unassigned)
-
-            def run(batch: Any = batch, size: int = size, counted: Any = counted, phase: int = phase) -> None:
-                forwards.run(batch, size, counted, step=token_step, phase=phase)
-
-            def afresh(run: Callable[[], None] = run) -> None:
-                forwards.forget()
-                run()
-
-            if fast is None or not fast.due:
-                run()
-            elif not brings_cache(batch):
-                fast.first_batch(afresh)
-            elif fast.checked:
-                run()
-            else:
-                fast.without_kernels(run)
+            counted = token_mask(batch, mask)
+            forwards.run(batch, size, counted, step=token_step, phase=phase)
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
             pending.append((number, partial(close, closed, ids, fingerprint, unassigned)))
             closed += 1

@@ -15,11 +15,8 @@ from torch import nn
 
 from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
-from plop_ext.forwards.batch import default_forward, input_device, length
-from plop_ext.forwards.eager import EagerForwards
-from plop_ext.forwards.fast import FastPath
-from plop_ext.forwards.graph.forwards import GraphedForwards, check_graph
-from plop_ext.forwards.masks.known_models import may_omit_masks
+from plop_ext.forwards.batch import input_device, length
+from plop_ext.forwards.choose import choose_forwards
 from plop_ext.layers import discover
 from plop_ext.module_types import as_patterns
 from plop_ext.preserve import evaluating, random_state
@@ -128,9 +125,9 @@ def score(
         mask, baseline, token_step = "all", "probe", 1
     facts = check_data_info(data_info)
     model = getattr(model, "_orig_mod", model)
-    if graph:
-        check_graph(model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
+    collector = Collector(model, found.layers, last_call_only=compat is not None)
+    forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
     started = time.perf_counter()
     settings = {
         "mask": mask,
@@ -155,20 +152,16 @@ def score(
                 values = baselines.probe_baselines(found.layers, probes=probes, seed=seed, advance=advance)
         else:
             values = baselines.frobenius_baselines(found.layers, norms.values)
-        collector = Collector(model, found.layers, last_call_only=compat is not None)
         watch = None if rule is None else StopWatch(rule, found.layers, values)
         described = describe_model(model)
         identity = {"model": described, "data": data_name, **settings, "stop": str(rule), "fast": fast}
         identity["modules"] = [layer.name for layer in found.layers]
         record = nullcontext() if journal is None else Journal(journal, identity, values, resume)
         total = limit if limit is not None else length(dataloader)
-        run = forward or default_forward(model, [layer.module for layer in found.layers])
-        path = FastPath(model, collector) if fast else None
         with (
             record as written,
             collector,
-            path or nullcontext(),
-            _forwards(model, run, collector, graph, forward is None) as forwards,
+            forwards,
             progress_bar("scoring", total, progress) as advance,
         ):
             done = run_batches(
@@ -180,12 +173,11 @@ def score(
                 token_step=token_step,
                 seed=seed,
                 max_samples=limit,
-                fast=path,
                 journal=written,
                 watch=watch,
                 advance=lambda samples: advance(samples if limit is not None else 1),
             )
-            fast_report = None if path is None else path.report()
+            report = forwards.report()
     if not done.ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
     totals = np.concatenate(done.tables, axis=1)
@@ -194,27 +186,13 @@ def score(
     stop_report = None if watch is None else watch.report(len(done.ids), available)
     facts |= {"name": data_name, "samples": len(done.ids), "hash": done.fingerprint}
     provenance = describe_run(described, facts, settings, collector, input_device(model), started, stop=stop_report)
-    provenance["fast"] = fast_report
-    provenance["graph"] = forwards.report()
+    provenance |= report
     scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
     warn_about(scores, collector)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )
     return scores
-
-
-def _forwards(
-    model: nn.Module,
-    forward: Callable[[nn.Module, Any], Any],
-    collector: Collector,
-    graph: bool,
-    plain: bool,
-) -> EagerForwards | GraphedForwards:
-    """How batches are run; `plain` says that `forward` is the default one."""
-    if graph:
-        return GraphedForwards(model, forward, collector, plain=plain)
-    return EagerForwards(model, forward, collector, decides_masks=plain and may_omit_masks(model))
 
 
 def find_plop_targets(

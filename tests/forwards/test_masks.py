@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from plop_ext import ops
 from plop_ext.collecting.collector import Collector
 from plop_ext.forwards import eager as forwards_module
 from plop_ext.forwards.batch import default_forward
+from plop_ext.forwards.choose import choose_forwards
 from plop_ext.forwards.eager import EagerForwards
 from plop_ext.forwards.graph import capture
 from plop_ext.forwards.masks.decide import without_idle_masks
@@ -177,7 +177,7 @@ def test_eager_forwards_decide_unless_they_are_the_users(
     model, data = make("llama", device=device), batches(padded=False) + batches()
     made = decisions(monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr("plop_ext.scoring.score.may_omit_masks", lambda model: False)
+        patched.setattr("plop_ext.forwards.choose.may_omit_masks", lambda model: False)
         plain = plop_ext.score(model, data, progress=False, max_samples=None)
     given = {"forward": lambda model, batch: model(**batch)} if own else {}
     scores = plop_ext.score(model, data, fast=fast, progress=False, max_samples=None, **given)
@@ -304,24 +304,16 @@ def test_a_larger_model_around_known_blocks_is_given_its_masks(monkeypatch: pyte
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_host_never_waits_in_a_forward(family: str, padded: bool, fast: bool, device: torch.device) -> None:
-    from plop_ext.forwards.fast import FastPath
-
     model, data = make(family, torch.bfloat16, device), batches(3, padded=padded)
     layers = discover(model).layers
-    with Collector(model, layers) as collector, ExitStack() as stack, torch.no_grad():
-        forward = default_forward(model, [layer.module for layer in layers])
-        forwards = EagerForwards(model, forward, collector, decides_masks=may_omit_masks(model))
-
-        def run(batch: dict[str, Any]) -> None:
+    with (
+        Collector(model, layers) as collector,
+        choose_forwards(model, None, collector, fast=fast) as forwards,
+        torch.no_grad(),
+    ):
+        for batch in data[:2]:  # the first checks the kernels, and both may fill caches
             forwards.run(batch, 3, batch["attention_mask"].bool())
-
-        if fast:
-            path = stack.enter_context(FastPath(model, collector))
-            path.first_batch(lambda: run(data[0]))
-            assert path.blocks == 4
-        else:
-            run(data[0])
-        run(data[1])  # the first may fill caches
         with capture.noting_waits(device) as waits:
-            run(data[2])
+            forwards.run(data[2], 3, data[2]["attention_mask"].bool())
+        assert forwards.report()["fast"] == ({"blocks": 4, "reason": None} if fast else None)
     assert waits == []

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.collecting.collector import Collector
+from plop_ext.forwards import choose
 from plop_ext.forwards.graph import capture
 from plop_ext.scores import Scores
-from plop_ext.scoring import score as score_module
 from plop_ext.scoring.score import score
 from tests.support.tiny_models import token_batch
 
@@ -44,7 +44,7 @@ def graphing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.dev
     if device.type == "cpu":
         send = Collector.send
         monkeypatch.setattr(capture, "Recorder", Repeated)
-        monkeypatch.setattr(score_module, "check_graph", lambda model: None)
+        monkeypatch.setattr(choose, "check_graph", lambda model: None)
         # What is sent from a device is a copy.
         monkeypatch.setattr(Collector, "send", lambda self, totals: send(self, totals.clone()))
     return device

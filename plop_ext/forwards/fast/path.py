@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -80,18 +81,21 @@ class FastPath:
 
     @property
     def due(self) -> bool:
-        """Whether the next batch is to be scored by `first_batch`: a kernel that is wanted has not been checked."""
+        """Whether to run the next batch by `check`: a kernel that is wanted has not been checked."""
         return not self.checked or (self._projections.wanted and self._checks < _MOST_CHECKS)
 
-    def first_batch(self, run: Callable[[], None]) -> None:
+    def check(self, run: Callable[[], None]) -> bool:
         """Score a batch and check the kernels on it, unless no block takes the fast path in it.
 
         In the first and the last block of each kind every kernel is compared with its PyTorch twin, and the block also
-        runs as it was. If something disagrees, or nothing could be compared, the batch is scored again without the
-        kernels, which stay unused from then on; `reason` says why. Waits for the device once.
+        runs as it was. Synchronises with the device once.
 
         Args:
             run: `begin`, forward and `end` of the collector for that batch; nothing of it may be replayed.
+
+        Returns:
+            False if something disagrees, or nothing could be compared. The batch is then to be scored again, without
+            the kernels, which stay unused from then on; `reason` says why.
         """
         checks = [BlockCheck(fused, self._collector, self._bindings) for fused in self._samples()]
         before = sum(fused.fused for fused in self._blocks)
@@ -103,27 +107,25 @@ class FastPath:
             for check in checks:
                 check.detach()
         if sum(fused.fused for fused in self._blocks) == before:
-            return
+            return True
         found = self._disagreement(checks)
         self.checked = True
         self._checks += 1
         self._projections.wanted = False
         self._projections.agreed |= any(check.projected for check in checks)
-        if found is not None:
-            self._leave()
-            self.reason = found
-            self._collector.drop_batch()
-            run()
+        if found is None:
+            return True
+        self._leave()
+        self.reason = found
+        self._collector.drop_batch()
+        return False
 
-    def without_kernels(self, run: Callable[[], None]) -> None:
-        """Score a batch that the kernels cannot be checked on, since scoring it again would fill its cache twice.
-
-        Args:
-            run: `begin`, forward and `end` of the collector for that batch.
-        """
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Within the block, which runs one batch with a key-value cache, run the model without the kernels."""
         self._with_cache += 1
         with self._bindings.suspended():
-            run()
+            yield
 
     def report(self) -> dict[str, Any]:
         """For the provenance: how many blocks took the fast path, and why others, or some of their calls, did not."""

@@ -100,15 +100,7 @@ class GraphedForwards:
         self._release()
 
     def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
-        """Score a batch: `begin`, the forward and `end` of the collector.
-
-        Args:
-            batch: On the host or the device. A mask on the device costs a wait.
-            size: Samples in it.
-            counted: [B, T] bool, which tokens count; None counts all.
-            step: Read every `step`-th token only.
-            phase: The first token read.
-        """
+        """Score a batch; see `Forwards.run`."""
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             inputs = without_idle_masks(batch) if self._plain and self.reason is None else batch
             key = self._key(inputs, size, counted, step, phase)
@@ -137,11 +129,12 @@ class GraphedForwards:
         self._release()
 
     def report(self) -> dict[str, Any]:
-        """How many batches of the run were replayed from how many graphs, and why not the others."""
+        """Return how many batches were replayed from how many graphs, and why not the others, as the entry `graph`."""
         reason = self.reason or self._left_out
         if reason is None and not self.replayed:
             reason = "no batch was like an earlier one in shape, phase and having a mask"
-        return {"captured": self._recorder.captured, "replayed": self.replayed, "reason": reason}
+        graph = {"captured": self._recorder.captured, "replayed": self.replayed, "reason": reason}
+        return {"fast": None, "graph": graph}
 
     def _key(self, inputs: Any, size: int, counted: Tensor | None, step: int, phase: int) -> Hashable | None:
         if self.reason is not None:

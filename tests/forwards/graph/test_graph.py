@@ -289,7 +289,7 @@ def test_what_is_forgotten_is_rehearsed_again(graphing: torch.device, monkeypatc
                 if current in (1, 4):
                     graphed.forget()
                 graphed.run(batch, 2, None)
-            assert graphed.report() == {"captured": 2, "replayed": 5, "reason": None}
+            assert graphed.report()["graph"] == {"captured": 2, "replayed": 5, "reason": None}
         totals = collector.totals()
     assert rehearsed == [0, 1, 4]
     with Collector(model, discover(model).layers) as collector, torch.no_grad():
@@ -400,7 +400,7 @@ def test_weights_on_several_devices_are_scored_eagerly(graphing: torch.device) -
         with graphed:
             for batch in floats(3):
                 graphed.run(batch, 2, None)
-        assert collector.totals().shape == (4, 6, 5) and graphed.report()["replayed"] == 0
+        assert collector.totals().shape == (4, 6, 5) and graphed.report()["graph"]["replayed"] == 0
 
 
 def test_a_foreign_object_in_a_batch_is_said_so(graphing: torch.device) -> None:

@@ -1,0 +1,48 @@
+"""Chooses how a run's forwards are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from plop_ext.collecting.collector import Collector
+from plop_ext.forwards.batch import default_forward
+from plop_ext.forwards.eager import EagerForwards
+from plop_ext.forwards.fast.forwards import FastForwards
+from plop_ext.forwards.graph.forwards import GraphedForwards, check_graph
+from plop_ext.forwards.masks.known_models import may_omit_masks
+from plop_ext.forwards.protocol import Forwards
+
+
+def choose_forwards(
+    model: nn.Module,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    collector: Collector,
+    *,
+    fast: bool = False,
+    graph: bool = False,
+) -> Forwards:
+    """Return the way to run the forwards of a run, to be entered within `collector`.
+
+    Args:
+        model: Prepared for scoring.
+        forward: Runs a batch; None: `default_forward`.
+        collector: Hooks the model.
+        fast: Run the blocks of known families by fused kernels.
+        graph: Replay forwards as CUDA graphs.
+
+    Raises:
+        InputError: If `graph` is asked for and the model is on no CUDA device.
+    """
+    if graph:
+        check_graph(model)
+    plain = forward is None
+    run = forward or default_forward(model, [layer.module for layer in collector.layers])
+    inner: Forwards
+    if graph:
+        inner = GraphedForwards(model, run, collector, plain=plain)
+    else:
+        inner = EagerForwards(model, run, collector, decides_masks=plain and may_omit_masks(model))
+    return FastForwards(model, collector, inner) if fast else inner

@@ -1,0 +1,38 @@
+"""The interface of every way to run a scoring forward."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Forwards(Protocol):
+    """Context manager that runs scoring forwards: eagerly, as CUDA graphs or by fused kernels (`choose_forwards`)."""
+
+    def __enter__(self) -> Forwards: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
+        """Score a batch: `begin` of the collector, the forward, and `end` of the collector.
+
+        Args:
+            batch: On the host or the device. Where forwards are graphed, reading a mask on the device synchronises.
+            size: Samples in the batch.
+            counted: [B, T] bool, which tokens count; None counts all.
+            step: Read every `step`-th token only.
+            phase: The first token read, in [0, step).
+        """
+
+    def forget(self) -> None:
+        """Drop what was kept of earlier batches, because the model runs other code from now on."""
+
+    def report(self) -> dict[str, Any]:
+        """Return the entries `fast` and `graph` of the provenance; None for a way that was not asked for.
+
+        Call it before the context is left.
+        """
