@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ OPS = (
     "rotary_",
     "gated_projection_",
 )
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def cuda_defect() -> str:

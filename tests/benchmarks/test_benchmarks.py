@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import results, timing, to_markdown
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 SCRIPTS = (
     "accuracy",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import early_stop, time_to_placement, to_markdown
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("benchmark", [early_stop, time_to_placement], ids=["early_stop", "time_to_placement"])

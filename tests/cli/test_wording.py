@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from plop_ext.cli.wording import command_words
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,12 @@ import pytest
 
 import plop_ext
 from plop_ext.layers import adapter, discover
-from tests.conftest import ROOT
 from tests.support import tiny_models
+from tests.support.markdown import python_blocks
+from tests.support.paths import ROOT
 
 README = ROOT / "README.md"
 WITH_EXAMPLES = sorted(path for path in (ROOT / "plop_ext").rglob("*.py") if ">>> " in path.read_text())
-
-
-def python_blocks(text: str) -> list[str]:
-    """The fenced Python examples of a Markdown text."""
-    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def test_blocks_are_found() -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import plop_ext
-from plop_ext import ops
 from plop_ext.collecting.collector import Collector
 from plop_ext.forwards import eager as forwards_module
 from plop_ext.forwards.batch import default_forward
@@ -20,11 +19,10 @@ from plop_ext.forwards.graph import capture
 from plop_ext.forwards.masks.decide import without_idle_masks
 from plop_ext.forwards.masks.known_models import may_omit_masks
 from plop_ext.layers import discover
-from tests.support.fast_models import FAMILIES, batches, make
+from tests.support.fast_models import FAMILIES, batches, make, needs_native
 from tests.support.mask_users import MASK_USERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens")
-needs_native = pytest.mark.skipif(not ops.STATUS.loaded, reason="the fast path needs the native kernels")
 
 
 def looked(*unused: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import plop_ext
 from benchmarks.overhead import count_waits
@@ -16,9 +16,10 @@ from plop_ext import InputError, Scores, score
 from plop_ext.collecting.collector import Collector
 from plop_ext.collecting.routed_experts import _weighted_sum
 from plop_ext.layers import discover
-from tests.support.architecture_parts import from_config, text_batch
+from tests.support.architecture_parts import from_config, long_batch, text_batch
 from tests.support.architectures import ARCHITECTURES
 from tests.support.layer_oracle import expert_matrices, oracle
+from tests.support.quiet import nfn, quietly
 
 MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"]
 IMPLEMENTATIONS = ["eager", "batched_mm", "grouped_mm"]
@@ -51,23 +52,6 @@ def nemotron_h() -> nn.Module:
     return build()
 
 
-def long_batch() -> dict[str, Tensor]:
-    """Enough tokens for every expert of the tiny models."""
-    batch = text_batch()
-    ids = torch.randint(5, 88, (12, 24), generator=torch.Generator().manual_seed(2))
-    return {"input_ids": ids, "attention_mask": batch["attention_mask"].repeat(4, 1)}
-
-
-def quietly(model: nn.Module, *batches: dict[str, Tensor], **kwargs: Any) -> Scores:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return score(model, list(batches), progress=False, max_samples=None, **kwargs)
-
-
-def nfn(scores: Scores) -> dict[str, float]:
-    return dict(zip(scores.module_names, scores.nfn.tolist(), strict=True))
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
 def test_every_implementation_gives_the_same_scores(name: str, implementation: str) -> None:
@@ -75,7 +59,7 @@ def test_every_implementation_gives_the_same_scores(name: str, implementation: s
     model.set_experts_implementation(implementation)
     with torch.no_grad():
         before = model(**batch).logits
-    scores = quietly(model, batch)
+    scores = quietly(model, [batch])
     assert nfn(scores) == pytest.approx(oracle(model, batch, scores), rel=1e-4)
     assert scores.provenance["experts_implementation"] == implementation
     assert model.config._experts_implementation == implementation
@@ -98,7 +82,7 @@ def test_the_observed_forward_gives_the_output_of_grouped_mm(name: str) -> None:
 
 def test_experts_without_a_gate() -> None:
     model, batch = nemotron_h(), text_batch()
-    scores = quietly(model, batch)
+    scores = quietly(model, [batch])
     types = {module.type for module in scores.modules if module.kind == "stacked experts"}
     assert types == {"experts.up_proj", "experts.down_proj"}
     assert nfn(scores) == pytest.approx(oracle(model, batch, scores), rel=1e-4)
@@ -116,7 +100,7 @@ def test_an_expert_has_its_tokens_and_masked_ones_do_not_count() -> None:
         model(**batch)
     handle.remove()
     counted = batch["attention_mask"].reshape(-1).bool()
-    scores = quietly(model, batch)
+    scores = quietly(model, [batch])
     samples = torch.arange(12).repeat_interleave(24)
     for expert in range(4):
         routed = (chosen[0] == expert).any(-1) & counted
@@ -148,8 +132,8 @@ def test_experts_with_too_few_tokens_are_named_and_left_out_of_the_type() -> Non
 def test_batches_add_up_and_every_third_row_is_a_sample_of_them() -> None:
     model, batch = ARCHITECTURES["mixtral"].build(), text_batch()
     single = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(3)]
-    whole = quietly(model, batch)
-    assert nfn(quietly(model, *single)) == pytest.approx(nfn(whole), rel=1e-5)
+    whole = quietly(model, [batch])
+    assert nfn(quietly(model, list(single))) == pytest.approx(nfn(whole), rel=1e-5)
     layers = discover(model).layers
     parts = []
     for phase in range(3):
@@ -164,10 +148,10 @@ def test_batches_add_up_and_every_third_row_is_a_sample_of_them() -> None:
 
 def test_one_projection_can_be_scored_alone() -> None:
     model, batch = ARCHITECTURES["deepseek_v3"].build(), text_batch()
-    scores = quietly(model, batch, include=["experts.up_proj"])
+    scores = quietly(model, [batch], include=["experts.up_proj"])
     assert scores.types == ("up_proj",) and len(scores.modules) <= 8
     assert nfn(scores) == pytest.approx(oracle(model, batch, scores), rel=1e-4)
-    everything = quietly(model, batch, exclude=["experts"])
+    everything = quietly(model, [batch], exclude=["experts"])
     assert not any(".experts." in name for name in everything.module_names)
     with pytest.raises(InputError, match=r"`experts.3.up_proj` in `include`/`exclude` matches no linear layer"):
         score(model, [batch], include=["experts.3.up_proj"], progress=False)
@@ -175,7 +159,7 @@ def test_one_projection_can_be_scored_alone() -> None:
 
 def test_probe_baseline_is_near_the_frobenius_one() -> None:
     model, batch = ARCHITECTURES["gpt_oss"].build(), text_batch()
-    scores = quietly(model, batch, baseline="probe", probes=4000)
+    scores = quietly(model, [batch], baseline="probe", probes=4000)
     matrices = expert_matrices(model.model.layers[1].mlp.experts)
     for module in scores.modules:
         if ".layers.1.mlp.experts." in module.name:
@@ -202,7 +186,7 @@ def test_partial_placements_wrap_exactly_what_is_placed(name: str, types: int, t
     from peft import PeftModel, get_peft_model
 
     case = ARCHITECTURES[name]
-    scores = quietly(case.build(), case.batch())
+    scores = quietly(case.build(), [case.batch()])
     for strategy in ("lowest", "inverse"):
         placement = scores.place(types=types, strategy=strategy)
         targets = placement.targets()
@@ -221,7 +205,7 @@ def test_single_modules_of_a_mixture_are_placed_exactly() -> None:
     from peft import get_peft_model
 
     case = ARCHITECTURES["deepseek_v3"]
-    scores = quietly(case.build(), case.batch())
+    scores = quietly(case.build(), [case.batch()])
     dense = "model.layers.0.mlp.down_proj"
     placement = scores.place(types=["mlp.down_proj", "o_proj"])
     assert placement.targets()["target_parameters"] == [f"{dense}.weight"]
@@ -261,7 +245,7 @@ def test_experts_of_another_class_make_it_a_mixture_too() -> None:
 
 def test_up_without_gate_is_said_and_emitted_as_the_whole_parameter() -> None:
     case = ARCHITECTURES["qwen3_moe"]
-    scores = quietly(case.build(), long_batch())
+    scores = quietly(case.build(), [long_batch()])
     placement = scores.place(types=["up_proj"])
     names = [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(2)]
     assert placement.targets() == {"target_modules": [], "target_parameters": names}
@@ -277,7 +261,7 @@ def test_up_without_gate_is_said_and_emitted_as_the_whole_parameter() -> None:
 @pytest.mark.parametrize("option", [{"lora_dropout": 0.1}, {"use_dora": True}])
 def test_what_peft_cannot_do_on_parameters_is_refused(option: dict[str, Any]) -> None:
     case = ARCHITECTURES["mixtral"]
-    placement = quietly(case.build(), case.batch()).place(types=["down_proj"])
+    placement = quietly(case.build(), [case.batch()]).place(types=["down_proj"])
     name = next(iter(option))
     with pytest.raises(InputError, match=rf"`{name}`=.*: PEFT cannot do that on parameters"):
         placement.lora_config(**option)
@@ -287,7 +271,7 @@ def test_what_peft_cannot_do_on_parameters_is_refused(option: dict[str, Any]) ->
 
 def test_a_placement_of_experts_survives_a_file(tmp_path: Path) -> None:
     case = ARCHITECTURES["deepseek_v3"]
-    scores = quietly(case.build(), case.batch())
+    scores = quietly(case.build(), [case.batch()])
     scores.save(tmp_path / "scores.json")
     placement = Scores.load(tmp_path / "scores.json").place(types=5)
     placement.save(tmp_path / "placement.json")
@@ -302,11 +286,11 @@ def test_a_placement_of_experts_survives_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MOE)
 def test_on_cuda_as_on_the_cpu(name: str) -> None:
     model, batch = ARCHITECTURES[name].build(), text_batch()
-    expected = nfn(quietly(model, batch))
+    expected = nfn(quietly(model, [batch]))
     model.cuda()
-    actual = nfn(quietly(model, batch))
+    actual = nfn(quietly(model, [batch]))
     assert actual == pytest.approx(expected, rel=5e-3)  # float32 matmuls of the model itself may run in TF32
-    assert quietly(model, batch).totals.tobytes() == quietly(model, batch).totals.tobytes()
+    assert quietly(model, [batch]).totals.tobytes() == quietly(model, [batch]).totals.tobytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -14,18 +15,13 @@ from plop_ext.layers import Split, discover
 from tests.support.architecture_parts import text_batch
 from tests.support.architectures import ARCHITECTURES
 from tests.support.layer_oracle import oracle
+from tests.support.quiet import nfn, quietly
 
 FUSED = ["phi3", "gpt2", "gpt_neox", "falcon_new", "bloom", "codegen"]
 
 
-def quietly(name: str, **kwargs: object) -> Scores:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return score(ARCHITECTURES[name].build(), [text_batch()], progress=False, **kwargs)
-
-
-def nfn(scores: Scores) -> dict[str, float]:
-    return dict(zip(scores.module_names, scores.nfn.tolist(), strict=True))
+def scores_of(name: str, **settings: Any) -> Scores:
+    return quietly(ARCHITECTURES[name].build(), [text_batch()], **settings)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +92,7 @@ def test_parts_in_other_types(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox", "bloom"])
 def test_probed_parts_are_near_the_frobenius_baseline(name: str) -> None:
-    exact, probed = quietly(name), quietly(name, baseline="probe", probes=4000)
+    exact, probed = scores_of(name), scores_of(name, baseline="probe", probes=4000)
     assert probed.module_names == exact.module_names
     assert probed.baseline == pytest.approx(
         exact.baseline, rel=0.03
@@ -105,7 +101,7 @@ def test_probed_parts_are_near_the_frobenius_baseline(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["phi3", "gpt_neox", "gpt2"])
 def test_the_squares_of_parts_add_up_to_the_whole(name: str) -> None:
-    scores = quietly(name)
+    scores = scores_of(name)
     norms = {module.name: module.weight_norm for module in scores.modules}
     for owner, module in ARCHITECTURES[name].build().named_modules():
         parts = [norm for entry, norm in norms.items() if entry.rpartition(".")[0] == owner and norm is not None]
@@ -114,7 +110,7 @@ def test_the_squares_of_parts_add_up_to_the_whole(name: str) -> None:
 
 
 def test_parts_are_named_typed_and_picked() -> None:
-    scores = quietly("phi3")
+    scores = scores_of("phi3")
     assert scores.module_names[:4] == (
         "model.layers.0.self_attn.o_proj",
         "model.layers.0.self_attn.qkv_proj.q",
@@ -131,12 +127,12 @@ def test_parts_are_named_typed_and_picked() -> None:
         "gate_up_proj.up": "mlp",
         "down_proj": "mlp",
     }
-    assert quietly("phi3", include=["qkv_proj.q", "down_proj"]).types.__len__() == 2
-    rest = quietly("phi3", exclude=["qkv_proj"])
+    assert scores_of("phi3", include=["qkv_proj.q", "down_proj"]).types.__len__() == 2
+    rest = scores_of("phi3", exclude=["qkv_proj"])
     assert set(rest.types) == {"o_proj", "gate_up_proj.gate", "gate_up_proj.up", "down_proj"}
-    reasons = {item.name: item.reason for item in quietly("phi3", exclude=["qkv_proj.k"]).unscored}
+    reasons = {item.name: item.reason for item in scores_of("phi3", exclude=["qkv_proj.k"]).unscored}
     assert reasons["model.layers.0.self_attn.qkv_proj.k"] == "excluded"
-    assert nfn(quietly("phi3", include=["qkv_proj.v"])) == pytest.approx(
+    assert nfn(scores_of("phi3", include=["qkv_proj.v"])) == pytest.approx(
         {name: value for name, value in nfn(scores).items() if name.endswith(".v")}
     )
 
@@ -144,7 +140,7 @@ def test_parts_are_named_typed_and_picked() -> None:
 def test_a_part_is_emitted_as_its_module_and_said() -> None:
     from peft import get_peft_model
 
-    scores = quietly("phi3")
+    scores = scores_of("phi3")
     placement = scores.place(types=["qkv_proj.q", "down_proj"])
     assert placement.types == tuple(t for t in scores.types if t in ("qkv_proj.q", "down_proj"))
     assert "model.layers.0.self_attn.qkv_proj.q" in placement.modules
@@ -165,13 +161,13 @@ def test_a_part_is_emitted_as_its_module_and_said() -> None:
 
 
 def test_the_published_script_sees_the_whole_weight() -> None:
-    scores = quietly("phi3", compat="paper-script")
+    scores = scores_of("phi3", compat="paper-script")
     assert "model.layers.0.self_attn.qkv_proj" in scores.module_names
     assert not any(name.endswith((".q", ".gate")) for name in scores.module_names)
 
 
 def test_the_published_script_sees_no_experts() -> None:
-    scores = quietly("qwen3_moe", compat="paper-script")
+    scores = scores_of("qwen3_moe", compat="paper-script")
     assert {module.kind for module in scores.modules} == {"linear"}
     assert set(scores.types) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     reasons = {item.name: item.reason for item in scores.unscored}

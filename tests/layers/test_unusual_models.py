@@ -12,23 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import plop_ext.layers.adapter as adapter_module
-from plop_ext import InputError, Scores, score
+from plop_ext import InputError, score
 from plop_ext.collecting.collector import Collector
 from plop_ext.layers import LayerAdapter, discover, register_adapter
 from tests.support.architecture_parts import finished, from_config, t5_batch, text_batch
 from tests.support.architectures import ARCHITECTURES
 from tests.support.layer_oracle import oracle
+from tests.support.quiet import nfn, quietly
 from tests.support.tiny_models import Block, Plain, llama
-
-
-def quietly(model: nn.Module, *batches: Any, **kwargs: Any) -> Scores:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return score(model, list(batches), progress=False, max_samples=None, **kwargs)
-
-
-def nfn(scores: Scores) -> dict[str, float]:
-    return dict(zip(scores.module_names, scores.nfn.tolist(), strict=True))
 
 
 def called(model: nn.Module, batch: Any) -> Any:
@@ -56,10 +47,10 @@ def test_a_convolution_is_a_linear_map_of_patches(name: str) -> None:
     conv, shape = CONVOLUTIONS[name]
     model = finished(nn.Sequential(conv))
     x = torch.randn(shape)
-    scores = quietly(model, x)
+    scores = quietly(model, [x])
     assert nfn(scores) == pytest.approx(oracle(model, {"x": x}, scores, run=called), rel=1e-5)
     assert scores.modules[0].kind == "convolution"
-    probed = quietly(model, x, baseline="probe", probes=5000)
+    probed = quietly(model, [x], baseline="probe", probes=5000)
     assert probed.baseline == pytest.approx(scores.baseline, rel=0.1)  # a few outputs: E||W u|| is below the RMS
     placement, rank = scores.place(strategy="all"), 2 * conv.groups
     with warnings.catch_warnings():
@@ -75,8 +66,8 @@ def test_a_convolution_is_a_linear_map_of_patches(name: str) -> None:
 def test_a_convolution_on_cuda(name: str) -> None:
     conv, shape = CONVOLUTIONS[name]
     model, x = finished(nn.Sequential(conv)).double(), torch.randn(shape, dtype=torch.float64)
-    expected = nfn(quietly(model, x))
-    assert nfn(quietly(model.cuda(), x.cuda())) == pytest.approx(expected, rel=1e-9)
+    expected = nfn(quietly(model, [x]))
+    assert nfn(quietly(model.cuda(), [x.cuda()])) == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_image_without_a_batch_dimension() -> None:
@@ -86,14 +77,14 @@ def test_an_image_without_a_batch_dimension() -> None:
     def run(model: nn.Module, batch: Any) -> Any:
         return model(batch[0])
 
-    scores = quietly(model, x.unsqueeze(0), forward=run)
-    whole = quietly(model, x.unsqueeze(0))
+    scores = quietly(model, [x.unsqueeze(0)], forward=run)
+    whole = quietly(model, [x.unsqueeze(0)])
     assert nfn(scores) == pytest.approx(nfn(whole))
 
 
 def test_a_transposed_convolution_is_reported() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Conv2d(4, 4, 3))
-    scores = quietly(model, torch.randn(2, 3, 8, 8))
+    scores = quietly(model, [torch.randn(2, 3, 8, 8)])
     assert [item.layer_class for item in scores.unscored] == ["ConvTranspose2d"]
     assert "no adapter reads its class" in scores.unscored[0].reason
 
@@ -113,7 +104,7 @@ class Repeating(nn.Module):
 
 def test_repeated_shared_and_uncalled_modules() -> None:
     model, x = finished(Repeating()), torch.randn(4, 20, 16)
-    scores = quietly(model, x)
+    scores = quietly(model, [x])
     assert set(scores.module_names) == {"layers.0.up", "layers.0.down"}
     assert nfn(scores) == pytest.approx(oracle(model, {"x": x}, scores, run=called), rel=1e-5)
     assert scores.totals[0, :, 2].tolist() == [60.0] * 4
@@ -154,7 +145,7 @@ def test_a_linear_layer_that_returns_a_tuple_is_reported() -> None:
 
     model = Model()
     model.layers[0].first = TwoOutputs(16, 16)
-    scores = quietly(model, torch.randn(2, 20, 16))
+    scores = quietly(model, [torch.randn(2, 20, 16)])
     reasons = {item.name: item.reason for item in scores.unscored}
     assert reasons["layers.0.first"].startswith("its input or output is no tensor")
     assert len(scores.modules) == 4
@@ -164,7 +155,7 @@ def test_tied_weights_are_scored_on_their_own_inputs() -> None:
     model = finished(Plain())
     model.layers[1].up.weight = model.layers[0].up.weight
     x = torch.randn(2, 20, 16)
-    scores = quietly(model, x)
+    scores = quietly(model, [x])
     values = nfn(scores)
     assert values == pytest.approx(oracle(model, {"x": x}, scores, run=called), rel=1e-5)
     assert values["layers.0.up"] != pytest.approx(values["layers.1.up"], rel=1e-6)
@@ -173,7 +164,7 @@ def test_tied_weights_are_scored_on_their_own_inputs() -> None:
 @pytest.mark.parametrize("shape", [(6, 16), (6, 1, 5, 16), (6, 2, 3, 2, 16)], ids=str)
 def test_inputs_of_any_rank(shape: tuple[int, ...]) -> None:
     model, x = finished(Plain()), torch.randn(shape)
-    scores = quietly(model, x)
+    scores = quietly(model, [x])
     assert nfn(scores) == pytest.approx(oracle(model, {"x": x}, scores, run=called), rel=1e-5)
 
 
@@ -181,11 +172,11 @@ def test_inputs_of_any_rank(shape: tuple[int, ...]) -> None:
 def test_gradient_checkpointing_counts_each_token_once(reentrant: bool) -> None:
     """Scoring runs without gradients; a collector around a training step sees each block again in the backward."""
     model, batch = ARCHITECTURES["llama"].build(), text_batch()
-    expected = quietly(model, batch)
+    expected = quietly(model, [batch])
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     model.train()
-    assert nfn(quietly(model, batch)) == pytest.approx(nfn(expected))
+    assert nfn(quietly(model, [batch])) == pytest.approx(nfn(expected))
     with Collector(model, discover(model).layers) as collector:
         collector.begin(3, batch["attention_mask"])
         model(**batch, use_cache=False).logits.sum().backward()
@@ -199,10 +190,10 @@ def test_a_model_with_adapters_is_scored_by_its_base_layers(name: str) -> None:
 
     case = ARCHITECTURES[name]
     batch = case.batch()
-    expected = quietly(case.build(), batch)
+    expected = quietly(case.build(), [batch])
     placement = expected.place(strategy="all")
     adapted = get_peft_model(case.build(), placement.lora_config(r=2))
-    scores = quietly(adapted, batch)
+    scores = quietly(adapted, [batch])
     assert nfn(scores) == pytest.approx(nfn(expected), rel=1e-5)  # fresh adapters change nothing
     assert [module.target for module in scores.modules] == [module.target for module in expected.modules]
     again = scores.place(strategy="all")
@@ -210,7 +201,7 @@ def test_a_model_with_adapters_is_scored_by_its_base_layers(name: str) -> None:
     again.verify(get_peft_model(case.build(), again.lora_config(r=2)))
     if name == "llama":
         injected = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), case.build())
-        assert nfn(quietly(injected, batch)) == pytest.approx(nfn(expected), rel=1e-5)
+        assert nfn(quietly(injected, [batch])) == pytest.approx(nfn(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gpt2", "qwen3_moe"])
@@ -222,7 +213,7 @@ def test_offloaded_weights(name: str, where: str, baseline: str, tmp_path: Path)
 
     case = ARCHITECTURES[name]
     batch = case.batch()
-    expected = quietly(case.build(), batch, baseline=baseline)
+    expected = quietly(case.build(), [batch], baseline=baseline)
     model = case.build()
     cpu = torch.device("cpu")
     if where == "cpu":
@@ -230,7 +221,7 @@ def test_offloaded_weights(name: str, where: str, baseline: str, tmp_path: Path)
     else:
         disk_offload(model, str(tmp_path), execution_device=cpu)
     assert next(model.parameters()).device.type == "meta"
-    scores = quietly(model, batch, baseline=baseline)
+    scores = quietly(model, [batch], baseline=baseline)
     assert nfn(scores) == pytest.approx(nfn(expected), rel=1e-6)
     assert next(model.parameters()).device.type == "meta"
 
@@ -249,15 +240,15 @@ def test_weights_that_were_never_loaded_are_reported() -> None:
 def test_scope_of_a_multimodal_model() -> None:
     case = ARCHITECTURES["llava"]
     model, batch = case.build(), case.batch()
-    language = quietly(model, batch)
+    language = quietly(model, [batch])
     assert all("language_model" in name for name in language.module_names)
-    vision = quietly(model, batch, scope="vision")
+    vision = quietly(model, [batch], scope="vision")
     assert all("vision" in name for name in vision.module_names)
-    everything = quietly(model, batch, scope="all")
+    everything = quietly(model, [batch], scope="all")
     assert set(everything.module_names) == set(language.module_names) | set(vision.module_names)
     left_out = {item.name: item.reason for item in language.unscored}
     assert left_out[vision.module_names[0]] == 'not in scope="language"'
-    projector = quietly(model, batch, include=["multi_modal_projector.linear_1"])
+    projector = quietly(model, [batch], include=["multi_modal_projector.linear_1"])
     assert len(projector.modules) == 1
     with pytest.raises(InputError, match='`model` has no audio part; scope="audio" selects nothing'):
         score(model, [batch], scope="audio", progress=False)
@@ -277,7 +268,7 @@ def test_scope_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mamba_placements_leave_out_what_peft_refuses() -> None:
     case = ARCHITECTURES["mamba"]
-    scores = quietly(case.build(), case.batch())
+    scores = quietly(case.build(), [case.batch()])
     placement = scores.place(strategy="all")
     assert all(not name.endswith("out_proj") for name in placement.targets()["target_modules"])
     (note,) = placement.notes
@@ -346,5 +337,5 @@ def test_an_unknown_class_is_named_and_an_adapter_makes_it_known(registry: None)
     expected = oracle(model, {"x": x}, scores, weights=weights, run=called)
     assert nfn(scores) == pytest.approx(expected, rel=1e-5)
     assert {module.kind for module in scores.modules} == {"scaled linear", "linear"}
-    probed = quietly(model, x, baseline="probe", probes=4000)
+    probed = quietly(model, [x], baseline="probe", probes=4000)
     assert probed.baseline == pytest.approx(scores.baseline, rel=0.05)

@@ -25,8 +25,10 @@ from tests.support.fused_ops import (
     kernel_of,
     randn,
     rotary,
+    skip_without_native,
     tables,
 )
+from tests.support.op_results import SUMS, roundoff, same_bits, sums_are, within
 
 # Rows of one warp and of several, with and without a last warp or a last round that is not full.
 WIDTHS = [8, 24, 64, 160, 2312, 4096, 5120, 11016, 14336, 16384]
@@ -36,7 +38,6 @@ FLOAT32 = 1e-6
 # Widths of heads that fill a warp and that do not, all or part of them rotated.
 ROTATED = [(16, 16), (32, 32), (48, 48), (64, 32), (80, 80), (96, 96), (112, 48), (128, 128), (144, 144), (160, 128)]
 ROTATED += [(176, 176), (208, 208), (240, 240), (256, 64), (256, 256)]
-SUMS = 1e-5  # as for `row_sumsq_`; one lost element of 16384 is six times that
 STEPS = [(1, 0), (2, 1), (3, 2), (50, 7)]
 
 
@@ -46,30 +47,6 @@ def test_native_kernels_serve_the_fused_ops() -> None:
         pytest.skip(ops.STATUS.reason)
     for op in FUSED_OPS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"plop_ext::{op}", "CPU"), op
-
-
-def needs_native(op: str, device: torch.device) -> None:
-    """For what only native kernels promise; on CUDA the tests are skipped without them, or fail."""
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"plop_ext::{op}", device.type.upper()):
-        pytest.skip(f"{op} runs on its PyTorch kernel, whose bits depend on vector tails and reduction shapes")
-
-
-def within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
-    """Elementwise |actual - expected| <= bound, and one step of the dtype's smallest numbers for its underflow."""
-    info = torch.finfo(actual.dtype)
-    excess = (actual.cpu().double() - expected).abs() - bound - 2 * info.smallest_normal * info.eps
-    assert (excess <= 0).all(), f"{int((excess > 0).sum())} of {excess.numel()}, most by {float(excess.max())}"
-
-
-def roundoff(dtype: torch.dtype) -> float:
-    """Most that one rounding changes a number by, relatively."""
-    return torch.finfo(dtype).eps / 2
-
-
-def sums_are(actual: Tensor, values: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
-    rows = values.detach().cpu().double().reshape(len(values), -1)
-    rows = rows if bias is None else rows - bias.cpu().double()
-    torch.testing.assert_close(actual.cpu().double(), rows.square().sum(1)[phase::step], rtol=SUMS, atol=0)
 
 
 def check_norm(
@@ -219,11 +196,6 @@ def runs(device: torch.device, dtype: torch.dtype, rows: int = 12) -> dict[str, 
     }
 
 
-def same_bits(actual: Any, expected: Any) -> None:
-    for name, tensor in expected._asdict().items():
-        assert torch.equal(getattr(actual, name), tensor), name
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("op", FUSED_OPS)
 @pytest.mark.parametrize("step, phase", STEPS)
@@ -282,7 +254,7 @@ def test_bits_depend_on_the_values_of_the_row_alone(device: torch.device, op: st
     run, rows = runs(device, dtype)[op]
     whole = run("op", **rows)
     same_bits(run("op", **rows), whole)
-    needs_native(op, device)
+    skip_without_native(op, device)
     for row in range(12):
         alone = run("op", **{name: tensor[row : row + 1] for name, tensor in rows.items()})
         for name, tensor in whole._asdict().items():
@@ -295,7 +267,7 @@ def test_bits_depend_on_the_values_of_the_row_alone(device: torch.device, op: st
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_of_wide_rows_are_their_own(device: torch.device, dtype: torch.dtype, width: int) -> None:
-    needs_native("gated_activation_", device)
+    skip_without_native("gated_activation_", device)
     like = device, dtype
     x, residual, weight = randn(3, width, like=like), randn(3, width, like=like), randn(width, like=like)
     norms = add_rms_norm("op", x, residual, weight)

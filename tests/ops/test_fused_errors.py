@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from plop_ext import ops
-from tests.ops.test_row_sumsq_errors import check, moved, zeros
 from tests.support.fused_ops import FUSED_OPS
+from tests.support.op_errors import check, moved, zeros
 
 KERNELS: dict[str, dict[str, Callable[..., None]]] = {
     op: {"native": getattr(ops, op), "fake": getattr(ops, f"{op}fake"), "pytorch": getattr(ops, f"{op}pytorch")}

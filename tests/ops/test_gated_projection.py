@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from plop_ext import ops, reference
-from tests.ops.test_fused import roundoff, same_bits, sums_are, within
-from tests.ops.test_row_sumsq_errors import check, moved
 from tests.support.fused_ops import blank, blank_sums, gated_activation, kernel_of, randn
+from tests.support.op_errors import check, moved
+from tests.support.op_results import roundoff, same_bits, sums_are, within
 
 OP = "gated_projection_"
 DTYPES = [torch.float16, torch.bfloat16]

@@ -17,8 +17,8 @@ from plop_ext import Scores, ops
 from plop_ext._version import __version__
 from plop_ext.ops import native
 from plop_ext.ops.native import Status
-from tests.conftest import ROOT
 from tests.support import tiny_models
+from tests.support.paths import ROOT
 
 SCORE = """
 import sys, plop_ext

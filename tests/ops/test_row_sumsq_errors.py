@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from plop_ext import ops
+from tests.support.op_errors import F64, check, moved, zeros
 
 ROW_SUMSQ = {
     "native": ops.row_sumsq_,
@@ -21,11 +20,6 @@ GAIN_TOTALS = {
     "fake": ops.gain_totals_fake,
     "pytorch": ops.gain_totals_pytorch,
 }
-F64 = torch.float64
-
-
-def zeros(*shape: int, **kwargs: Any) -> torch.Tensor:
-    return torch.zeros(shape, **kwargs)
 
 
 ROW_SUMSQ_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
@@ -106,17 +100,6 @@ def gain_totals_arguments() -> dict[str, Any]:
     }
 
 
-def moved(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    def move(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        room = value.untyped_storage().nbytes() // value.element_size()
-        base = torch.zeros(room, dtype=value.dtype, device=device)
-        return base.as_strided(value.shape, value.stride(), value.storage_offset())
-
-    return {name: move(value) for name, value in arguments.items()}
-
-
 def test_the_arguments_without_a_change_are_right(device: torch.device) -> None:
     for kernel in ROW_SUMSQ.values():
         kernel(**moved(row_sumsq_arguments(), device))
@@ -134,21 +117,6 @@ def test_row_sumsq_errors(device: torch.device, kernel: str, case: str) -> None:
 @pytest.mark.parametrize("kernel", GAIN_TOTALS)
 def test_gain_totals_errors(device: torch.device, kernel: str, case: str) -> None:
     check(GAIN_TOTALS[kernel], gain_totals_arguments(), "gain_totals_", *GAIN_TOTALS_ERRORS[case], device)
-
-
-def check(
-    kernel: Callable[..., None],
-    arguments: dict[str, Any],
-    op: str,
-    change: dict[str, Any],
-    text: str,
-    device: torch.device,
-) -> None:
-    arguments = moved({**arguments, **change}, device)
-    with pytest.raises(RuntimeError, match=re.escape(f"{op}: {text}") + r"\b|" + re.escape(f"{op}: {text}")) as error:
-        kernel(**arguments)
-    line = next(line for line in str(error.value).splitlines() if text in line)
-    assert line.endswith(text) or "contiguous" in text, line
 
 
 @pytest.mark.parametrize("name", ["out", "bias"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from plop_ext import ops
-from tests.ops.test_row_sumsq_errors import F64, check, moved, zeros
+from tests.support.op_errors import F64, check, moved, zeros
 
 KERNELS = {
     "native": ops.row_sumsq_pair_,

@@ -10,8 +10,8 @@ import pytest
 
 import plop_ext
 from plop_ext.scores import Scores
-from tests.scoring.test_stopping import aligned, toy_data
 from tests.support.gain_tables import scores, table
+from tests.support.toy_signal import aligned, toy_data
 
 STOP = {
     "rule": "settled",

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import plop_ext
 from plop_ext.collecting.collector import Collector
 from plop_ext.layers import discover
-from tests.layers.test_experts import long_batch, nfn, quietly
-from tests.support.architecture_parts import text_batch
+from tests.support.architecture_parts import long_batch, text_batch
 from tests.support.architectures import ARCHITECTURES
 from tests.support.layer_oracle import dense_weight, expert_gains, expert_matrices, gains, nfn_of
+from tests.support.quiet import nfn, quietly
 
 
 def adapt(model: nn.Module, *parameters: str) -> nn.Module:
@@ -47,7 +47,7 @@ def test_adapted_experts_are_scored_by_their_own_weights(name: str, parameters: 
     model, batch = ARCHITECTURES[name].build(), long_batch()
     experts = [layer.mlp.experts for layer in model.model.layers]
     adapted = adapt(model, *(f"mlp.experts.{parameter}" for parameter in parameters))
-    scores = quietly(adapted, batch)
+    scores = quietly(adapted, [batch])
     counted = batch["attention_mask"].reshape(-1).bool()
     actual, expected = nfn(scores), {}
     for index, module in enumerate(experts):
@@ -81,7 +81,7 @@ def test_an_adapted_linear_weight_is_scored_by_itself() -> None:
     model, batch = ARCHITECTURES["llama"].build(), text_batch()
     layers = [(index, layer.self_attn.q_proj) for index, layer in enumerate(model.model.layers)]
     adapted = adapt(model, "q_proj.weight")
-    scores = nfn(quietly(adapted, batch))
+    scores = nfn(quietly(adapted, [batch]))
     mask = batch["attention_mask"].bool()
     for index, module in layers:
         (z,) = calls_of(adapted, module, batch)

@@ -22,8 +22,8 @@ from plop_ext.errors import InputError
 from plop_ext.scores import Scores
 from plop_ext.scoring import run as run_module
 from plop_ext.scoring.score import score
-from tests.conftest import ROOT
 from tests.support.interrupted import BATCHES, data, model
+from tests.support.paths import ROOT
 from tests.support.tiny_models import Plain
 
 

@@ -13,29 +13,8 @@ from torch import Tensor, nn
 
 import plop_ext
 from tests.support import tiny_models
+from tests.support.model_state import assert_unchanged, state
 from tests.support.tiny_models import Plain, token_batch
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    """All that scoring could touch: each module's attributes and the order of its hooks, and every value."""
-    return {
-        "attributes": [
-            {key: list(value.items()) if "hooks" in key else value for key, value in vars(module).items()}
-            for module in model.modules()
-        ],
-        "training": [module.training for module in model.modules()],
-        "values": {key: value.clone() for key, value in model.state_dict().items()},
-        "identities": [(id(p), p.data_ptr(), p.requires_grad, p.grad is None) for p in model.parameters()],
-    }
-
-
-def assert_unchanged(before: dict[str, Any], model: nn.Module) -> None:
-    after = state(model)
-    values, expected = after.pop("values"), before["values"]
-    assert values.keys() == expected.keys()
-    assert all(torch.equal(values[key], expected[key]) for key in expected)
-    for key, found in after.items():
-        assert found == before[key], key
 
 
 def rng() -> list[Any]:

@@ -20,6 +20,7 @@ from plop_ext.scoring.score import score
 from plop_ext.statistics import StopRule, set_stability
 from tests.support.gain_tables import table
 from tests.support.tiny_models import Plain
+from tests.support.toy_signal import aligned, toy_data
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +28,6 @@ def embedded() -> tuple[Any, Callable[..., Any]]:
     model, tokenizer = load_model("plop-tiny", device="cpu")
     encoded = encode(load_rows("arithmetic", max_samples=512), tokenizer)
     return model, lambda size=8: batches(encoded, batch_size=size, pad_token_id=tokenizer.pad_token_id)
-
-
-def aligned(depth: int = 4, width: int = 16) -> Plain:
-    """A model with a signal: `up` shrinks its inputs, `down` does not care for them."""
-    torch.manual_seed(0)
-    model = Plain(width, depth)
-    for block in model.layers:
-        # Rows that look away from the first half of the features, where the data lies.
-        block.up.weight.data[:, : width // 2] *= 0.2
-    return model
-
-
-def toy_data(count: int, size: int = 2, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    data = torch.randn(count, size, 20, 16, generator=generator)
-    data[..., 8:] *= 0.05
-    return list(data)
 
 
 def test_the_embedded_model_settles_early_on_the_same_placement(embedded: Any) -> None:

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import plop_ext
 from plop_ext import InputError, SetupError
 from plop_ext.cli.main import main
 from plop_ext.streaming import recorders, weights
 from plop_ext.streaming import score as streaming_score
 from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Stream
-from tests.streaming.test_score import quiet, saved
 from tests.support.architectures import ARCHITECTURES
+from tests.support.checkpoint import saved
+from tests.support.quiet import stream_quietly
 from tests.support.tiny_models import llama, token_batch
 
 BATCH = [token_batch([30, 12])]
@@ -38,7 +38,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def streamed(folder: Path, **settings: Any) -> Any:
-    return quiet(plop_ext.score_streaming, str(folder), BATCH, device="cpu", **settings)
+    return stream_quietly(folder, BATCH, device="cpu", **settings)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -144,7 +144,7 @@ def test_layers_outside_of_one_list_of_blocks(name: str, include: Any, reason: s
     case = ARCHITECTURES[name]
     folder = saved(case.build(), tmp_path)
     with pytest.raises(InputError, match=reason) as caught:
-        quiet(plop_ext.score_streaming, str(folder), [case.batch()], device="cpu", include=include)
+        stream_quietly(folder, [case.batch()], device="cpu", include=include)
     assert str(caught.value).endswith(ADVICE)
 
 
@@ -155,7 +155,7 @@ def test_blocks_that_hand_on_more_than_a_hidden_state(tmp_path: Path) -> None:
     names = [name for name, module in case.build().named_modules() if isinstance(module, nn.Linear)]
     encoder = [name for name in names if name.startswith("encoder.block")]
     with pytest.raises(InputError, match="cannot be streamed: its blocks hand on more than a hidden state") as caught:
-        quiet(plop_ext.score_streaming, str(folder), [case.batch()], device="cpu", include=encoder)
+        stream_quietly(folder, [case.batch()], device="cpu", include=encoder)
     assert str(caught.value).endswith(ADVICE)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-import plop_ext
 from plop_ext import InputError
 from plop_ext.cli.main import main
 from plop_ext.streaming import memory, plan, reader, recorders, skeleton
@@ -22,9 +21,10 @@ from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.reader import Reader
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights
-from tests.conftest import ROOT
-from tests.streaming.test_score import quiet, saved
 from tests.support.architectures import ARCHITECTURES
+from tests.support.checkpoint import saved
+from tests.support.paths import ROOT
+from tests.support.quiet import stream_quietly
 from tests.support.tiny_models import gemma3, llama, qwen2, token_batch
 
 BATCHES = [token_batch([30, 12], side="left"), token_batch([17], seed=1)]
@@ -51,10 +51,10 @@ def test_peak_rss_sees_what_was_held_for_a_moment() -> None:
 def test_a_budget_too_small_is_refused_with_one_that_is_enough(tmp_path: Path) -> None:
     folder = saved(llama(), tmp_path)
     with pytest.raises(InputError, match=r"`memory_budget` of 10.0 MiB is too small .* would do is \d+MiB") as caught:
-        quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cpu", memory_budget="10MiB")
+        stream_quietly(folder, BATCHES, device="cpu", memory_budget="10MiB")
     named = re.search(r"would do is (\d+MiB)", str(caught.value))
     assert named is not None
-    scores = quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cpu", memory_budget=named[1])
+    scores = stream_quietly(folder, BATCHES, device="cpu", memory_budget=named[1])
     streaming = scores.provenance["streaming"]
     assert streaming["peak_rss"] <= memory.parse_size(named[1], "") == streaming["memory_budget"]
 
@@ -63,7 +63,7 @@ def test_without_a_budget_too_little_free_memory_is_refused(tmp_path: Path, monk
     folder = saved(llama(), tmp_path)
     monkeypatch.setattr(memory, "available_ram", lambda: 100 << 20)
     with pytest.raises(InputError, match=r"need \d+.* of RAM, and 80.0 MiB may be taken \(80 % of what is free"):
-        quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cpu")
+        stream_quietly(folder, BATCHES, device="cpu")
 
 
 def test_rooms_without_a_budget_on_a_device(tmp_path: Path) -> None:
@@ -90,10 +90,10 @@ def test_hidden_states_on_disk_give_the_same_scores(
     tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved(gemma3(), tmp_path)
-    whole = quiet(plop_ext.score_streaming, str(folder), BATCHES, device=device)
+    whole = stream_quietly(folder, BATCHES, device=device)
     assert whole.provenance["streaming"]["hidden_kept"]["disk"] == 0
     monkeypatch.setattr(streaming_score, "_rooms", lambda *_: (0, 0))
-    spilled = quiet(plop_ext.score_streaming, str(folder), BATCHES, device=device)
+    spilled = stream_quietly(folder, BATCHES, device=device)
     kept = spilled.provenance["streaming"]["hidden_kept"]
     assert kept["device"] == kept["RAM"] == 0 and kept["disk"] >= (2 * 30 + 17) * 32 * 4
     np.testing.assert_array_equal(spilled.totals, whole.totals)
@@ -102,9 +102,9 @@ def test_hidden_states_on_disk_give_the_same_scores(
 @pytest.mark.gpu
 def test_hidden_states_in_ram_give_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(gemma3(), tmp_path)
-    whole = quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cuda")
+    whole = stream_quietly(folder, BATCHES, device="cuda")
     monkeypatch.setattr(streaming_score, "_rooms", lambda *_: (0, 1 << 30))
-    spilled = quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cuda")
+    spilled = stream_quietly(folder, BATCHES, device="cuda")
     kept = spilled.provenance["streaming"]["hidden_kept"]
     assert kept["device"] == kept["disk"] == 0 and kept["RAM"] > 0
     np.testing.assert_array_equal(spilled.totals, whole.totals)
@@ -116,7 +116,7 @@ def test_device_memory_stays_below_the_least_that_is_named(tmp_path: Path) -> No
     folder = saved(model.to(torch.bfloat16), tmp_path, "40MB")
     batches = [token_batch([128] * 4, seed=seed) for seed in range(8)]
     for _ in range(2):  # the first run makes workspaces of cuBLAS
-        scores = quiet(plop_ext.score_streaming, str(folder), batches, device="cuda")
+        scores = stream_quietly(folder, batches, device="cuda")
     streaming = scores.provenance["streaming"]
     assert streaming["peak_device"] <= streaming_plan(folder, "cuda", batches).device_least + streaming["hidden"]
     block = sum(weight.numel() for weight in model.model.layers[0].parameters()) * 2
@@ -266,7 +266,7 @@ def test_only_two_blocks_are_ever_alive(name: str, tmp_path: Path, monkeypatch: 
     folder = saved(type(case.build())(config), tmp_path)
     gc.disable()
     try:
-        quiet(plop_ext.score_streaming, str(folder), [case.batch()], device="cpu")
+        stream_quietly(folder, [case.batch()], device="cpu")
     finally:
         gc.enable()
     assert len(alive) == 6 and most <= 2

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import plop_ext
 from plop_ext import InputError
-from tests.streaming.test_score import quiet, saved
+from tests.support.checkpoint import saved
+from tests.support.quiet import quietly, stream_quietly
 from tests.support.tiny_models import llama, token_batch
 
 BATCHES = [token_batch([30, 12]), token_batch([17], seed=1)]
@@ -38,8 +38,8 @@ def test_bitsandbytes(settings: dict[str, Any], kind: str, tmp_path: Path, devic
         plain, quantization_config=BitsAndBytesConfig(**settings), **options
     )
     folder = saved(quantized, tmp_path / "quantized", "30KB")
-    whole = quiet(plop_ext.score, AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}), BATCHES)
-    streamed = quiet(plop_ext.score_streaming, str(folder), BATCHES, device=device)
+    whole = quietly(AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}), BATCHES)
+    streamed = stream_quietly(folder, BATCHES, device=device)
     assert streamed.modules == whole.modules and {module.kind for module in whole.modules} == {kind}
     np.testing.assert_array_equal(streamed.totals, whole.totals)
     assert streamed.provenance["streaming"]["block"] == pytest.approx(held(quantized.model.layers[0]), rel=0.1)
@@ -63,4 +63,4 @@ def test_a_kind_that_cannot_be_streamed_is_named(tmp_path: Path) -> None:
     config["quantization_config"] = {"quant_method": "torchao", "quant_type": {"default": method}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r'quantized by torchao cannot be streamed; load it with `device_map="auto"`'):
-        quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cpu")
+        stream_quietly(folder, BATCHES, device="cpu")

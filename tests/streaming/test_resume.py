@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import plop_ext
 from plop_ext import InputError
 from plop_ext.cli.main import main
 from plop_ext.scores import Scores
 from plop_ext.streaming import run, state
 from plop_ext.streaming import score as streaming_score
-from tests.conftest import ROOT
-from tests.streaming.test_score import quiet, saved
+from tests.support.checkpoint import saved
+from tests.support.paths import ROOT
+from tests.support.quiet import quietly, stream_quietly
 from tests.support.tiny_models import gemma3, llama, token_batch
 
 BATCHES = [token_batch([30, 12]), token_batch([17], seed=1)]
@@ -45,7 +45,7 @@ def stopped_after(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def streamed(folder: Path, **settings: Any) -> Scores:
-    return quiet(plop_ext.score_streaming, str(folder), BATCHES, device="cpu", **settings)
+    return stream_quietly(folder, BATCHES, device="cpu", **settings)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_what_blocks_hand_on_beside_the_hidden_state_survives(tmp_path: Path) ->
     model = Gemma3nForCausalLM.from_pretrained(folder).eval()
     # Lists of their own, before and after the blocks.
     others: dict[str, Any] = {"exclude": ["altup_projections.0", "altup_unembed_projections.0"]}
-    whole = quiet(plop_ext.score, model, BATCHES, **others)
+    whole = quietly(model, BATCHES, **others)
     np.testing.assert_array_equal(streamed(folder, **others).totals, whole.totals)
     with pytest.MonkeyPatch.context() as patch:
         stopped_after(2, patch)
@@ -134,10 +134,10 @@ def test_the_state_of_another_run_is_refused(model: Path, tmp_path: Path, monkey
     with pytest.raises(InputError, match="the state of another run: its settings differs"):
         streamed(model, state=kept, resume=True, token_step=2)
     with pytest.raises(InputError, match="the state of another run: its data differs"):
-        quiet(plop_ext.score_streaming, str(model), BATCHES[:1], device="cpu", state=kept, resume=True)
+        stream_quietly(model, BATCHES[:1], device="cpu", state=kept, resume=True)
     other = saved(gemma3(), tmp_path / "other")
     with pytest.raises(InputError, match="the state of another run: its checkpoint differs"):
-        quiet(plop_ext.score_streaming, str(other), BATCHES, device="cpu", state=kept, resume=True)
+        stream_quietly(str(other), BATCHES, device="cpu", state=kept, resume=True)
     with pytest.raises(InputError, match="`resume` needs `state`"):
         streamed(model, resume=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,11 @@ from torch import Tensor, nn
 
 import plop_ext
 from plop_ext.scores import Scores
-from tests.conftest import ROOT
 from tests.support.architectures import ARCHITECTURES
+from tests.support.checkpoint import saved
+from tests.support.markdown import python_blocks
+from tests.support.paths import ROOT
+from tests.support.quiet import quietly, stream_quietly
 from tests.support.tiny_models import gemma3, llama, qwen2, token_batch
 
 # Two lists of blocks, or one block that runs many times.
@@ -35,18 +37,7 @@ def in_memory(folder: Path, batches: Sequence[Any], device: torch.device, **sett
     config = json.loads((folder / "config.json").read_text())
     cls = getattr(transformers, config["architectures"][0])
     model: nn.Module = cls.from_pretrained(folder, dtype="auto").eval().to(device)
-    return quiet(plop_ext.score, model, batches, **settings)
-
-
-def quiet(run: Any, *args: Any, **settings: Any) -> Scores:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return run(*args, **{"max_samples": None, "progress": False, **settings})
-
-
-def saved(model: Any, folder: Path, shard: str = "20KB") -> Path:
-    model.save_pretrained(folder, max_shard_size=shard)
-    return folder
+    return quietly(model, batches, **settings)
 
 
 def assert_same(streamed: Scores, whole: Scores) -> None:
@@ -68,7 +59,7 @@ def test_every_architecture_has_the_scores_of_the_model_in_memory(
     second = {key: value.flip(0) if key == "input_ids" else value for key, value in first.items()}
     folder = saved(case.build(), tmp_path, "5KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    streamed = quiet(plop_ext.score_streaming, str(folder), [first, second], device=device, **case.kwargs)
+    streamed = stream_quietly(folder, [first, second], device=device, **case.kwargs)
     assert_same(streamed, in_memory(folder, [first, second], device, **case.kwargs))
 
 
@@ -77,7 +68,7 @@ def test_architectures_that_do_not_fit_are_refused(name: str, tmp_path: Path) ->
     case = ARCHITECTURES[name]
     folder = saved(case.build(), tmp_path)
     with pytest.raises(plop_ext.InputError, match=REFUSED[name]) as caught:
-        quiet(plop_ext.score_streaming, str(folder), [case.batch()], device="cpu", **case.kwargs)
+        stream_quietly(folder, [case.batch()], device="cpu", **case.kwargs)
     assert 'load it with `device_map="auto"`' in str(caught.value)
 
 
@@ -86,7 +77,7 @@ def test_one_of_two_lists_of_blocks_can_be_chosen(tmp_path: Path) -> None:
     folder = saved(case.build(), tmp_path)
     names = {name for name, module in case.build().named_modules() if isinstance(module, nn.Linear)}
     decoder = sorted(name for name in names if "decoder.layers" in name)
-    streamed = quiet(plop_ext.score_streaming, str(folder), [case.batch()], device="cpu", include=decoder)
+    streamed = stream_quietly(folder, [case.batch()], device="cpu", include=decoder)
     assert_same(streamed, in_memory(folder, [case.batch()], torch.device("cpu"), include=decoder))
 
 
@@ -98,16 +89,16 @@ def test_dtypes_in_shards_and_in_a_single_file(
     folder = saved(qwen2().to(dtype), tmp_path, shard)
     assert (folder / "model.safetensors").exists() == (shard == "1GB")
     batches = [token_batch([30, 21]), token_batch([17], seed=1)]
-    streamed = quiet(plop_ext.score_streaming, str(folder), batches, device=device)
+    streamed = stream_quietly(folder, batches, device=device)
     assert streamed.provenance["model"]["dtype"] == str(dtype).removeprefix("torch.")
     assert_same(streamed, in_memory(folder, batches, device))
 
 
 def test_another_dtype_than_the_checkpoint(tmp_path: Path) -> None:
     folder = saved(llama().to(torch.bfloat16), tmp_path)
-    streamed = quiet(plop_ext.score_streaming, str(folder), [token_batch([30])], device="cpu", dtype="float32")
+    streamed = stream_quietly(folder, [token_batch([30])], device="cpu", dtype="float32")
     model = type(llama()).from_pretrained(folder, dtype=torch.float32).eval()
-    np.testing.assert_array_equal(streamed.totals, quiet(plop_ext.score, model, [token_batch([30])]).totals)
+    np.testing.assert_array_equal(streamed.totals, quietly(model, [token_batch([30])]).totals)
 
 
 @pytest.mark.parametrize("stored", ["embedding", "head"])
@@ -119,8 +110,8 @@ def test_tied_weights_stored_under_either_name(stored: str, tmp_path: Path) -> N
         tensors = load_file(folder / "model.safetensors")
         tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    streamed = quiet(plop_ext.score_streaming, str(folder), [token_batch([30, 12])], device="cpu")
-    whole = quiet(plop_ext.score, gemma3(), [token_batch([30, 12])])
+    streamed = stream_quietly(folder, [token_batch([30, 12])], device="cpu")
+    whole = quietly(gemma3(), [token_batch([30, 12])])
     assert streamed.modules == whole.modules
     np.testing.assert_array_equal(streamed.totals, whole.totals)
 
@@ -142,7 +133,7 @@ def test_settings_and_padding_on_either_side(settings: dict[str, Any], side: str
     folder = saved(gemma3(), tmp_path)
     batches = [token_batch([30, 9], side=side), token_batch([25, 14, 3], side=side, seed=1)]
     batches[0]["sample_ids"] = torch.tensor([7, 3])
-    streamed = quiet(plop_ext.score_streaming, str(folder), batches, device="cpu", **settings)
+    streamed = stream_quietly(folder, batches, device="cpu", **settings)
     assert_same(streamed, in_memory(folder, batches, torch.device("cpu"), **settings))
 
 
@@ -150,9 +141,7 @@ def test_it_stops_after_the_last_block_asked_for_and_never_reads_the_head(tmp_pa
     model = llama(num_hidden_layers=4)
     folder = saved(model, tmp_path)
     sizes = {name: parameter.numel() * 4 for name, parameter in model.named_parameters()}
-    streamed = quiet(
-        plop_ext.score_streaming, str(folder), [token_batch([30])], device="cpu", include=["layers.1.mlp.up_proj"]
-    )
+    streamed = stream_quietly(folder, [token_batch([30])], device="cpu", include=["layers.1.mlp.up_proj"])
     assert streamed.module_names == ("model.layers.1.mlp.up_proj",)
     wanted = sum(
         size for name, size in sizes.items() if not name.startswith(("lm_head", "model.layers.2", "model.layers.3"))
@@ -169,7 +158,7 @@ def test_the_rest_of_the_process_is_left_alone(tmp_path: Path) -> None:
     folder = saved(llama(), tmp_path / "model")
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())  # type: ignore[union-attr]
     environment, threads = dict(os.environ), threading.active_count()
-    quiet(plop_ext.score_streaming, str(folder), [token_batch([30])], device="cpu")
+    stream_quietly(folder, [token_batch([30])], device="cpu")
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert np.array_equal(np.random.get_state()[1], before[2])
     assert dict(os.environ) == environment and threading.active_count() == threads
@@ -184,7 +173,7 @@ def unpadded_only(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_batches_without_a_mask(tmp_path: Path) -> None:
     folder = saved(llama(), tmp_path)
     batches = [unpadded_only(token_batch([30, 30])), unpadded_only(token_batch([12], seed=1))]
-    streamed = quiet(plop_ext.score_streaming, str(folder), batches, device="cpu")
+    streamed = stream_quietly(folder, batches, device="cpu")
     assert_same(streamed, in_memory(folder, batches, torch.device("cpu")))
 
 
@@ -196,15 +185,11 @@ def test_the_alternative_works(tmp_path: Path) -> None:
     device_map |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
     model = type(llama()).from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "offload")
     assert model.model.layers[1].mlp.up_proj.weight.device.type == "meta"
-    offloaded = quiet(plop_ext.score, model.eval(), batches)
-    np.testing.assert_array_equal(
-        offloaded.totals, quiet(plop_ext.score_streaming, str(folder), batches, device="cpu").totals
-    )
+    offloaded = quietly(model.eval(), batches)
+    np.testing.assert_array_equal(offloaded.totals, stream_quietly(folder, batches, device="cpu").totals)
 
 
 def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.docs.test_docs import python_blocks
-
     blocks = python_blocks((ROOT / "docs" / "streaming.md").read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
     for block, values in zip(blocks, ({}, {"folder": "model", "plop_ext": plop_ext}), strict=True):

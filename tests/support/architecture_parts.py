@@ -29,6 +29,13 @@ def text_batch() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def long_batch() -> dict[str, Tensor]:
+    """Enough tokens for every expert of the tiny models."""
+    batch = text_batch()
+    ids = torch.randint(5, 88, (12, 24), generator=torch.Generator().manual_seed(2))
+    return {"input_ids": ids, "attention_mask": batch["attention_mask"].repeat(4, 1)}
+
+
 def image_batch() -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(SAMPLES, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
 

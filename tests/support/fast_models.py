@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+
+from plop_ext import ops
+
+needs_native = pytest.mark.skipif(not ops.STATUS.loaded, reason="the fast path needs the native kernels")
+
+# Gains of single modules; a kernel rounds like the module it stands for but adds in another order.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 
 _TEXT = {
     "vocab_size": 97,
@@ -62,3 +70,11 @@ def batches(count: int = 2, samples: int = 3, tokens: int = 12, padded: bool = T
                 mask[sample, tokens - sample :] = 0
         made.append({"input_ids": ids, "attention_mask": mask})
     return made
+
+
+def hidden_states(model: nn.Module, batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """What every block returns, and the last hidden state."""
+    with torch.no_grad():
+        inputs = {key: value.to(device) for key, value in batch.items()}
+        found = model(**inputs, use_cache=False, output_hidden_states=True)
+    return (*found.hidden_states, found.last_hidden_state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,6 +39,12 @@ class Rotated(NamedTuple):
 
 def kernel_of(op: str, kernel: str) -> Any:
     return getattr(ops, op if kernel == "op" else f"{op}pytorch")
+
+
+def skip_without_native(op: str, device: torch.device) -> None:
+    """For what only native kernels promise; on CUDA the tests are skipped without them, or fail."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"plop_ext::{op}", device.type.upper()):
+        pytest.skip(f"{op} runs on its PyTorch kernel, whose bits depend on vector tails and reduction shapes")
 
 
 def blank(shape: Any, like: Tensor) -> Tensor:

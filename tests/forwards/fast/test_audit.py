@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from plop_ext import Collector, ops
 from plop_ext.forwards.fast.blocks import FusedBlock
 from plop_ext.layers import discover
-from tests.forwards.fast.test_scores import needs_native, quietly
-from tests.support.fast_models import batches, make
+from tests.support.fast_models import batches, make, needs_native
+from tests.support.quiet import quietly
 
 pytestmark = needs_native
 

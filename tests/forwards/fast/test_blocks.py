@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.forwards.fast.families import find_blocks
-from tests.forwards.fast.test_scores import needs_native, quietly
-from tests.scoring.test_model_left_alone import assert_unchanged, state
 from tests.support import fast_models
-from tests.support.fast_models import batches, make
+from tests.support.fast_models import batches, make, needs_native
+from tests.support.model_state import assert_unchanged, state
+from tests.support.quiet import quietly
 
 pytestmark = needs_native
 

@@ -17,9 +17,9 @@ from plop_ext import Collector, ops
 from plop_ext.forwards.fast import FastPath, kernels
 from plop_ext.layers import LinearLayer, discover
 from plop_ext.layers.linear import LinearAdapter
-from tests.forwards.fast.test_scores import TOLERANCE, hidden_states, needs_native, quietly
-from tests.scoring.test_model_left_alone import assert_unchanged, state
-from tests.support.fast_models import FAMILIES, batches, make
+from tests.support.fast_models import FAMILIES, TOLERANCE, batches, hidden_states, make, needs_native
+from tests.support.model_state import assert_unchanged, state
+from tests.support.quiet import quietly
 
 pytestmark = needs_native
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,29 +13,11 @@ import plop_ext
 from plop_ext import Collector, ops
 from plop_ext.forwards.fast import FastPath
 from plop_ext.layers import discover
-from tests.scoring.test_model_left_alone import assert_unchanged, state
-from tests.support.fast_models import FAMILIES, batches, make
+from tests.support.fast_models import FAMILIES, TOLERANCE, batches, hidden_states, make, needs_native
+from tests.support.model_state import assert_unchanged, state
+from tests.support.quiet import quietly
 
-needs_native = pytest.mark.skipif(not ops.STATUS.loaded, reason="the fast path needs the native kernels")
 pytestmark = needs_native
-
-# Gains of single modules; a kernel rounds like the module it stands for but adds in another order.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
-
-
-def quietly(model: nn.Module, data: list[Any], **kwargs: Any) -> plop_ext.Scores:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fewer than.*counted tokens")
-        warnings.filterwarnings("ignore", message=".*NaN or infinite")
-        return plop_ext.score(model, data, progress=False, max_samples=None, **kwargs)
-
-
-def hidden_states(model: nn.Module, batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, ...]:
-    """What every block returns, and the last hidden state."""
-    with torch.no_grad():
-        inputs = {key: value.to(device) for key, value in batch.items()}
-        found = model(**inputs, use_cache=False, output_hidden_states=True)
-    return (*found.hidden_states, found.last_hidden_state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from plop_ext.forwards.graph import capture
-from tests.forwards.graph.test_masks import in_thread
+from tests.support.threads import in_thread
 
 
 def test_the_first_cause_is_named() -> None:

@@ -17,6 +17,7 @@ from tests.support.architectures import ARCHITECTURES
 from tests.support.fast_models import make
 from tests.support.graphed import Batch, padded, plain, scored
 from tests.support.mask_users import MASK_USERS
+from tests.support.threads import in_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 16 counted tokens")
 
@@ -103,12 +104,6 @@ def test_what_transformers_decides_is_given_back(llama: nn.Module) -> None:
         assert not any(ours is theirs for ours, theirs in zip(found(), before, strict=True))
         raise ZeroDivisionError
     assert found() == before
-
-
-def in_thread(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
 
 
 def test_other_threads_decide_on_masks_as_ever(llama: nn.Module) -> None:
