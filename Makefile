@@ -73,8 +73,8 @@ gpu-bench:
 	$(PYTHON) -m benchmarks.kernel_bandwidth --output benchmarks/results/kernel_bandwidth.json
 	$(PYTHON) -m benchmarks.fused_kernels --output benchmarks/results/fused_kernels.json
 	$(PYTHON) -m benchmarks.gated_projection --output benchmarks/results/gated_projection.json
-	$(PYTHON) -m benchmarks.model_forward --whole-model-compile llama-3.1-8b --output benchmarks/results/forwards.json
-	$(PYTHON) -m benchmarks.plot_forwards benchmarks/results/forwards.json --output docs/forwards.svg
+	$(PYTHON) -m benchmarks.model_forward --whole-model-compile llama-3.1-8b --output benchmarks/results/model_forward.json
+	$(PYTHON) -m benchmarks.plot_model_forward benchmarks/results/model_forward.json --output docs/model_forward.svg
 	$(PYTHON) -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
 	$(PYTHON) -m benchmarks.streaming --output benchmarks/results/streaming.json
 	$(PYTHON) -m benchmarks.moe_overhead --output benchmarks/results/moe_overhead.json

@@ -154,7 +154,7 @@ HEADLINES: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "kernel_bandwidth": _bandwidth_headlines,
     "fused_kernels": _fused_headlines,
     "gated_projection": _projection_headlines,
-    "forwards": _forwards_headlines,
+    "model_forward": _forwards_headlines,
     "moe_overhead": _overhead_headlines,
     "cpu_overhead": _overhead_headlines,
     "streaming": _streaming_headlines,

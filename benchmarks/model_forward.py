@@ -1,7 +1,7 @@
 """Every way to score a forward beside the forward itself: eager, compiled, fused, in a CUDA graph, at four sizes.
 
-python -m benchmarks.model_forward --output benchmarks/results/forwards.json
-python -m benchmarks.model_forward --output benchmarks/results/forwards.json --append \\
+python -m benchmarks.model_forward --output benchmarks/results/model_forward.json
+python -m benchmarks.model_forward --output benchmarks/results/model_forward.json --append \\
     --model llama-3.1-8b --case 8x1024
 
 Models have the shape of published ones and random weights; they end at the last hidden state, run without gradients
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows += [{"model": name, "layers": layers, "batch": batch, "tokens": tokens, **row} for row in found]
             results.save(
                 args,
-                "forwards",
+                "model_forward",
                 rows,
                 earlier=earlier,
                 key=KEY,

@@ -11,7 +11,7 @@ _BASES = {
 }
 
 
-def forwards(result: Result) -> str:
+def model_forward(result: Result) -> str:
     """One row per model, batch and candidate, small batches first; those that did not run too."""
     settings, rows = result["settings"], []
     models = list(dict.fromkeys(row["model"] for row in result["rows"]))
@@ -138,7 +138,7 @@ def _span(values: list[int]) -> str:
 
 
 RENDERERS = {
-    "forwards": forwards,
+    "model_forward": model_forward,
     "fused_kernels": fused_kernels,
     "gated_projection": gated_projection,
     "profile_kernels": profile_kernels,

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import masking_utils
 
-from benchmarks import compiled, model_forward, plot_forwards, profile_kernels, resources, roofline, variants
+from benchmarks import compiled, model_forward, plot_model_forward, profile_kernels, resources, roofline, variants
 from benchmarks.fused_cases import CASES, FusedCase
 from benchmarks.headlines import HEADLINES
 from benchmarks.overhead import Case, make_case, read_bytes
@@ -156,7 +156,7 @@ def test_the_rival_does_what_the_op_does(kind: type[FusedCase], model: str) -> N
 
 
 def quick(folder: Path, *arguments: str) -> dict[str, object]:
-    output = folder / "forwards.json"
+    output = folder / "model_forward.json"
     model_forward.main(
         ["--device", "cpu", "--output", str(output), "--rounds", "1", "--seconds-per-case", "0", *arguments]
     )
@@ -201,9 +201,9 @@ def test_the_plot_shows_every_case(tmp_path: Path) -> None:
         {**row, "model": "b", "batch": 2, "ratio": 5.0},
         {"candidate": "plop_ext fast", "model": "b", "batch": 2, "tokens": 8, "error": "none"},
     ]
-    source, target = tmp_path / "forwards.json", tmp_path / "forwards.svg"
+    source, target = tmp_path / "model_forward.json", tmp_path / "model_forward.svg"
     source.write_text(json.dumps({"rows": rows}))
-    plot_forwards.main([str(source), "--output", str(target)])
+    plot_model_forward.main([str(source), "--output", str(target)])
     text = target.read_text()
     assert all(part in text for part in ("a, 1 x 8", "b, 2 x 8", "5.0 &gt;", "plop_ext"))
 
@@ -215,7 +215,7 @@ def test_the_headlines_are_those_of_the_fast_path() -> None:
         {**row, "candidate": "plop_ext fast", "ratio": 0.75, "of_compiled": 0.85},
         {**row, "candidate": "plop_ext fast, CUDA graph", "error": "none"},
     ]
-    found = HEADLINES["forwards"]({"rows": rows, "environment": {"gpu": "a GPU"}})
+    found = HEADLINES["model_forward"]({"rows": rows, "environment": {"gpu": "a GPU"}})
     assert found == [
         ("plop_ext fast / plain forward, llama-3.1-8b, 8 x 1024", "0.750", "a GPU"),
         ("plop_ext fast / plain forward, compiled, llama-3.1-8b, 8 x 1024", "0.850", "a GPU"),

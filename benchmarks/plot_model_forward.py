@@ -1,6 +1,6 @@
 """Draws the ratios of `benchmarks.model_forward`: one panel per model and batch, a point per candidate.
 
-python -m benchmarks.plot_forwards benchmarks/results/forwards.json --output docs/forwards.svg
+python -m benchmarks.plot_model_forward benchmarks/results/model_forward.json --output docs/model_forward.svg
 """
 
 from __future__ import annotations
