@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,35 +18,51 @@ _ROWS = 1024
 _FLOAT32_LIMIT = 1e-5
 
 
+class Roles(NamedTuple):
+    """What the arguments of a fused op are, by name.
+
+    Attributes:
+        rows: Tensors with one entry per row first, [R, ...], or per token, [B or 1, T, ...].
+        results: Those of them that the op writes.
+        sums: Sums of squares that the op writes, one per row read.
+    """
+
+    rows: tuple[str, ...]
+    results: tuple[str, ...]
+    sums: tuple[str, ...]
+
+
+@functools.cache
+def roles_of(op: str) -> Roles:
+    """Read the roles off the op's schema, which marks what is written and names weights, biases and sums as such."""
+    tensors = {
+        argument.name: argument.alias_info is not None and argument.alias_info.is_write
+        for argument in getattr(torch.ops.plop_ext, op).default._schema.arguments
+        if "Tensor" in str(argument.type)
+    }
+    sums = tuple(name for name, written in tensors.items() if written and name.endswith("_sumsq"))
+    rows = tuple(name for name in tensors if name not in sums and not name.endswith(("weight", "bias")))
+    return Roles(rows, tuple(name for name in rows if tensors[name]), sums)
+
+
 class Audit:
-    """The worst differences of the kernels' calls so far; they stay on the device until `disagreement`."""
+    """The worst differences of the kernels' calls so far, which stay on the device until `disagreement`."""
 
     def __init__(self) -> None:
         self._worst: dict[tuple[str, float], Tensor] = {}
 
-    def compare(
-        self,
-        twin: Callable[..., None],
-        args: Sequence[Any],
-        *,
-        rows: Sequence[int],
-        written: Sequence[int],
-        sums: Sequence[int],
-        scales: Mapping[int, Callable[[Sequence[Any]], Tensor]] | None = None,
-    ) -> None:
+    def compare(self, op: str, arguments: Mapping[str, Any], out_scale: Callable[..., Tensor] | None = None) -> None:
         """Compare one call, row by row.
 
         Args:
-            twin: The op's PyTorch kernel.
-            args: What the op was called with; step and phase are the last two.
-            rows: Positions of tensors with one entry per row first, [R, ...], or per token, [B or 1, T, ...].
-            written: Those of them that the op writes.
-            sums: Positions of the sums, one per row read.
-            scales: By position of what is written, [rows, ...] from the arguments of the rows compared that its errors
-                are relative to; default: what the twin writes.
+            op: Name of the op.
+            arguments: What it was called with, by name: all of them.
+            out_scale: Takes the arguments, cut to the rows compared, and returns what errors of `out` are relative to
+                ([rows, ...]); its squares serve for `out_sumsq`. Default: what the PyTorch kernel writes.
         """
-        step, phase = args[-2:]
-        like = args[written[0]]
+        roles = roles_of(op)
+        step, phase = arguments["step"], arguments["phase"]
+        like = arguments[roles.results[0]]
         count = like.shape[0] if like.dim() == 2 else like.shape[:2].numel()
         read = ops.rows_read(count, step, phase)
         # Rows that have sums, as far as any have.
@@ -53,25 +70,24 @@ class Audit:
         chosen = phase + step * places if read else torch.arange(0, count, max(1, count // _ROWS), device=like.device)
         if len(chosen) == 0:
             return
-        again = list(args)
-        again[-2:] = 1, 0
-        for place in rows:
-            again[place] = _rows(args[place], chosen, like.shape[1])
-        ours = {place: again[place] for place in written if args[place] is not None}
-        ours |= {place: args[place][places] for place in sums if args[place] is not None and read}
-        for place in (*written, *sums):
-            again[place] = None
-            if place in ours:
-                again[place] = torch.empty_like(ours[place])
-        twin(*again)
-        name = twin.__name__.removesuffix("_pytorch")
-        limit = max(torch.finfo(like.dtype).eps, _FLOAT32_LIMIT)
-        for place, found in ours.items():
-            size = again[place] if scales is None or place not in scales else scales[place](again)
-            worst = row_errors(found, again[place], size).max()
-            before = self._worst.get((name, limit))
+        again = {**arguments, "step": 1, "phase": 0}
+        for name in roles.rows:
+            again[name] = _rows(arguments[name], chosen, like.shape[1])
+        ours = {name: again[name] for name in roles.results if arguments[name] is not None}
+        ours |= {name: arguments[name][places] for name in roles.sums if arguments[name] is not None and read}
+        for name in (*roles.results, *roles.sums):
+            again[name] = torch.empty_like(ours[name]) if name in ours else None
+        getattr(ops, f"{op}pytorch")(**again)
+        scales = {}
+        if out_scale is not None:
+            scales["out"] = out_scale(**again)
+            scales["out_sumsq"] = scales["out"].square().sum(dim=1)
+        key = op.removesuffix("_"), max(torch.finfo(like.dtype).eps, _FLOAT32_LIMIT)
+        for name, found in ours.items():
+            worst = row_errors(found, again[name], scales.get(name, again[name])).max()
+            before = self._worst.get(key)
             # NaN, the error of a row that is none, is kept.
-            self._worst[name, limit] = worst if before is None else torch.maximum(before, worst)
+            self._worst[key] = worst if before is None else torch.maximum(before, worst)
 
     def has(self, op: str) -> bool:
         """Whether a call of an op, without the underscore at the end of its name, was compared."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,17 +17,6 @@ from plop_ext.forwards.defined_in import is_code_of
 from plop_ext.forwards.fast.families import Norm
 from plop_ext.forwards.fast.kernel_audit import Audit
 
-# GELU's 1 + tanh cancels far below zero: what is left of such a row may be rounding.
-_GELU_SCALES = {
-    0: lambda args: args[1].float() * args[2].float(),
-    8: lambda args: (args[1].float() * args[2].float()).square().sum(dim=1),
-}
-
-
-_PROJECTED_GELU_SCALES = {
-    0: lambda args: _projected(args),
-    7: lambda args: _projected(args).square().sum(dim=1),
-}
 # From so many tokens on `gated_projection` is no slower than cuBLAS' products and `gated_activation` in any shape
 # measured; cuBLAS has smaller tiles for fewer.
 _PROJECTED_ROWS = 512
@@ -122,25 +111,23 @@ def add_norm(
     hidden = None if residual is None else torch.empty_like(x)
     x_sums, bias = emitter.output(x)
     normed_sums = emitter.input()
-    args = (
-        _rows(normed),
-        None if hidden is None else _rows(hidden),
-        _rows(x),
-        None if residual is None else _rows(residual),
-        norm.weight,
-        norm.eps,
-        None if inner is None else inner.weight,
-        0.0 if inner is None else inner.eps,
-        unit_offset,
-        bias,
-        x_sums,
-        normed_sums,
-        emitter.step,
-        emitter.phase,
+    _run(
+        "add_rms_norm_",
+        emitter,
+        audit,
+        normed=_rows(normed),
+        hidden=None if hidden is None else _rows(hidden),
+        x=_rows(x),
+        residual=None if residual is None else _rows(residual),
+        weight=norm.weight,
+        eps=norm.eps,
+        inner_weight=None if inner is None else inner.weight,
+        inner_eps=0.0 if inner is None else inner.eps,
+        unit_offset=unit_offset,
+        bias=bias,
+        x_sumsq=x_sums,
+        normed_sumsq=normed_sums,
     )
-    ops.add_rms_norm_(*args)
-    if audit is not None:
-        audit.compare(ops.add_rms_norm_pytorch, args, rows=(0, 1, 2, 3), written=(0, 1), sums=(10, 11))
     emitter.know(normed, normed_sums)
     return x if hidden is None else hidden, normed
 
@@ -151,29 +138,21 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter
     gate_sums, gate_bias = emitter.output(gate)
     up_sums, up_bias = emitter.output(up)
     out_sums = emitter.input()
-    args = (
-        _rows(out),
-        _rows(gate),
-        _rows(up),
-        activation,
-        gate_bias,
-        up_bias,
-        gate_sums,
-        up_sums,
-        out_sums,
-        emitter.step,
-        emitter.phase,
+    _run(
+        "gated_activation_",
+        emitter,
+        audit,
+        out_scale=_gelu_scale if activation == "gelu_tanh" else None,
+        out=_rows(out),
+        gate=_rows(gate),
+        up=_rows(up),
+        activation=activation,
+        gate_bias=gate_bias,
+        up_bias=up_bias,
+        gate_sumsq=gate_sums,
+        up_sumsq=up_sums,
+        out_sumsq=out_sums,
     )
-    ops.gated_activation_(*args)
-    if audit is not None:
-        audit.compare(
-            ops.gated_activation_pytorch,
-            args,
-            rows=(0, 1, 2),
-            written=(0,),
-            sums=(6, 7, 8),
-            scales=_GELU_SCALES if activation == "gelu_tanh" else None,
-        )
     emitter.know(out, out_sums)
     return out
 
@@ -187,28 +166,20 @@ def gated_projection(
     out = torch.empty(*x.shape[:-1], len(gate_weight), dtype=x.dtype, device=x.device)
     gate_sums, up_sums = emitter.projected(linears, x)
     out_sums = emitter.input()
-    args = (
-        _rows(out),
-        _rows(x),
-        gate_weight,
-        up_weight,
-        activation,
-        gate_sums,
-        up_sums,
-        out_sums,
-        emitter.step,
-        emitter.phase,
+    _run(
+        "gated_projection_",
+        emitter,
+        audit,
+        out_scale=_projected_gelu_scale if activation == "gelu_tanh" else None,
+        out=_rows(out),
+        x=_rows(x),
+        gate_weight=gate_weight,
+        up_weight=up_weight,
+        activation=activation,
+        gate_sumsq=gate_sums,
+        up_sumsq=up_sums,
+        out_sumsq=out_sums,
     )
-    ops.gated_projection_(*args)
-    if audit is not None:
-        audit.compare(
-            ops.gated_projection_pytorch,
-            args,
-            rows=(0, 1),
-            written=(0,),
-            sums=(5, 6, 7),
-            scales=_PROJECTED_GELU_SCALES if activation == "gelu_tanh" else None,
-        )
     emitter.know(out, out_sums)
     return out
 
@@ -228,34 +199,45 @@ def rotary(
     q_sums, q_bias = emitter.output(q)
     k_sums, k_bias = emitter.output(k)
     q_norm, k_norm = norms or (None, None)
-    args = (
-        q_out,
-        k_out,
-        q,
-        k,
-        cos.contiguous(),
-        sin.contiguous(),
-        None if q_norm is None else q_norm.weight,
-        None if k_norm is None else k_norm.weight,
-        0.0 if q_norm is None else q_norm.eps,
-        unit_offset,
-        q_bias,
-        k_bias,
-        q_sums,
-        k_sums,
-        emitter.step,
-        emitter.phase,
+    _run(
+        "rotary_",
+        emitter,
+        audit,
+        q_out=q_out,
+        k_out=k_out,
+        q=q,
+        k=k,
+        cos=cos.contiguous(),
+        sin=sin.contiguous(),
+        q_weight=None if q_norm is None else q_norm.weight,
+        k_weight=None if k_norm is None else k_norm.weight,
+        eps=0.0 if q_norm is None else q_norm.eps,
+        unit_offset=unit_offset,
+        q_bias=q_bias,
+        k_bias=k_bias,
+        q_sumsq=q_sums,
+        k_sumsq=k_sums,
     )
-    ops.rotary_(*args)
-    if audit is not None:
-        audit.compare(ops.rotary_pytorch, args, rows=(0, 1, 2, 3, 4, 5), written=(0, 1), sums=(12, 13))
     return q_out, k_out
 
 
-def _projected(args: Sequence[Any]) -> Tensor:
-    """gate * up of the arguments of `gated_projection_`."""
-    gate, up = (functional.linear(args[1], weight) for weight in args[2:4])
+def _run(
+    op: str, emitter: Emitter, audit: Audit | None, out_scale: Callable[..., Tensor] | None = None, **arguments: Any
+) -> None:
+    """Call an op on the rows that `emitter` wants, and have the call audited."""
+    arguments |= {"step": emitter.step, "phase": emitter.phase}
+    getattr(ops, op)(**arguments)
+    if audit is not None:
+        audit.compare(op, arguments, out_scale)
+
+
+def _gelu_scale(gate: Tensor, up: Tensor, **others: Any) -> Tensor:
+    """Return the product that GELU's errors are relative to: 1 + tanh cancels far below zero, and leaves rounding."""
     return gate.float() * up.float()
+
+
+def _projected_gelu_scale(x: Tensor, gate_weight: Tensor, up_weight: Tensor, **others: Any) -> Tensor:
+    return _gelu_scale(functional.linear(x, gate_weight), functional.linear(x, up_weight))
 
 
 @functools.cache

@@ -23,8 +23,8 @@ def test_a_kernel_that_computes_something_else_is_found_and_not_used(monkeypatch
     plain = quietly(model, data)
     original = ops.gated_activation_
 
-    def wrong(out: Tensor, gate: Tensor, up: Tensor, activation: str, *args: Any) -> None:
-        original(out, gate, up, "gelu_tanh", *args)
+    def wrong(**arguments: Any) -> None:
+        original(**{**arguments, "activation": "gelu_tanh"})
 
     monkeypatch.setattr(ops, "gated_activation_", wrong)
     with pytest.warns(UserWarning, match=r"`fast=True` has no effect: the fused kernels disagree with the model: .*"):
@@ -37,9 +37,9 @@ def test_wrong_sums_of_one_module_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     model, data = make("llama"), batches()
     original = ops.rotary_
 
-    def wrong(*args: Any) -> None:
-        original(*args)
-        args[13].mul_(1.1)  # k_sumsq
+    def wrong(**arguments: Any) -> None:
+        original(**arguments)
+        arguments["k_sumsq"].mul_(1.1)
 
     monkeypatch.setattr(ops, "rotary_", wrong)
     with pytest.warns(UserWarning, match=r"a row of rotary is off by 1\.0e-01, more than 1\.0e-05"):
@@ -140,18 +140,18 @@ def test_small_errors_of_a_kernel_are_found(dtype: torch.dtype, monkeypatch: pyt
     assert quietly(model, data, fast=True).provenance["fast"] == {"blocks": 4, "reason": None}
     gated, rotary, add_norm = ops.gated_activation_, ops.rotary_, ops.add_rms_norm_
 
-    def gelu(out: Tensor, gate: Tensor, up: Tensor, activation: str, *args: Any) -> None:
-        gated(out, gate, up, "gelu_tanh", *args)
+    def gelu(**arguments: Any) -> None:
+        gated(**{**arguments, "activation": "gelu_tanh"})
 
-    def unturned(*args: Any) -> None:
-        rotary(*args)
-        args[0].copy_(args[2])
+    def unturned(**arguments: Any) -> None:
+        rotary(**arguments)
+        arguments["q_out"].copy_(arguments["q"])
 
-    def uneven(*args: Any) -> None:
-        add_norm(*args)
-        if args[10] is not None:
-            args[10][::2] *= 1.02
-            args[10][1::2] *= 0.98
+    def uneven(**arguments: Any) -> None:
+        add_norm(**arguments)
+        if arguments["x_sumsq"] is not None:
+            arguments["x_sumsq"][::2] *= 1.02
+            arguments["x_sumsq"][1::2] *= 0.98
 
     for name, wrong in (("gated_activation_", gelu), ("rotary_", unturned), ("add_rms_norm_", uneven)):
         with monkeypatch.context() as patch, pytest.warns(UserWarning, match="the fused kernels disagree"):
@@ -177,18 +177,18 @@ def test_errors_in_one_sample_or_in_late_rows_are_found(dtype: torch.dtype, monk
     assert quietly(model, data, fast=True).provenance["fast"] == {"blocks": 4, "reason": None}
     rotary, gated = ops.rotary_, ops.gated_activation_
 
-    def last_sample(*args: Any) -> None:
-        rotary(*args)
-        args[0][-1] = args[2][-1]
+    def last_sample(**arguments: Any) -> None:
+        rotary(**arguments)
+        arguments["q_out"][-1] = arguments["q"][-1]
 
-    def balanced(*args: Any) -> None:
-        rotary(*args)
-        args[13][1200:2400] *= 1.3
-        args[13][2400:] *= 0.74
+    def balanced(**arguments: Any) -> None:
+        rotary(**arguments)
+        arguments["k_sumsq"][1200:2400] *= 1.3
+        arguments["k_sumsq"][2400:] *= 0.74
 
-    def late(*args: Any) -> None:
-        gated(*args)
-        args[8][2048:] *= 1.1
+    def late(**arguments: Any) -> None:
+        gated(**arguments)
+        arguments["out_sumsq"][2048:] *= 1.1
 
     for name, wrong in (("rotary_", last_sample), ("rotary_", balanced), ("gated_activation_", late)):
         with monkeypatch.context() as patch, pytest.warns(UserWarning, match="the fused kernels disagree"):
