@@ -8,17 +8,13 @@ import pytest
 import torch
 
 from plop_ext import ops
-from tests.support.op_errors import F64, check, moved, zeros
+from tests.support.op_errors import F64, Case, check_devices, check_errors, kernels_of, moved, zeros
 
-KERNELS = {
-    "native": ops.row_sumsq_pair_,
-    "fake": ops.row_sumsq_pair_fake,
-    "pytorch": ops.row_sumsq_pair_pytorch,
-}
+OP = "row_sumsq_pair_"
 HALF = {"x": zeros(4, 6, dtype=torch.float16), "y": zeros(4, 5, dtype=torch.float16)}
 DOUBLE = {"x": zeros(4, 6, dtype=F64), "y": zeros(4, 5, dtype=F64)}
 
-ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+ERRORS: dict[str, Case] = {
     "x int": ({"x": zeros(4, 6, dtype=torch.int32)}, "x must be float32, float64, float16 or bfloat16, got Int"),
     "y half": ({"y": zeros(4, 5, dtype=torch.float16)}, "y must be Float, got Half"),
     "y int": ({"y": zeros(4, 5, dtype=torch.int32)}, "y must be Float, got Int"),
@@ -54,24 +50,17 @@ def arguments() -> dict[str, Any]:
     return {"out": zeros(8), "x": zeros(4, 6), "y": zeros(4, 5), "bias": None, "step": 1, "phase": 0}
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_the_arguments_without_a_change_are_right(device: torch.device, kernel: str) -> None:
-    KERNELS[kernel](**moved(arguments(), device))
+def test_the_arguments_without_a_change_are_right(device: torch.device) -> None:
+    for kernel in kernels_of(OP).values():
+        kernel(**moved(arguments(), device))
 
 
-@pytest.mark.parametrize("case", ERRORS)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_errors(device: torch.device, kernel: str, case: str) -> None:
-    check(KERNELS[kernel], arguments(), "row_sumsq_pair_", *ERRORS[case], device)
+def test_errors(device: torch.device) -> None:
+    check_errors(OP, arguments(), ERRORS, device)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", ["out", "y", "bias"])
-def test_two_devices(device: torch.device, kernel: str, name: str) -> None:
-    given = moved({**arguments(), "bias": zeros(5)}, device)
-    given[name] = given[name].to("meta")
-    with pytest.raises(RuntimeError, match=rf"row_sumsq_pair_: {name} must be on {device.type}(:0)?, got meta"):
-        KERNELS[kernel](**given)
+def test_two_devices(device: torch.device) -> None:
+    check_devices(OP, {**arguments(), "bias": zeros(5)}, ["out", "y", "bias"], device)
 
 
 def test_a_failed_call_writes_nothing(device: torch.device) -> None:
