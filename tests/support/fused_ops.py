@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +15,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FUSED_OPS = ("add_rms_norm_", "gated_activation_", "rotary_")
 # "op" is the native kernel where there is one (`test_native_kernels_serve_the_fused_ops`), "pytorch" never is.
 KERNELS = ["op", "pytorch"]
+# Rows of one warp and of several, with and without a last warp or a last round that is not full.
+WIDTHS = [8, 24, 64, 160, 2312, 4096, 5120, 11016, 14336, 16384]
 
 
 class Norms(NamedTuple):
@@ -109,3 +112,33 @@ def heads_of_fused(
     qkv = randn(batch, length, (q_heads + 2 * k_heads) * width, like=like)
     q, k, _ = qkv.split([q_heads * width, k_heads * width, k_heads * width], dim=-1)
     return q.view(batch, length, q_heads, width), k.view(batch, length, k_heads, width)
+
+
+def runs(device: torch.device, dtype: torch.dtype, rows: int = 12) -> dict[str, tuple[Callable[..., Any], dict]]:
+    """Every op with all of its arguments: how to run it, and its tensors with one entry per row or token first."""
+    like = device, dtype
+    width = 160
+    weight, inner, bias = (randn(width, like=like, shift=shift) for shift in (1, 0.5, 0))
+    q_weight, k_weight = randn(32, like=like, shift=1), randn(32, like=like)
+    q_bias, k_bias = randn(96, like=like), randn(64, like=like)
+    cos, sin = (table[0] for table in tables(1, rows, 32, like))
+
+    def norms(kernel: str, x: Tensor, residual: Tensor, **given: Any) -> Any:
+        inner_norm = {"inner_weight": inner, "inner_eps": 1e-4}
+        return add_rms_norm(kernel, x, residual, weight, 1e-5, **{"bias": bias, **inner_norm, **given})
+
+    def gated(kernel: str, gate: Tensor, up: Tensor, **given: Any) -> Any:
+        return gated_activation(kernel, gate, up, "gelu_tanh", **{"gate_bias": bias, "up_bias": inner, **given})
+
+    def turned(kernel: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **given: Any) -> Any:
+        weights = {"q_weight": q_weight, "k_weight": k_weight, "eps": 1e-5, "q_bias": q_bias, "k_bias": k_bias}
+        result = rotary(kernel, q[None], k[None], cos[None], sin[None], **{**weights, **given})
+        return result._replace(q=result.q[0], k=result.k[0])
+
+    x, residual = randn(rows, width, like=like), randn(rows, width, like=like)
+    q, k = randn(rows, 3, 32, like=like), randn(rows, 2, 32, like=like)
+    return {
+        "add_rms_norm_": (norms, {"x": x, "residual": residual}),
+        "gated_activation_": (gated, {"gate": residual, "up": x}),
+        "rotary_": (turned, {"q": q, "k": k, "cos": cos, "sin": sin}),
+    }

@@ -10,11 +10,11 @@ from torch import Tensor
 SUMS = 1e-5  # as for `row_sumsq_`; one lost element of 16384 is six times that
 
 
-def within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
+def within(actual: Tensor, expected: Tensor, bound: Tensor, name: str = "output") -> None:
     """Elementwise |actual - expected| <= bound, and one step of the dtype's smallest numbers for its underflow."""
     info = torch.finfo(actual.dtype)
     excess = (actual.cpu().double() - expected).abs() - bound - 2 * info.smallest_normal * info.eps
-    assert (excess <= 0).all(), f"{int((excess > 0).sum())} of {excess.numel()}, most by {float(excess.max())}"
+    assert (excess <= 0).all(), f"{name}: {int((excess > 0).sum())} of {excess.numel()}, most by {float(excess.max())}"
 
 
 def roundoff(dtype: torch.dtype) -> float:
