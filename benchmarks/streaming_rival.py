@@ -69,8 +69,8 @@ def offloaded(
         small_count, small_each, small_peak = _batch_seconds(model, small[:2], args.device)
         del model
         timing.free(args.device)
-    same = streamed.totals[:, : scores.totals.shape[1], 0].sum(axis=1)
-    difference = float(np.abs(scores.totals[:, :, 0].sum(axis=1) / same - 1).max())
+    same = streamed.totals.sum_gain[:, : len(scores.sample_ids)].sum(axis=1)
+    difference = float(np.abs(scores.totals.sum_gain.sum(axis=1) / same - 1).max())
 
     def row(data: Sequence[dict[str, Tensor]], count: int, each: float, peak: int | None) -> results.Row:
         size = len(data[0]["input_ids"])

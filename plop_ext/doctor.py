@@ -11,6 +11,7 @@ import torch
 from plop_ext import ops
 from plop_ext._version import __version__
 from plop_ext.ops import native
+from plop_ext.totals import TOTALS_FIELDS, Totals
 
 _PACKAGES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "rich", "matplotlib")
 
@@ -56,10 +57,11 @@ def _try(device: str) -> Finding:
         sums = torch.empty(14, device=device)
         ops.row_sumsq_(sums[:7], values)
         ops.row_sumsq_(sums[7:], 2 * values)
-        totals = torch.zeros(1, 1, 5, dtype=torch.float64, device=device)
+        totals = torch.zeros(1, 1, len(TOTALS_FIELDS), dtype=torch.float64, device=device)
         counted = torch.ones(7, dtype=torch.bool, device=device)
         ops.gain_totals_(totals, sums, counted, torch.tensor([0, 7], device=device), [0, 0, 7])
-        right = abs(totals[0, 0, 0].item() - 14.0) < 1e-4 and totals[0, 0, 2].item() == 7.0
+        found = Totals(totals.cpu().numpy()).sum_samples()
+        right = abs(float(found.sum_gain[0]) - 14.0) < 1e-4 and float(found.tokens[0]) == 7.0
     except RuntimeError as error:
         return Finding(device, f"{backend}{name} fails: {str(error).splitlines()[0]}", good=False)
     return Finding(device, f"{backend}{name}, checked" if right else f"{backend}{name} gives wrong sums", good=right)

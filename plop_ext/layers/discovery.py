@@ -18,9 +18,9 @@ from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.targets import LoraTarget, target_of
+from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.layers.walk import base_model, base_modules
 from plop_ext.module_types import ModulePath, as_patterns, label_types, matches_suffix, module_path
-from plop_ext.unscored import UnscoredModule
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)

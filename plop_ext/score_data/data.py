@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
+from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.score_data import paper_script
 from plop_ext.score_data.frozen import freeze
 from plop_ext.score_data.modules import FewTokenModules, ScoredModule
 from plop_ext.score_data.samples import SampleScores, token_moments
 from plop_ext.score_data.types import TypeScore, members_by_type, score_types
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
-from plop_ext.unscored import UnscoredModule
+from plop_ext.totals import Totals
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class ScoreData:
 
     Attributes:
         modules: What was scored, in the model's order.
-        totals: [M, S, 5] float64, read-only: the sums of `TOTALS_FIELDS` per module and sample.
+        totals: Sums over the tokens of each module and sample; read-only.
         sample_ids: [S] int64: each sample's id, of `plop_ext.data.batches` the number of its row in the data set.
         sample_batches: [S] int64: the batch each sample was in.
         unscored: Linear-like modules without a score, and why.
@@ -37,7 +38,7 @@ class ScoreData:
     """
 
     modules: tuple[ScoredModule, ...]
-    totals: NDArray[np.float64]
+    totals: Totals
     sample_ids: NDArray[np.int64]
     sample_batches: NDArray[np.int64]
     unscored: tuple[UnscoredModule, ...]
@@ -45,7 +46,7 @@ class ScoreData:
     few_tokens: FewTokenModules | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.totals, self.sample_ids, self.sample_batches):
+        for array in (self.totals.values, self.sample_ids, self.sample_batches):
             array.setflags(write=False)
         object.__setattr__(self, "provenance", freeze(self.provenance))
 
@@ -62,7 +63,7 @@ class ScoreData:
     @property
     def tokens(self) -> int:
         """Counted tokens: the most any module saw."""
-        return int(self.totals[:, :, 2].sum(axis=1).max())
+        return int(self.totals.tokens.sum(axis=1).max())
 
     @property
     def paper_script(self) -> bool:
@@ -73,7 +74,7 @@ class ScoreData:
     def gain(self) -> NDArray[np.float64]:
         r"""[M] mean gain \(\lVert W z \rVert / \lVert z \rVert\) over the counted tokens."""
         if not self.paper_script:
-            return self.totals[:, :, 0].sum(axis=1) / self.totals[:, :, 2].sum(axis=1)
+            return self.totals.sum_gain.sum(axis=1) / self.totals.tokens.sum(axis=1)
         return paper_script.gain(self.totals, self.sample_batches)
 
     @property
@@ -105,14 +106,7 @@ class ScoreData:
         """
         if self.paper_script:
             raise InputError('scores with compat="paper-script" have no statistics; score without compat')
-        return GainTable.make(
-            self.totals[:, :, 0],
-            self.totals[:, :, 2],
-            self.baseline,
-            np.array([module.out_features for module in self.modules], dtype=np.float64),
-            [module.type for module in self.modules],
-            [module.layer for module in self.modules],
-        )
+        return GainTable.of_modules(self.totals, self.baseline, self.modules)
 
     @cached_property
     def signal(self) -> Signal:
@@ -142,7 +136,7 @@ class ScoreData:
             data=self.sample_data,
             modules=self.module_names,
             types=types,
-            tokens=self.totals[:, :, 2].astype(np.int64),
+            tokens=self.totals.tokens.astype(np.int64),
             nfn=nfn,
             nfn_std=std,
             type_nfn=self.table.type_means(nfn.T).T,

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from plop_ext.totals import Totals
+
+# An expert that saw fewer is left out: its mean would be mostly noise.
+MIN_EXPERT_TOKENS = 16
+FEW_ROUTED = "too few tokens were routed to it"
+
+
+def few_routed_detail(tokens: float) -> str:
+    """Say how many tokens an expert saw that has no score for it."""
+    return f"{tokens:.0f} of at least {MIN_EXPERT_TOKENS}"
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,10 @@ class FewTokenModules:
 
     Attributes:
         modules: What they are.
-        totals: [N, S, 5] float64: their sums, as in `ScoreData.totals`.
+        totals: Their sums, as in `ScoreData.totals`.
         positions: Place of each among the scored modules and these, in the model's order.
     """
 
     modules: tuple[ScoredModule, ...]
-    totals: NDArray[np.float64]
+    totals: Totals
     positions: tuple[int, ...]

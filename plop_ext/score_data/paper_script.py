@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.score_data.modules import ScoredModule
+from plop_ext.totals import Totals
 
 # The published script's list, matched as substrings of module names.
 PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
 
 
-def gain(totals: NDArray[np.float64], sample_batches: NDArray[np.int64]) -> NDArray[np.float64]:
+def gain(totals: Totals, sample_batches: NDArray[np.int64]) -> NDArray[np.float64]:
     """[M] mean over the batches' means, without weights; zero inputs count as gain zero."""
-    counted = totals[:, :, 2] + totals[:, :, 3]
+    counted = totals.tokens + totals.skipped_zero
     members = [sample_batches == batch for batch in np.unique(sample_batches)]
-    gains = np.array([totals[:, member, 0].sum(axis=1) for member in members])
+    gains = np.array([totals.sum_gain[:, member].sum(axis=1) for member in members])
     tokens = np.array([counted[:, member].sum(axis=1) for member in members])
     # A batch that did not call a module has no mean of it.
     called = tokens > 0

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from plop_ext.totals import Totals
+
 
 @dataclass(frozen=True, eq=False)
 class SampleScores:
@@ -33,9 +35,9 @@ class SampleScores:
     type_nfn: NDArray[np.float64]
 
 
-def token_moments(totals: NDArray[np.float64], baseline: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+def token_moments(totals: Totals, baseline: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
     """[M, S] mean and standard deviation over tokens of gain over baseline; NaN where no token counts."""
-    tokens = np.where(totals[:, :, 2] > 0, totals[:, :, 2], np.nan)
-    mean = totals[:, :, 0] / tokens
-    variance = np.maximum(totals[:, :, 1] / tokens - mean**2, 0.0)
+    tokens = np.where(totals.tokens > 0, totals.tokens, np.nan)
+    mean = totals.sum_gain / tokens
+    variance = np.maximum(totals.sum_gain_sq / tokens - mean**2, 0.0)
     return mean / baseline[:, None], np.sqrt(variance) / baseline[:, None]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
+from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
-from plop_ext.totals import TOTALS_FIELDS
-from plop_ext.unscored import UnscoredModule
+from plop_ext.totals import TOTALS_FIELDS, Totals
 
 FORMAT = "plop_ext.scores"
 FORMAT_VERSION = 3
@@ -51,13 +51,11 @@ def write(scores: ScoreData, path: str | os.PathLike[str]) -> None:
     write_text_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
-def _with_totals(modules: Sequence[ScoredModule], totals: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _with_totals(modules: Sequence[ScoredModule], totals: Totals) -> list[dict[str, Any]]:
+    fields = totals.fields()
     return [
-        {
-            **vars(module),
-            "totals": {field: row.tolist() for field, row in zip(TOTALS_FIELDS, table.T, strict=True)},
-        }
-        for module, table in zip(modules, totals, strict=True)
+        {**vars(module), "totals": {name: table[index].tolist() for name, table in fields.items()}}
+        for index, module in enumerate(modules)
     ]
 
 
@@ -86,13 +84,13 @@ def _parse(cls: type[ScoresT], content: dict[str, Any]) -> ScoresT:
     )
 
 
-def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, ...], NDArray[np.float64]]:
+def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, ...], Totals]:
     tables = [module.pop("totals") for module in entries]
     for module in entries:
         module.pop("nfn_interval", None)
     modules = (ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])}) for module in entries)
-    totals = _numbers([[table[field] for field in TOTALS_FIELDS] for table in tables], "if", np.float64)
-    return tuple(modules), totals.transpose(0, 2, 1).copy()
+    fields = {name: _numbers([table[name] for table in tables], "if", np.float64) for name in TOTALS_FIELDS}
+    return tuple(modules), Totals.from_fields(fields)
 
 
 def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
@@ -119,19 +117,24 @@ def _check(scores: ScoreData) -> None:
     for item in scores.unscored:
         _require(all(isinstance(text, str) for text in (item.name, item.layer_class, item.reason, item.detail)))
         _require(type(item.wanted) is bool)
-    samples = scores.totals.shape[1]
+    samples = scores.totals.values.shape[1]
     _require(scores.sample_ids.shape == scores.sample_batches.shape == (samples,))
-    _require(bool(np.isfinite(scores.totals).all() and (scores.totals >= 0).all()))
-    _require(bool((scores.totals[:, :, 2].sum(axis=1) > 0).all()))
+    _check_totals(scores.totals, len(scores.modules), samples)
+    _require(bool((scores.totals.tokens.sum(axis=1) > 0).all()))
     if few is not None:
-        _require(few.totals.shape == (len(few.modules), samples, len(TOTALS_FIELDS)))
-        _require(bool(np.isfinite(few.totals).all() and (few.totals >= 0).all()))
+        _check_totals(few.totals, len(few.modules), samples)
         count = len(scores.modules) + len(few.modules)
         _require(all(type(position) is int and 0 <= position < count for position in few.positions))
         _require(len(set(few.positions)) == len(few.modules) == len(few.positions))
     _check_provenance(scores.provenance)
     _require(len(scores.sample_data) == samples)
     _require(bool(np.isfinite(scores.nfn).all()))
+
+
+def _check_totals(totals: Totals, modules: int, samples: int) -> None:
+    values = totals.values
+    _require(values.shape[:-1] == (modules, samples))
+    _require(bool(np.isfinite(values).all() and (values >= 0).all()))
 
 
 def _check_provenance(provenance: Any) -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
-from plop_ext.unscored import MIN_EXPERT_TOKENS, few_routed_detail
+from plop_ext.score_data.modules import MIN_EXPERT_TOKENS, few_routed_detail
+from plop_ext.totals import Totals
 
 # What two runs must share to be one statistic. The cap, the stop rule and the seed of the token phase need not agree.
 SETTINGS = ("mask", "baseline", "probes", "include", "exclude", "compat")
@@ -43,25 +43,25 @@ def merge(cls: type[ScoresT], parts: Sequence[ScoreData]) -> ScoresT:
     for part in parts:
         batches.append(part.sample_batches + offset)
         offset += int(part.sample_batches.max()) + 1
-    modules, totals = tables[0][0], np.concatenate([table for _, table in tables], axis=1)
+    modules, totals = tables[0][0], Totals.join_samples([table for _, table in tables])
     experts = {module.name for part in parts if part.few_tokens is not None for module in part.few_tokens.modules}
-    tokens = totals[:, :, 2].sum(axis=1)
+    tokens = totals.tokens.sum(axis=1)
     few = [i for i, module in enumerate(modules) if module.name in experts and tokens[i] < MIN_EXPERT_TOKENS]
     kept = [i for i in range(len(modules)) if i not in set(few)]
     details = {modules[i].name: few_routed_detail(tokens[i]) for i in few}
     unscored = [item for item in first.unscored if item.name not in experts or item.name in details]
     return cls(
         tuple(modules[i] for i in kept),
-        totals[kept],
+        totals.of_modules(kept),
         np.concatenate([part.sample_ids for part in parts]),
         np.concatenate(batches),
         tuple(replace(item, detail=details.get(item.name, item.detail)) for item in unscored),
         _provenance(parts),
-        FewTokenModules(tuple(modules[i] for i in few), totals[few], tuple(few)) if few else None,
+        FewTokenModules(tuple(modules[i] for i in few), totals.of_modules(few), tuple(few)) if few else None,
     )
 
 
-def _everything(part: ScoreData) -> tuple[list[ScoredModule], NDArray[np.float64]]:
+def _everything(part: ScoreData) -> tuple[list[ScoredModule], Totals]:
     """Put the scored modules and those with too few tokens into the model's order, with their totals."""
     few = part.few_tokens
     if few is None:
@@ -72,7 +72,7 @@ def _everything(part: ScoreData) -> tuple[list[ScoredModule], NDArray[np.float64
     order[[i for i in range(size) if i not in set(placed)]] = np.arange(len(part.modules))
     order[placed] = np.arange(len(part.modules), size)
     modules = [*part.modules, *few.modules]
-    return [modules[i] for i in order], np.concatenate([part.totals, few.totals])[order]
+    return [modules[i] for i in order], Totals.join_modules([part.totals, few.totals]).of_modules(order)
 
 
 def _check(

@@ -17,11 +17,13 @@ from plop_ext._warnings import warn
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.provenance import versions
 from plop_ext.score_data import FewTokenModules, ScoredModule
+from plop_ext.score_data.modules import FEW_ROUTED, MIN_EXPERT_TOKENS, few_routed_detail
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
-from plop_ext.unscored import FEW_ROUTED, MIN_EXPERT_TOKENS, UnscoredModule, few_routed_detail
+from plop_ext.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def describe_run(
 def assemble(
     found: Discovery,
     observed: Observed,
-    totals: np.ndarray[Any, Any],
+    totals: Totals,
     norms: baselines.WeightNorms,
     values: list[float],
     ids: list[int],
@@ -76,17 +78,19 @@ def assemble(
     kept, few, positions = list[int](), list[int](), list[int]()
     unscored = list(found.unscored)
     probed = provenance["settings"]["baseline"] == "probe"
+    counts = totals.sum_samples()
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, values, strict=True)):
-        seen = totals[index].sum(axis=0)
+        tokens = counts.tokens[index]
         reason, detail = observed.unassigned.get(layer.name, ""), ""
         if not reason and not probed:
             reason = norms.failures.get(layer.name, "")
-        if not reason and layer.adapter.routed and seen[2] < MIN_EXPERT_TOKENS:
-            reason, detail = FEW_ROUTED, few_routed_detail(seen[2])
-        if not reason and seen[2:].sum() == 0:
+        if not reason and layer.adapter.routed and tokens < MIN_EXPERT_TOKENS:
+            reason, detail = FEW_ROUTED, few_routed_detail(tokens)
+        if not reason and counts.seen[index] == 0:
             reason = "never called in the forward, or only with masked tokens"
-        elif not reason and seen[2] == 0:
-            reason = f"no usable token: {seen[3]:.0f} zero inputs, {seen[4]:.0f} non-finite"
+        elif not reason and tokens == 0:
+            zero, nonfinite = counts.skipped_zero[index], counts.skipped_nonfinite[index]
+            reason = f"no usable token: {zero:.0f} zero inputs, {nonfinite:.0f} non-finite"
         elif not reason and not (value > 0 and np.isfinite(value)):
             reason = norms.failures.get(layer.name, f"its weight is all zero or not finite (baseline {value:g})")
         if reason:
@@ -99,7 +103,7 @@ def assemble(
         (few if has_few else kept).append(index)
         (few_token_modules if has_few else modules).append(_scored(layer, norm, value, probed))
     if not kept:
-        if (totals[:, :, 2:].sum() == 0) and not observed.unassigned:
+        if not counts.seen.any() and not observed.unassigned:
             step = provenance["settings"]["token_step"]
             if step > 1:
                 raise InputError(
@@ -111,10 +115,10 @@ def assemble(
                 "check `attention_mask`, `labels` and `mask`"
             )
         raise InputError(f"no module could be scored; `{unscored[-1].name}`: {unscored[-1].reason}")
-    few_tokens = FewTokenModules(tuple(few_token_modules), np.ascontiguousarray(totals[few]), tuple(positions))
+    few_tokens = FewTokenModules(tuple(few_token_modules), totals.of_modules(few), tuple(positions))
     return Scores(
         tuple(modules),
-        np.ascontiguousarray(totals[kept]),
+        totals.of_modules(kept),
         np.array(ids, dtype=np.int64),
         np.array(batches, dtype=np.int64),
         tuple(unscored),
@@ -148,7 +152,7 @@ def warn_about(scores: Scores, observed: Observed) -> None:
     if fast is not None and fast["reason"] is not None:
         effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
         warn(f"`fast=True` {effect}: {fast['reason']}")
-    per_sample = scores.totals[:, :, 2].max(axis=0)
+    per_sample = scores.totals.tokens.max(axis=0)
     step = scores.provenance["settings"]["token_step"]
     unread = int((per_sample == 0).sum()) if step > 1 else 0
     if unread:
@@ -163,14 +167,14 @@ def warn_about(scores: Scores, observed: Observed) -> None:
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
             "use longer samples, or more of them"
         )
-    nonfinite = scores.totals[:, :, 4].sum(axis=1)
+    nonfinite = scores.totals.skipped_nonfinite.sum(axis=1)
     if nonfinite.any():
         worst = int(nonfinite.argmax())
         warn(
             f"{int(nonfinite.sum())} token features are NaN or infinite and were left out, most in "
             f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})"
         )
-    zero = scores.totals[:, :, 3].sum(axis=1)
+    zero = scores.totals.skipped_zero.sum(axis=1)
     if zero.any() and scores.provenance["settings"]["compat"] is None:  # the script counts them as a gain of zero
         worst = int(zero.argmax())
         warn(

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
+from plop_ext.totals import Totals
 
 FORMAT = "plop_ext.journal"
 FORMAT_VERSION = 2
@@ -25,7 +25,7 @@ _BASELINE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One batch: its samples' ids, a digest of its contents, its totals [M, B, 5].
+    """One batch: its samples' ids, a digest of its contents, its totals.
 
     `unassigned` are the layers whose rows first belonged to no sample in this batch, with the reason: their totals are
     partial from here on.
@@ -33,7 +33,7 @@ class Record:
 
     ids: tuple[int, ...]
     digest: str
-    totals: NDArray[np.float64]
+    totals: Totals
     unassigned: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -112,12 +112,12 @@ class Journal:
         if self._file is None:
             self._file = self._path.open("xb")
             self._write(self._header)
-        data = np.ascontiguousarray(record.totals).tobytes()
+        data = record.totals.values.tobytes()
         self._write(
             {
                 "ids": record.ids,
                 "digest": record.digest,
-                "shape": record.totals.shape,
+                "shape": record.totals.values.shape,
                 "crc": zlib.crc32(data),
                 "totals": base64.b64encode(data).decode("ascii"),
                 "unassigned": dict(record.unassigned),
@@ -170,7 +170,7 @@ def _decode(line: Mapping[str, Any]) -> Record:
     data = base64.b64decode(line["totals"], validate=True)
     if zlib.crc32(data) != line["crc"]:
         raise ValueError
-    totals = np.frombuffer(data, dtype=np.float64).reshape(line["shape"])
+    totals = Totals(np.frombuffer(data, dtype=np.float64).reshape(line["shape"]))
     return Record(tuple(line["ids"]), line["digest"], totals, dict(line["unassigned"]))
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from plop_ext.collecting.collector import Collector
@@ -19,15 +17,16 @@ from plop_ext.forwards.protocol import Forwards
 from plop_ext.scoring.digest import data_hash, digest, on_host
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
+from plop_ext.totals import Totals
 
 
 @dataclass
 class Samples:
-    """What a run has scored: per sample its id and batch, per batch its totals [M, B, 5] and a digest of it."""
+    """What a run has scored: per sample its id and batch, per batch its totals and a digest of it."""
 
     ids: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
-    tables: list[NDArray[np.float64]] = field(default_factory=list)
+    tables: list[Totals] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
 
     @property
@@ -93,7 +92,7 @@ def run_batches(
         return False
 
     def close(batch: int, ids: tuple[int, ...], fingerprint: str, unassigned: dict[str, str]) -> Record:
-        record = Record(ids, fingerprint, collector.batch_totals(batch).numpy(), unassigned)
+        record = Record(ids, fingerprint, Totals(collector.batch_totals(batch).numpy()), unassigned)
         if journal is not None:
             journal.append(record)
         return record

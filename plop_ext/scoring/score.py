@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from plop_ext.collecting.collector import Collector
@@ -30,6 +29,7 @@ from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.settings import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.statistics import StopRule
+from plop_ext.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def score(
             report = forwards.report()
     if not done.ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
-    totals = np.concatenate(done.tables, axis=1)
+    totals = Totals.join_samples(done.tables)
     available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
 
     stop_report = None if watch is None else watch.report(len(done.ids), available)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from plop_ext.layers import LinearLayer
+from plop_ext.score_data.modules import MIN_EXPERT_TOKENS
 from plop_ext.statistics import GainTable, StopRule, set_stability
-from plop_ext.unscored import MIN_EXPERT_TOKENS
+from plop_ext.totals import Totals
 
 
 class StopWatch:
@@ -34,12 +34,12 @@ class StopWatch:
         """Whether `samples` are enough for the first look, and there was none yet."""
         return self._last == 0 and samples >= self.rule.first_look
 
-    def look(self, tables: Sequence[NDArray[np.float64]], samples: int) -> bool:
-        """Whether the set has settled on the batches so far, [M, B, 5] each, with `samples` in all."""
+    def look(self, tables: Sequence[Totals], samples: int) -> bool:
+        """Whether the set has settled on the batches so far, with `samples` in all."""
         if self.settled or not self.rule.is_due(samples, self._last):
             return self.settled
         self._last = samples
-        table = self._table(np.concatenate(tables, axis=1))
+        table = self._table(Totals.join_samples(tables))
         if table is not None:
             self.stability = set_stability(table, self.rule)
             self.settled = self.stability >= self.rule.confidence
@@ -59,18 +59,11 @@ class StopWatch:
             "available": available,
         }
 
-    def _table(self, totals: NDArray[np.float64]) -> GainTable | None:
+    def _table(self, totals: Totals) -> GainTable | None:
         experts = np.array([layer.adapter.routed for layer in self._layers])
-        seen = totals[:, :, 2].sum(axis=1) >= np.where(experts, MIN_EXPERT_TOKENS, 1)
+        seen = totals.tokens.sum(axis=1) >= np.where(experts, MIN_EXPERT_TOKENS, 1)
         kept = np.flatnonzero(seen & np.isfinite(self._baseline) & (self._baseline > 0))
         if not len(kept):
             return None
         layers = [self._layers[i] for i in kept.tolist()]
-        return GainTable.make(
-            totals[kept, :, 0],
-            totals[kept, :, 2],
-            self._baseline[kept],
-            np.array([layer.out_features for layer in layers], dtype=np.float64),
-            [layer.type for layer in layers],
-            [layer.layer for layer in layers],
-        )
+        return GainTable.of_modules(totals.of_modules(kept), self._baseline[kept], layers)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plop_ext.totals import Totals
+
 Floats = NDArray[np.float64]
+
+
+class Module(Protocol):
+    """What a table has to know of a module: a `ScoredModule`, or a layer that is being scored."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def out_features(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +46,18 @@ class GainTable:
     types: tuple[str, ...]
     type_index: NDArray[np.int64]
     layer: NDArray[np.int64]
+
+    @classmethod
+    def of_modules(cls, totals: Totals, baseline: Floats, modules: Sequence[Module]) -> GainTable:
+        """Make a table of the totals and the baselines [M] of `modules`."""
+        return cls.make(
+            totals.sum_gain,
+            totals.tokens,
+            baseline,
+            np.array([module.out_features for module in modules], dtype=np.float64),
+            [module.type for module in modules],
+            [module.layer for module in modules],
+        )
 
     @classmethod
     def make(

@@ -28,6 +28,7 @@ from plop_ext.streaming.run import Settings, Stream, collect_batches, streaming
 from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights, one_thread
+from plop_ext.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def score_streaming(
         "read_seconds": round(stream.loader.reader.seconds, 3),
         "resumed_at": finished,
     }
-    totals = torch.cat(outcome.totals).numpy()
+    totals = Totals(torch.cat(outcome.totals).numpy())
     norms = WeightNorms(outcome.norms, outcome.failures)
     scores = assemble(model.found, outcome, totals, norms, outcome.values, data.ids, data.numbers, provenance)
     warn_about(scores, outcome)

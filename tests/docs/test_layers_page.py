@@ -10,7 +10,7 @@ import pytest
 import plop_ext.layers.adapter as adapter_module
 from plop_ext.layers.packed_weights import _LAYOUTS
 from plop_ext.layers.targets import _REFUSED_LEAVES, _REFUSING_MODELS, _REWRITTEN_LEAVES
-from plop_ext.unscored import MIN_EXPERT_TOKENS
+from plop_ext.score_data.modules import MIN_EXPERT_TOKENS
 from tests.support.paths import ROOT
 
 TEXT = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")

@@ -212,7 +212,7 @@ def test_a_shared_module_is_one_layer_and_tied_weights_are_two() -> None:
     model.layers[2] = model.layers[0]
     assert [layer.name for layer in discover(model).layers if layer.type == "up"] == ["layers.0.up", "layers.1.up"]
     scores = plop_ext.score(model, [torch.randn(2, 20, 16)], progress=False)
-    assert scores.totals[:, 0, 2].tolist() == [40, 40, 20, 20]
+    assert scores.totals.tokens[:, 0].tolist() == [40, 40, 20, 20]
     tied = Plain()
     tied.layers[1].up.weight = tied.layers[0].up.weight
     assert [layer.name for layer in discover(tied).layers if layer.type == "up"] == ["layers.0.up", "layers.1.up"]

@@ -107,7 +107,7 @@ def test_an_expert_has_its_tokens_and_masked_ones_do_not_count() -> None:
         for projection in ("gate_proj", "up_proj", "down_proj"):
             row = scores.module_names.index(f"model.layers.0.mlp.experts.{expert}.{projection}")
             expected = [int(routed[samples == sample].sum()) for sample in range(12)]
-            assert scores.totals[row, :, 2].tolist() == expected
+            assert scores.totals.tokens[row].tolist() == expected
 
 
 def test_experts_with_too_few_tokens_are_named_and_left_out_of_the_type() -> None:
@@ -143,7 +143,7 @@ def test_batches_add_up_and_every_third_row_is_a_sample_of_them() -> None:
             collector.end()
         parts.append(collector.totals())
     rows = [index for index, layer in enumerate(layers) if layer.name in set(whole.module_names)]
-    torch.testing.assert_close(sum(parts)[rows].numpy(), whole.totals, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sum(parts)[rows].numpy(), whole.totals.values, rtol=1e-9, atol=1e-9)
 
 
 def test_one_projection_can_be_scored_alone() -> None:
@@ -290,7 +290,7 @@ def test_on_cuda_as_on_the_cpu(name: str) -> None:
     model.cuda()
     actual = nfn(quietly(model, [batch]))
     assert actual == pytest.approx(expected, rel=5e-3)  # float32 matmuls of the model itself may run in TF32
-    assert quietly(model, [batch]).totals.tobytes() == quietly(model, [batch]).totals.tobytes()
+    assert quietly(model, [batch]).totals.values.tobytes() == quietly(model, [batch]).totals.values.tobytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -107,7 +107,7 @@ def test_repeated_shared_and_uncalled_modules() -> None:
     scores = quietly(model, [x])
     assert set(scores.module_names) == {"layers.0.up", "layers.0.down"}
     assert nfn(scores) == pytest.approx(oracle(model, {"x": x}, scores, run=called), rel=1e-5)
-    assert scores.totals[0, :, 2].tolist() == [60.0] * 4
+    assert scores.totals.tokens[0].tolist() == [60.0] * 4
     reasons = {item.name: item.reason for item in scores.unscored}
     assert reasons["layers.1.up"] == "the same module as `layers.0.up`"
     assert reasons["spare.0"] == "never called in the forward, or only with masked tokens"
@@ -181,7 +181,7 @@ def test_gradient_checkpointing_counts_each_token_once(reentrant: bool) -> None:
         collector.begin(3, batch["attention_mask"])
         model(**batch, use_cache=False).logits.sum().backward()
         collector.end()
-    torch.testing.assert_close(collector.totals().numpy(), expected.totals, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(collector.totals().numpy(), expected.totals.values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gpt2"])

@@ -19,6 +19,7 @@ from plop_ext.placement import STRATEGIES
 from plop_ext.score_data import ScoredModule
 from tests.support import tiny_models
 from tests.support.architectures import ARCHITECTURES
+from tests.support.totals import make_totals
 
 # Each type's NFN in layers 0 and 1; the means are 1.0, 0.65, 1.1 and 1.6.
 NFN = {"q_proj": (0.4, 1.6), "v_proj": (0.6, 0.7), "up_proj": (1.2, 1.0), "down_proj": (3.0, 0.2)}
@@ -28,15 +29,16 @@ MODULES_RANKED = ("1.down", "0.q", "0.v", "1.v", "1.up", "0.up", "1.q", "0.down"
 
 def scores() -> Scores:
     """One token per module, whose gain is the NFN above."""
-    modules, totals = [], []
+    modules, gains = [], []
     for layer in range(2):
         for name, values in NFN.items():
             part = "self_attn" if name in ("q_proj", "v_proj") else "mlp"
             shape = (8, 4) if name == "v_proj" else (8, 8)
             modules.append(ScoredModule(f"layers.{layer}.{part}.{name}", name, layer, *shape, 1.0, 1.0))
-            totals.append([[values[layer], values[layer] ** 2, 1.0, 0.0, 0.0]])
+            gains.append([values[layer]])
     provenance = {"settings": {"compat": None}, "model": {"class": "Made"}}
-    return Scores(tuple(modules), np.array(totals), np.array([0]), np.array([0]), (), provenance)
+    totals = make_totals(len(modules), 1, sum_gain=gains, sum_gain_sq=np.square(gains), tokens=1)
+    return Scores(tuple(modules), totals, np.array([0]), np.array([0]), (), provenance)
 
 
 def short(placement: Placement) -> set[str]:

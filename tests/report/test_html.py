@@ -203,7 +203,7 @@ def test_paper_script_scores_have_a_page_without_statistics(tmp_path: Path) -> N
     settings = {**plain.provenance["settings"], "compat": "paper-script"}
     found = Scores(
         modules,
-        np.array(plain.totals),
+        plain.totals,
         np.array(plain.sample_ids),
         np.array(plain.sample_batches),
         (),

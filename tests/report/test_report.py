@@ -13,11 +13,12 @@ from rich.console import Console
 
 from plop_ext.errors import InputError
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow
+from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.report import plots, tables
 from plop_ext.report.grid import layer_grid
 from plop_ext.score_data import ScoredModule
 from plop_ext.scores import Scores
-from plop_ext.unscored import UnscoredModule
+from tests.support.totals import make_totals
 
 TYPES = ("q_proj", "v_proj", "down_proj")
 
@@ -30,9 +31,8 @@ def make_scores(layers: int) -> Scores:
         for layer in range(layers)
         for label in TYPES
     )
-    totals = np.zeros((len(modules), 2, 5))
-    totals[:, :, 2] = 10
-    totals[:, :, 0] = 10 * np.array([[gains[module.type]] for module in modules])
+    sums = [[10 * gains[module.type]] for module in modules]
+    totals = make_totals(len(modules), 2, sum_gain=sums, tokens=10)
     provenance = {
         "model": {"class": "Toy"},
         "data": {"name": "toy", "samples": 2},
@@ -83,7 +83,7 @@ def test_layer_grid_leaves_missing_cells_empty() -> None:
     scores = make_scores(2)
     partial = Scores(
         scores.modules[:-1],
-        scores.totals[:-1].copy(),
+        scores.totals.of_modules(slice(-1)),
         scores.sample_ids.copy(),
         scores.sample_batches.copy(),
         (),

@@ -36,7 +36,7 @@ def shards() -> list[dict[str, torch.Tensor]]:
 def test_shards_merged_are_the_whole(tmp_path: Path) -> None:
     whole = run(shards(), data_name="toy")
     merged = Scores.merge([run(shards()[:1], data_name="toy"), run(shards()[1:], data_name="toy")])
-    assert merged.totals.tobytes() == whole.totals.tobytes()
+    assert merged.totals.values.tobytes() == whole.totals.values.tobytes()
     assert merged.sample_ids.tolist() == whole.sample_ids.tolist() == [0, 1, 2, 3, 4]
     assert merged.sample_batches.tolist() == whole.sample_batches.tolist() == [0, 0, 1, 1, 2]
     assert (merged.nfn == whole.nfn).all()
@@ -65,12 +65,12 @@ def test_experts_with_too_few_tokens_in_a_shard_count_in_the_whole(tmp_path: Pat
     for runs in (parts, [Scores.load(tmp_path / f"{number}.json") for number in range(3)]):
         merged = Scores.merge([Scores.merge(runs[:2]), runs[2]])
         assert merged.module_names == whole.module_names and merged.unscored == whole.unscored
-        assert merged.totals.tobytes() == whole.totals.tobytes()
+        assert merged.totals.values.tobytes() == whole.totals.values.tobytes()
         few, few_of_whole = merged.few_tokens, whole.few_tokens
         assert (few is None) == (few_of_whole is None)
         if few is not None and few_of_whole is not None:
             assert few.modules == few_of_whole.modules and few.positions == few_of_whole.positions
-            assert few.totals.tobytes() == few_of_whole.totals.tobytes()
+            assert few.totals.values.tobytes() == few_of_whole.totals.values.tobytes()
     assert all(name not in whole.module_names for name in (item.name for item in whole.unscored))
 
 

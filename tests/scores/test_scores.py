@@ -8,6 +8,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ import torch
 
 import plop_ext
 from plop_ext import InputError, Scores
+from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.score_data import ScoredModule
-from plop_ext.unscored import UnscoredModule
 from tests.support import tiny_models
+from tests.support.totals import make_totals
 
-TOTALS = np.array(
-    [
-        [[6.0, 20.0, 2.0, 0.0, 1.0], [2.0, 4.0, 2.0, 1.0, 0.0]],
-        [[8.0, 40.0, 4.0, 0.0, 0.0], [4.0, 16.0, 2.0, 0.0, 0.0]],
-        [[3.0, 9.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]],
-    ]
+TOTALS = make_totals(
+    3,
+    2,
+    sum_gain=[[6.0, 2.0], [8.0, 4.0], [3.0, 0.0]],
+    sum_gain_sq=[[20.0, 4.0], [40.0, 16.0], [9.0, 0.0]],
+    tokens=[[2.0, 2.0], [4.0, 2.0], [1.0, 0.0]],
+    skipped_zero=[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]],
+    skipped_nonfinite=[[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]],
 )
 
 
@@ -38,7 +42,7 @@ def made(compat: str | None = None, **changes: Any) -> Scores:
             ScoredModule("layers.1.q_proj", "q_proj", 1, 4, 8, 2.0, 4.0),
             ScoredModule("layers.0.up_proj", "up_proj", 0, 4, 16, 1.5, None),
         ),
-        "totals": TOTALS.copy(),
+        "totals": TOTALS,
         "sample_ids": np.array([7, 3]),
         "sample_batches": np.array([0, 1]),
         "unscored": (UnscoredModule("lm_head", "Linear", "outside the repeated blocks"),),
@@ -74,14 +78,14 @@ def test_a_types_nfn_is_the_mean_of_its_modules_lowest_first() -> None:
 
 
 def test_equal_types_are_ordered_by_name() -> None:
-    totals = np.ones((3, 2, 5))
+    totals = make_totals(3, 2, sum_gain=1, tokens=1)
     modules = tuple(replace(module, baseline=1.0) for module in made().modules)
     assert made(totals=totals, modules=modules).types == ("q_proj", "up_proj")
 
 
 def test_scores_are_read_only() -> None:
     scores = made()
-    for array in (scores.totals, scores.sample_ids, scores.sample_batches):
+    for array in (scores.totals.values, scores.totals.tokens, scores.sample_ids, scores.sample_batches):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
     with pytest.raises(AttributeError):
@@ -119,8 +123,8 @@ def test_round_trip_is_bitwise(real: Scores, tmp_path: Path) -> None:
     loaded = Scores.load(path)
     assert loaded.modules == real.modules and loaded.unscored == real.unscored
     assert loaded.provenance == real.provenance and loaded.by_type() == real.by_type()
-    for name in ("totals", "sample_ids", "sample_batches", "nfn"):
-        ours, theirs = getattr(loaded, name), getattr(real, name)
+    for name in ("totals.values", "sample_ids", "sample_batches", "nfn"):
+        ours, theirs = attrgetter(name)(loaded), attrgetter(name)(real)
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes()
     everything = len(real.types)
     assert loaded.place(types=everything).types == real.place(types=everything).types
@@ -132,7 +136,7 @@ def test_round_trip_is_bitwise(real: Scores, tmp_path: Path) -> None:
 def test_samples_without_a_token_and_unknown_norms_survive_the_file(tmp_path: Path) -> None:
     made().save(tmp_path / "scores.json")
     loaded = Scores.load(tmp_path / "scores.json")
-    assert loaded.totals.tobytes() == TOTALS.tobytes() and loaded.modules == made().modules
+    assert loaded.totals.values.tobytes() == TOTALS.values.tobytes() and loaded.modules == made().modules
 
 
 def test_the_file_says_where_the_scores_come_from(real: Scores) -> None:

@@ -254,7 +254,7 @@ def test_sample_ids_are_kept_and_not_passed_to_the_model() -> None:
 def test_forward_decides_how_a_batch_is_run() -> None:
     model, x = Plain(), features()
     scores = score(model, [{"deep": x}], forward=lambda m, batch: m(batch["deep"]))
-    assert scores.totals.tobytes() == score(model, [x]).totals.tobytes()
+    assert scores.totals.values.tobytes() == score(model, [x]).totals.values.tobytes()
 
 
 def test_a_decoder_computes_no_logits_that_no_module_needs() -> None:

@@ -42,7 +42,7 @@ def journal(tmp_path: Path) -> Path:
 
 def same(first: Scores, second: Scores) -> bool:
     return (
-        first.totals.tobytes() == second.totals.tobytes()
+        first.totals.values.tobytes() == second.totals.values.tobytes()
         and first.sample_ids.tolist() == second.sample_ids.tolist()
         and first.sample_batches.tolist() == second.sample_batches.tolist()
     )

@@ -87,10 +87,10 @@ def test_a_plain_module_equals_the_oracle(bias: bool, dtype: torch.dtype, device
 def test_padding_never_counts(name: str, side: str) -> None:
     model, padded = TEXT_MODELS[name](), text(20, 33, 17, side=side)
     ours, alone = score(model, [padded]), score(model, unpadded(padded))
-    assert ours.totals[:, :, 2].tolist() == [[20, 33, 17]] * len(ours.modules)
+    assert ours.totals.tokens.tolist() == [[20, 33, 17]] * len(ours.modules)
     np.testing.assert_allclose(ours.totals, alone.totals, rtol=1e-5)
     counting = score(model, [padded], mask="all")
-    assert (counting.totals[:, :, 2:].sum(axis=2) == 33).all()
+    assert (counting.totals.seen == 33).all()
     assert np.abs(counting.nfn / ours.nfn - 1).max() > 1e-3
 
 
@@ -106,7 +106,7 @@ def test_completion_mask() -> None:
     batch["labels"][0, :12] = -100
     batch["labels"][1, 25:] = -100
     scores = score(model, [batch], mask="completion")
-    assert scores.totals[0, :, 2].tolist() == [18, 25]
+    assert scores.totals.tokens[0].tolist() == [18, 25]
     # The oracle counts what `attention_mask` says, but the model must see the prompt.
     kept = batch["labels"] != -100
     gains: dict[str, Tensor] = {}
@@ -163,7 +163,7 @@ def test_two_runs_give_the_same_bits(device: torch.device) -> None:
     batches = [moved(batch, device) for batch in mixed()]
     for settings in ({}, {"token_step": 3}, {"baseline": "probe"}):
         first, second = (score(model, batches, **settings) for _ in range(2))
-        assert first.totals.tobytes() == second.totals.tobytes()
+        assert first.totals.values.tobytes() == second.totals.values.tobytes()
         assert first.nfn.tobytes() == second.nfn.tobytes()
 
 
@@ -173,9 +173,9 @@ def test_token_step_reads_every_nth_token_from_a_seeded_first_one() -> None:
     sums = set()
     for seed in range(12):
         scores = score(model, [x], token_step=8, seed=seed)
-        assert scores.totals[0, :, 2].tolist() == [8, 8]
-        total = float(scores.totals[0, :, 0].sum())
-        assert total == score(model, [x], token_step=8, seed=seed).totals[0, :, 0].sum()
+        assert scores.totals.tokens[0].tolist() == [8, 8]
+        total = float(scores.totals.sum_gain[0].sum())
+        assert total == score(model, [x], token_step=8, seed=seed).totals.sum_gain[0].sum()
         sums.add(min(range(8), key=lambda phase: abs(float(expected[phase::8].sum()) - total)))
         assert min(abs(float(expected[phase::8].sum()) - total) for phase in range(8)) < 1e-5
     assert len(sums) > 3
@@ -189,7 +189,7 @@ def test_a_sample_of_which_no_token_was_read_is_said_so() -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             scores = score(tiny_models.llama(), [batch], mask="completion", token_step=8, seed=seed)
-        short, long = scores.totals[:, :, 2].max(axis=0).tolist()
+        short, long = scores.totals.tokens.max(axis=0).tolist()
         said = [str(item.message) for item in caught if "`token_step`=8 read no token of 1 of 2" in str(item.message)]
         assert len(said) == (short == 0) and long == 5
         few = [str(item.message) for item in caught if "fewer than 16 counted tokens" in str(item.message)]
@@ -201,7 +201,7 @@ def test_a_sample_of_which_no_token_was_read_is_said_so() -> None:
 
 def test_token_step_keeps_the_mask() -> None:
     scores = score(tiny_models.llama(), [text(40, 64)], token_step=4)
-    assert (np.abs(scores.totals[:, :, 2] - [10, 16]) <= 1).all()
+    assert (np.abs(scores.totals.tokens - [10, 16]) <= 1).all()
 
 
 def test_tokens_without_a_feature_are_left_out_and_counted() -> None:
@@ -209,7 +209,9 @@ def test_tokens_without_a_feature_are_left_out_and_counted() -> None:
     x[0, 3], x[0, 4], x[0, 5, 2], x[1, 7:11], x[1, 29, 0] = torch.nan, torch.inf, 1e30, 0.0, -torch.inf
     with pytest.warns(UserWarning, match=r"4 token features are NaN or infinite and were left out, most in `0` \(4\)"):
         scores = score(model, [x])
-    assert scores.totals[0, :, 2:].tolist() == [[27, 0, 3], [25, 4, 1]]
+    totals = scores.totals
+    assert totals.tokens[0].tolist() == [27, 25]
+    assert totals.skipped_zero[0].tolist() == [0, 4] and totals.skipped_nonfinite[0].tolist() == [3, 1]
     keep = torch.ones(2, 30, dtype=torch.bool)
     keep[0, 3:6], keep[1, 7:11], keep[1, 29] = False, False, False
     expected = reference.token_gains(model[0].weight, x[keep]).mean()
@@ -246,7 +248,7 @@ def test_a_model_on_the_gpu_takes_batches_from_the_host() -> None:
     ours = score(model.cuda(), mixed())
     assert ours.provenance["backend"] == "native-cuda"
     np.testing.assert_allclose(ours.nfn, expected.nfn, rtol=1e-4)
-    assert np.array_equal(ours.totals[:, :, 2], expected.totals[:, :, 2])
+    assert np.array_equal(ours.totals.tokens, expected.totals.tokens)
 
 
 @pytest.mark.gpu

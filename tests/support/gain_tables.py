@@ -10,6 +10,7 @@ import numpy as np
 from plop_ext.score_data import ScoredModule
 from plop_ext.scores import Scores
 from plop_ext.statistics import GainTable
+from tests.support.totals import make_totals
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -63,9 +64,10 @@ def scores(source: GainTable, *, data: str | None = "toy", first_id: int = 0, **
         ScoredModule(f"layers.{layer}.{source.types[t]}", source.types[t], int(layer), 64, int(rows), 1.0, 8.0)
         for t, layer, rows in zip(source.type_index, source.layer, source.out_features, strict=True)
     )
-    totals = np.zeros((len(modules), source.samples, 5))
-    totals[:, :, 0], totals[:, :, 2] = source.sum_gain, source.tokens
-    totals[:, :, 1] = np.divide(source.sum_gain**2, source.tokens, where=source.tokens > 0, out=totals[:, :, 1])
+    gain_sq = np.divide(source.sum_gain**2, source.tokens, where=source.tokens > 0, out=np.zeros_like(source.sum_gain))
+    totals = make_totals(
+        len(modules), source.samples, sum_gain=source.sum_gain, sum_gain_sq=gain_sq, tokens=source.tokens
+    )
     provenance = {
         "model": {"class": "Toy", "parameters": 1_000_000, "weight_bytes": 4_000_000, "dtype": "float32", **model},
         "data": {"name": data, "samples": source.samples},

@@ -69,4 +69,6 @@ def scored(model: nn.Module, data: Any, **settings: Any) -> Scores:
 
 
 def same(first: Scores, second: Scores) -> bool:
-    return first.totals.tobytes() == second.totals.tobytes() and first.nfn.tobytes() == second.nfn.tobytes()
+    return (
+        first.totals.values.tobytes() == second.totals.values.tobytes() and first.nfn.tobytes() == second.nfn.tobytes()
+    )

@@ -15,6 +15,7 @@ from plop_ext.forwards.batch import CACHES
 from plop_ext.forwards.fast.binding import Bindings
 from plop_ext.forwards.fast.blocks import FusedBlock
 from plop_ext.forwards.fast.kernel_audit import Audit, row_errors
+from plop_ext.totals import Totals
 
 
 class BlockCheck:
@@ -77,15 +78,20 @@ class BlockCheck:
             return None
         limit = self._errors[-1][0] / 5
         plain = self._plain.totals().unflatten(1, (-1, totals.shape[1])).sum(dim=1)  # a call after the other
+        ours, theirs = Totals(totals.numpy()).of_modules(self._rows), Totals(plain.numpy())
+        called_elsewhere = ours.seen > theirs.seen
         for index, row in enumerate(self._rows):
             layer = self._collector.layers[row].name
-            for a, b in zip(totals[row].tolist(), plain[index].tolist(), strict=True):  # samples
-                if sum(a[2:]) > sum(b[2:]):  # the layer was also called elsewhere
+            for sample in range(totals.shape[1]):
+                place = index, sample
+                if called_elsewhere[place]:
                     continue
-                if a[2:] != b[2:]:
-                    return f"{layer} counts {a[2:]} and not {b[2:]} tokens, zero inputs and non-finite ones"
-                if not abs(a[0] - b[0]) <= limit * abs(b[0]):
-                    return f"the gains of {layer} in a sample add up to {a[0]:.6g} and not {b[0]:.6g}"
+                a, b = _counts(ours, place), _counts(theirs, place)
+                if a != b:
+                    return f"{layer} counts {a} and not {b} tokens, zero inputs and non-finite ones"
+                gain, expected = float(ours.sum_gain[place]), float(theirs.sum_gain[place])
+                if not abs(gain - expected) <= limit * abs(expected):
+                    return f"the gains of {layer} in a sample add up to {gain:.6g} and not {expected:.6g}"
         return None
 
     def _forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -113,6 +119,12 @@ class BlockCheck:
         errors = row_errors(*(x.flatten(0, -2) for x in (output, reference, reference - hidden_states)))
         self._errors.append((limit, errors.nan_to_num(nan=torch.inf).median()))
         return output
+
+
+def _counts(totals: Totals, place: tuple[int, int]) -> list[float]:
+    """Tokens of a module and sample that count, have a zero input, or are not finite."""
+    fields = (totals.tokens, totals.skipped_zero, totals.skipped_nonfinite)
+    return [float(field[place]) for field in fields]
 
 
 def _without_past(kwargs: dict[str, Any], layer: int) -> dict[str, Any] | None:

@@ -1,17 +1,8 @@
-"""What has no score, and why."""
+"""What has a weight and no score."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-# An expert that saw fewer is left out: its mean would be mostly noise.
-MIN_EXPERT_TOKENS = 16
-FEW_ROUTED = "too few tokens were routed to it"
-
-
-def few_routed_detail(tokens: float) -> str:
-    """How many tokens an expert saw that has no score for it."""
-    return f"{tokens:.0f} of at least {MIN_EXPERT_TOKENS}"
 
 
 @dataclass(frozen=True)
