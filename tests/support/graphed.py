@@ -17,6 +17,7 @@ from plop_ext.forwards import choose
 from plop_ext.forwards.graph import capture
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
+from tests.support.architectures import ARCHITECTURES
 from tests.support.tiny_models import token_batch
 
 Batch = dict[str, Tensor]
@@ -62,6 +63,16 @@ def padded(samples: int, tokens: int, seed: int) -> Batch:
     batch["attention_mask"][-1, -1] = 0
     batch["labels"][:, : tokens // 3 + seed % 3] = -100
     return batch
+
+
+def floats(count: int) -> list[Batch]:
+    """For a model of plain PyTorch."""
+    return [{"x": torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(i))} for i in range(count)]
+
+
+def model_on(name: str, device: torch.device) -> nn.Module:
+    """In bfloat16: of experts in float32 torch multiplies one after the other, and waits to know how many rows."""
+    return ARCHITECTURES[name].build().to(device, torch.bfloat16)
 
 
 def scored(model: nn.Module, data: Any, **settings: Any) -> Scores:

@@ -1,0 +1,1 @@
+from tests.support.projection import projections as projections
