@@ -15,10 +15,10 @@ import pytest
 import plop_ext
 from plop_ext import _warnings
 from plop_ext.scores import Scores
-from tests.conftest import ROOT
 from tests.support import gain_tables, tiny_models
 from tests.support.architecture_parts import text_batch
 from tests.support.architectures import ARCHITECTURES
+from tests.support.paths import ROOT
 
 SHORT = [tiny_models.token_batch([20, 3])]
 
