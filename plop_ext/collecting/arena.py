@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from plop_ext import ops
+from plop_ext.collecting.deferred_outputs import DeferredOutputs
+from plop_ext.collecting.notes import IndexedLayers
+from plop_ext.collecting.rows import as_rows, output_sumsq
+from plop_ext.collecting.summed_inputs import SummedInputs
 from plop_ext.collecting.token_map import TokenMap
 from plop_ext.collecting.transfer import to_device
-from plop_ext.layers import LinearLayer, Split
 from plop_ext.totals import TOTALS_FIELDS
 
 # Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
@@ -41,16 +42,6 @@ class Call(NamedTuple):
     bias: Tensor | None
 
 
-class _Pending(NamedTuple):
-    """A place in the arena that nobody has written yet: an output that a fused kernel is about to read."""
-
-    out: Tensor
-    rows: Tensor  # of the whole module; alive until then, so that its address stays its own
-    version: int  # of `rows`, which are read later
-    bias: Tensor | None
-    layer: LinearLayer
-
-
 class Arena:
     """Buffer for the sums of one device and dtype, and the totals of the running batch.
 
@@ -58,6 +49,10 @@ class Arena:
         device: Where the layers' outputs are.
         dtype: float32 or float64.
         n_layers: Rows of the totals.
+
+    Attributes:
+        inputs: Those summed since the last reduction.
+        deferred: Outputs that a fused kernel is about to read.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, n_layers: int) -> None:
@@ -71,43 +66,34 @@ class Arena:
         self._records: list[int] = []
         self._recorded: set[int] = set()
         self._map: TokenMap | None = None
-        # Inputs already summed since the last reduction: q, k and v share one tensor, gate and up another. A weak
-        # reference keeps no activation alive and cannot be fooled by an id that is used again.
-        self._inputs: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
-        # By address of the first element: views of the output have it too.
-        self._pending: dict[int, _Pending] = {}
+        self.inputs = SummedInputs()
+        self.deferred = DeferredOutputs()
 
     def start_batch(self, batch_size: int) -> None:
         shape = (self._n_layers, batch_size, len(TOTALS_FIELDS))
         with torch.inference_mode(False):
             self._totals = torch.zeros(shape, dtype=torch.float64, device=self.device)
-        self._pending.clear()
+        self.deferred.clear()
         self._reset()
 
     def finish_batch(self) -> Tensor:
         self._reduce()
         return self._totals
 
-    def add(
-        self,
-        layers: Sequence[tuple[int, LinearLayer]],
-        call: Call,
-        token_map: TokenMap,
-        deferred: bool = False,
-    ) -> None:
+    def add(self, layers: IndexedLayers, call: Call, token_map: TokenMap, deferred: bool = False) -> None:
         """Sum the input of one call, and its output once per part.
 
         Args:
             layers: The module's parts with their rows in the totals.
             call: What to read.
             token_map: Its rows.
-            deferred: Leave the output to a fused kernel that asks for `output_sums`; until `settle`.
+            deferred: Leave the output to a fused kernel, by way of `self.deferred`.
         """
         x, x_rows, x_sumsq, y_rows, bias = call
         rows, step, phase = token_map.rows, token_map.step, token_map.phase
         self._admit(layers, token_map)
         in_start, paired = self._used, False
-        known = None if x_sumsq is not None else self._known_input(x)
+        known = None if x_sumsq is not None else self.inputs.find(x)
         if known is not None:
             in_start = known
         elif x_sumsq is not None:
@@ -120,21 +106,19 @@ class Arena:
                 ops.row_sumsq_pair_(self._take(2 * rows), x_rows, y_rows, bias, step, phase)
             else:
                 ops.row_sumsq_(self._take(rows), to_device(x_rows, self.device), None, step, phase)
-            if not x.is_inference():  # it counts no modifications: nothing would tell whether its sums still hold
-                self._inputs[id(x)] = (weakref.ref(x), x._version, in_start)
+            self.inputs.add(x, in_start)
         for index, layer in layers:
             out_start = in_start + rows if paired else self._used
             if not paired:
                 out = self._take(rows)
                 if deferred:
-                    version = 0 if y_rows.is_inference() else y_rows._version
-                    self._pending[_columns(y_rows, layer).data_ptr()] = _Pending(out, y_rows, version, bias, layer)
+                    self.deferred.add(out, y_rows, bias, layer)
                 else:
-                    _output_sumsq(out, y_rows, bias, layer, step, phase)
+                    output_sumsq(out, y_rows, bias, layer, step, phase)
             self._records += (index, in_start, out_start)
             self._recorded.add(index)
 
-    def add_projected(self, layers: Sequence[tuple[int, LinearLayer]], x: Tensor, token_map: TokenMap) -> list[Tensor]:
+    def add_projected(self, layers: IndexedLayers, x: Tensor, token_map: TokenMap) -> list[Tensor]:
         """Sum the input of modules that a fused kernel stands for; its launch is to be the next.
 
         Args:
@@ -146,11 +130,11 @@ class Arena:
             Where the kernel leaves the sums of the parts' outputs, which have no bias.
         """
         self._admit(layers, token_map)
-        in_start = self._known_input(x)
+        in_start = self.inputs.find(x)
         if in_start is None:
             in_start, sums = self._used, self._take(token_map.rows)
             ops.row_sumsq_(sums, as_rows(x), None, token_map.step, token_map.phase)
-            self.know_input(x, sums)
+            self.inputs.add(x, in_start)
         found = []
         for index, _ in layers:
             self._records += (index, in_start, self._used)
@@ -164,36 +148,11 @@ class Arena:
             self._reduce()
             self._map = token_map
 
-    def output_sums(self, y: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Where the sums of a deferred output go, and the bias to subtract first; None if nobody waits for `y`."""
-        pending = self._pending.get(y.data_ptr())
-        if pending is None or _columns(pending.rows, pending.layer).shape.numel() != y.numel():
-            return None
-        del self._pending[y.data_ptr()]
-        _check_unmodified(pending)
-        bias, layer = pending.bias, pending.layer
-        if bias is not None and layer.split is not None:
-            bias = layer.split.select(bias, layer.part).flatten()
-        return pending.out, bias
-
     def input_sums(self, token_map: TokenMap) -> Tensor | None:
-        """Where a fused kernel may leave the sums of what it writes, for `know_input`; None if the arena is full."""
+        """Return where a fused kernel may leave the sums of what it writes; None if the arena is full."""
         if self._map is not token_map or self._used + token_map.rows > self._sums.numel():
             return None
         return self._take(token_map.rows)
-
-    def know_input(self, x: Tensor, sums: Tensor) -> None:
-        """`sums` are those of `x`, as it is now."""
-        if not x.is_inference():
-            self._inputs[id(x)] = (weakref.ref(x), x._version, int(sums.storage_offset()))
-
-    def settle(self) -> None:
-        """Read the deferred outputs that no kernel has asked for."""
-        while self._pending:
-            _, pending = self._pending.popitem()
-            assert self._map is not None
-            _check_unmodified(pending)
-            _output_sumsq(pending.out, pending.rows, pending.bias, pending.layer, self._map.step, self._map.phase)
 
     def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
         """Reduce a routed layer's sums at once: its rows are in an order of their own (see `ops.gain_totals_`)."""
@@ -205,18 +164,15 @@ class Arena:
             self._reduce()
         self._totals[index].zero_()
 
-    def _admit(self, layers: Sequence[tuple[int, LinearLayer]], token_map: TokenMap) -> None:
+    def _admit(self, layers: IndexedLayers, token_map: TokenMap) -> None:
         """Make room for the sums of a call's input and of its outputs, one for each of `layers`."""
-        if any(index in self._recorded for index, _ in layers):  # a second call
-            self._reduce()
+        for index, _ in layers:
+            if index in self._recorded:  # a second call
+                self._reduce()
+                break
         room = (1 + len(layers)) * token_map.rows
         if self._map is not token_map or self._used + room > self._sums.numel():
             self._start(room, token_map)
-
-    def _known_input(self, x: Tensor) -> int | None:
-        """Where the sums of `x`, as it is now, are; None if they are not."""
-        known = self._inputs.get(id(x))
-        return known[2] if known is not None and known[0]() is x and known[1] == x._version else None
 
     def _start(self, room: int, token_map: TokenMap) -> None:
         """Reduce, because the buffer has no `room` for the sums of a call or holds those of other rows."""
@@ -242,7 +198,8 @@ class Arena:
         return view
 
     def _reduce(self) -> None:
-        self.settle()
+        if self._map is not None:
+            self.deferred.flush(self._map.step, self._map.phase)
         if self._records and self._map is not None:
             ops.gain_totals_(self._totals, self._sums, self._map.counted, self._map.offsets, self._records)
         self._reset()
@@ -251,61 +208,5 @@ class Arena:
         self._used = 0
         self._records = []
         self._recorded.clear()
-        self._inputs.clear()
+        self.inputs.clear()
         self._map = None
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """`x` as [T, K] or [N, T, K], without a copy wherever its strides allow, and without its autograd graph."""
-    if x.requires_grad:
-        x = x.detach()
-    return x if x.dim() in (2, 3) else x.reshape(shape_as_rows(x.shape))
-
-
-def shape_as_rows(shape: torch.Size) -> torch.Size:
-    """The shape of what `as_rows` returns."""
-    if len(shape) in (2, 3):
-        return shape
-    return torch.Size((1, *shape)) if len(shape) == 1 else torch.Size((shape[:-2].numel(), *shape[-2:]))
-
-
-def _columns(y: Tensor, layer: LinearLayer) -> Tensor:
-    """The part of a module's output that belongs to `layer`."""
-    return y if layer.split is None else layer.split.select(y, layer.part)
-
-
-def _check_unmodified(pending: _Pending) -> None:
-    """Raise if a deferred output is no longer what the module returned: no hook does that, but code may."""
-    if pending.rows._version != pending.version:
-        raise RuntimeError(
-            f"the output of `{pending.layer.name}` was modified in place before it was read; score without `fast`"
-        )
-
-
-def _output_sumsq(out: Tensor, rows: Tensor, bias: Tensor | None, layer: LinearLayer, step: int, phase: int) -> None:
-    """Write the sums of the part of a module's output [.., M] that belongs to `layer`."""
-    if layer.split is None:
-        ops.row_sumsq_(out, rows, bias, step, phase)
-    else:
-        part_sumsq(out, rows, bias, layer.split, layer.part, step, phase)
-
-
-def part_sumsq(
-    out: Tensor, y: Tensor, bias: Tensor | None, split: Split, part: int, step: int = 1, phase: int = 0
-) -> None:
-    """Write the sums of squares of one part of a fused output to `out`.
-
-    A part in one column range is a view of the rows. One that is spread over the heads is a view [T, heads, width],
-    whose head sums add; so the output is read once however many parts it has.
-    """
-    columns = split.select(y.reshape(-1, y.shape[-1]), part)
-    shift = None if bias is None else split.select(bias, part)
-    if columns.shape[1] == 1 or columns.shape[2] == 1:
-        flat = None if shift is None else shift.flatten().contiguous()
-        squeezed = columns.squeeze(2) if columns.shape[2] == 1 else columns.squeeze(1)
-        ops.row_sumsq_(out, squeezed, flat, step, phase)
-        return
-    columns = columns[phase::step]
-    sums = torch.empty(columns.shape[:2], dtype=out.dtype, device=out.device)
-    ops.row_sumsq_(sums.view(-1), columns, None if shift is None else shift.contiguous())
-    torch.sum(sums, dim=1, out=out)

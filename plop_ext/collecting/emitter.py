@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
 from plop_ext.collecting.arena import Arena
+from plop_ext.collecting.notes import IndexedLayers
+from plop_ext.collecting.running_batch import RunningBatch
 from plop_ext.collecting.token_map import TokenMap
-from plop_ext.layers import LinearLayer
-
-Parts = Sequence[tuple[int, LinearLayer]]
 
 
 class Emitter:
-    """The running batch, as kernels with its rows see it; this one is of no batch, and no sums go anywhere.
+    """The running batch as kernels see it that pass over its rows. This one is of no batch: no sums go anywhere.
 
     Attributes:
         step: Sums are written for every `step`-th row only ...
@@ -25,18 +25,22 @@ class Emitter:
     phase = 0
 
     def make_room(self, vectors: int) -> None:
-        """Call where no output is deferred: reduces now what would else be reduced before the deferred are read."""
+        """Reduce now, while no output is deferred, what the next `vectors` sums would not leave room for."""
+
+    def deferring(self, modules: Collection[nn.Module]) -> AbstractContextManager[None]:
+        """Within the block leave the outputs of `modules` to kernels that ask for their places by `output`."""
+        return nullcontext()
 
     def output(self, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Where the sums of a module's output `y`, or of a part of it, go, and its bias; (None, None): nowhere."""
+        """Return where the sums of a module's output, or of a part of it, go, and its bias; (None, None): nowhere."""
         return None, None
 
     def input(self) -> Tensor | None:
-        """Where the sums of a kernel's result go, for `know`; None: nowhere."""
+        """Return where the sums of a kernel's result go, for `register_input`; None: nowhere."""
         return None
 
     def projected(self, modules: Sequence[nn.Module], x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Where the sums of two outputs go that the next kernel computes from `x`, so that no module is called.
+        """Return where the sums of two outputs go that the next kernel computes from `x`, without calling modules.
 
         Args:
             modules: The two linear layers it stands for, or the one of two parts; without biases.
@@ -44,37 +48,44 @@ class Emitter:
         """
         return None, None
 
-    def know(self, x: Tensor, sums: Tensor | None) -> None:
-        """The kernel has written `sums` of `x`, which modules will read as their input."""
+    def register_input(self, x: Tensor, sums: Tensor | None) -> None:
+        """Note that a kernel has written the `sums` of `x`, which modules will read as their input."""
 
-    def settle(self) -> None:
+    def flush_deferred(self) -> None:
         """Read the deferred outputs that no kernel has asked for, and let go of them."""
 
 
-SILENT = Emitter()
+NO_BATCH = Emitter()
 
 
 class BatchEmitter(Emitter):
     """Puts the sums into an arena.
 
     Args:
+        batch: The running batch.
         arena: Where the sums go.
         token_map: The rows.
-        parts: What is scored of a module, with the rows of the totals.
+        layers_of: What is scored of a module, with the rows of the totals.
     """
 
-    def __init__(self, arena: Arena, token_map: TokenMap, parts: Callable[[nn.Module], Parts]) -> None:
+    def __init__(
+        self, batch: RunningBatch, arena: Arena, token_map: TokenMap, layers_of: Mapping[nn.Module, IndexedLayers]
+    ) -> None:
+        self._batch = batch
         self._arena = arena
         self._map = token_map
-        self._parts = parts
+        self._layers_of = layers_of
         self.step = token_map.step
         self.phase = token_map.phase
 
     def make_room(self, vectors: int) -> None:
         self._arena.make_room(vectors, self._map)
 
+    def deferring(self, modules: Collection[nn.Module]) -> AbstractContextManager[None]:
+        return self._batch.deferring(modules)
+
     def output(self, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return self._arena.output_sums(y) or (None, None)
+        return self._arena.deferred.take(y) or (None, None)
 
     def input(self) -> Tensor | None:
         return self._arena.input_sums(self._map)
@@ -82,17 +93,19 @@ class BatchEmitter(Emitter):
     def projected(self, modules: Sequence[nn.Module], x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         layers, places = [], []
         for position, module in enumerate(modules):
-            for index, layer in self._parts(module):
+            for index, layer in self._layers_of.get(module, ()):
                 layers.append((index, layer))
                 places.append(position if layer.split is None else layer.part)
         if not layers:
             return None, None
+        if not self._map.masked:
+            self._batch.notes.count_all(layers)
         found = dict(zip(places, self._arena.add_projected(layers, x, self._map), strict=True))
         return found.get(0), found.get(1)
 
-    def know(self, x: Tensor, sums: Tensor | None) -> None:
+    def register_input(self, x: Tensor, sums: Tensor | None) -> None:
         if sums is not None:
-            self._arena.know_input(x, sums)
+            self._arena.inputs.add(x, int(sums.storage_offset()))
 
-    def settle(self) -> None:
-        self._arena.settle()
+    def flush_deferred(self) -> None:
+        self._arena.deferred.flush(self.step, self.phase)

@@ -45,8 +45,6 @@ class RoutedCall:
         token: [S] token of each row.
         expert: [S] expert of each row, ascending; ids past the last expert are rows that nobody computes.
         experts: E.
-        samples: [T] sample of each token.
-        counted: [T] bool.
     """
 
     def __init__(
@@ -58,9 +56,8 @@ class RoutedCall:
         token: Tensor,
         expert: Tensor,
         experts: int,
-        samples: Tensor,
-        counted: Tensor,
     ) -> None:
+        samples, counted = tokens.samples(len(hidden), hidden.device)
         self._arena = arena
         self._first_rows = first_rows
         self._tokens = tokens

@@ -92,7 +92,7 @@ def run_batches(
         return False
 
     def close(batch: int, ids: tuple[int, ...], fingerprint: str, unassigned: dict[str, str]) -> Record:
-        record = Record(ids, fingerprint, Totals(collector.batch_totals(batch).numpy()), unassigned)
+        record = Record(ids, fingerprint, Totals(collector.recording.queue.batch(batch).numpy()), unassigned)
         if journal is not None:
             journal.append(record)
         return record

@@ -18,7 +18,7 @@ from benchmarks.overhead import Case, make_case, read_bytes
 from benchmarks.rivals import BestHooks
 from benchmarks.shapes import SHAPES, build
 from benchmarks.variants import BASE, Ready, Variant
-from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.totals_queue import TotalsQueue
 from plop_ext.forwards import choose
 from plop_ext.forwards.graph import capture
 from plop_ext.layers import discover
@@ -99,8 +99,8 @@ def test_the_graphed_forward_is_replayed_on_the_fast_path(case: Case, monkeypatc
     monkeypatch.setattr(choose, "check_graph", lambda model: None)
     graphed = next(variant for variant in variants.VARIANTS if variant.name == variants.FAST_GRAPH)
     sent: list[object] = []
-    send = Collector.send
-    monkeypatch.setattr(Collector, "send", lambda self, totals: (sent.append(totals), send(self, totals)))
+    send = TotalsQueue.send
+    monkeypatch.setattr(TotalsQueue, "send", lambda self, totals: (sent.append(totals), send(self, totals)))
     with graphed.start(case) as ready:
         before = len(sent)
         ready.candidate.run(None)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from plop_ext import Scores, score
-from plop_ext.collecting.arena import part_sumsq
 from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.rows import part_sumsq
 from plop_ext.layers import Split, discover
 from tests.support.architecture_parts import text_batch
 from tests.support.architectures import ARCHITECTURES

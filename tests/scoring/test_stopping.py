@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.totals_queue import TotalsQueue
 from plop_ext.data import batches, encode, load_rows
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
@@ -151,9 +152,9 @@ def test_bad_rules(arguments: dict[str, Any], message: str) -> None:
 def order_of(model: torch.nn.Module, data: list[torch.Tensor], rule: StopRule) -> tuple[str, Scores]:
     """The forwards (f) and reads of totals (digit: of which batch) of a run."""
     order: list[str] = []
-    receive = Collector.batch_totals
+    receive = TotalsQueue.batch
 
-    def spy(self: Collector, batch: int) -> torch.Tensor:
+    def spy(self: TotalsQueue, batch: int) -> torch.Tensor:
         order.append(str(batch))
         return receive(self, batch)
 
@@ -162,7 +163,7 @@ def order_of(model: torch.nn.Module, data: list[torch.Tensor], rule: StopRule) -
         model(batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Collector, "batch_totals", spy)
+        patch.setattr(TotalsQueue, "batch", spy)
         found = score(model, data, stop=rule, max_samples=None, forward=forward, progress=False)
     return "".join(order), found
 
@@ -211,7 +212,7 @@ def test_batch_totals_are_those_of_the_batch(device: torch.device) -> None:
             collector.begin(2)
             model(batch)
             collector.end()
-    parts = [collector.batch_totals(number) for number in (1, 0, 2)]
+    parts = [collector.recording.queue.batch(number) for number in (1, 0, 2)]
     whole = collector.totals()
     for number, part in zip((1, 0, 2), parts, strict=True):
         assert torch.equal(part, whole[:, 2 * number : 2 * number + 2])

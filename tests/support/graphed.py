@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.totals_queue import TotalsQueue
 from plop_ext.forwards import choose
 from plop_ext.forwards.graph import capture
 from plop_ext.scores import Scores
@@ -43,11 +43,11 @@ class Repeated:
 def graphing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A device on which forwards can be graphed, or seem to be."""
     if device.type == "cpu":
-        send = Collector.send
+        send = TotalsQueue.send
         monkeypatch.setattr(capture, "Recorder", Repeated)
         monkeypatch.setattr(choose, "check_graph", lambda model: None)
         # What is sent from a device is a copy.
-        monkeypatch.setattr(Collector, "send", lambda self, totals: send(self, totals.clone()))
+        monkeypatch.setattr(TotalsQueue, "send", lambda self, totals: send(self, totals.clone()))
     return device
 
 

@@ -98,16 +98,21 @@ class BlockCheck:
         fresh = _without_past(kwargs, self.block.module.self_attn.layer_idx)
         before = self._fused.fused
         output = self._fused.forward(hidden_states, *args, **kwargs)
-        tokens = self._collector.tokens
-        if tokens is None or self._fused.fused == before:
+        batch = self._collector.recording.batch
+        if batch is None or self._fused.fused == before:
             return output
         if fresh is None:
             self.obstacle = self.obstacle or "its key-value cache holds earlier tokens"
             return output
         module = self.block.module
         try:
-            with self._collector.paused(), self._bindings.suspended(), _without_hooks(module), self._plain:
-                self._plain.begin_with(tokens)
+            with (
+                self._collector.recording.set_aside(),
+                self._bindings.suspended(),
+                _without_hooks(module),
+                self._plain,
+            ):
+                self._plain.recording.start(batch.tokens)
                 reference = type(module).forward(module, hidden_states, *args, **fresh)
                 self._plain.end()
         except Exception as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.fused_sums import FusedSums
 from plop_ext.forwards.fast import kernels
 from plop_ext.forwards.fast.binding import Bindings
 from plop_ext.forwards.fast.families import ROTARY, Block, Norm
@@ -64,7 +64,7 @@ class FusedBlock:
 
     Args:
         block: The block.
-        collector: Where the sums go.
+        sums: Where the sums go.
         handover: Shared by the blocks of a model.
         projections: Likewise.
         bindings: Gets the forwards.
@@ -76,12 +76,12 @@ class FusedBlock:
     """
 
     def __init__(
-        self, block: Block, collector: Collector, handover: Handover, projections: Projections, bindings: Bindings
+        self, block: Block, sums: FusedSums, handover: Handover, projections: Projections, bindings: Bindings
     ) -> None:
         self.block = block
         self.audit: Audit | None = None
         self.fused = self.plain = 0
-        self._collector = collector
+        self._sums = sums
         self._handover = handover
         self._projections = projections
         self._bindings = bindings
@@ -113,14 +113,14 @@ class FusedBlock:
             self.plain += 1
             return type(module).forward(module, hidden_states, *args, **kwargs)
         self.fused += 1
-        emitter = self._collector.emitter(hidden_states)
+        emitter = self._sums.emitter(hidden_states)
         emitter.make_room(_VECTORS)
         kwargs |= zip(self._parameters, args, strict=False)
-        with self._collector.deferring(block.emitted):
+        with emitter.deferring(block.emitted):
             attended = module.self_attn(hidden_states=module.input_layernorm(hidden_states), **kwargs)[0]
             hidden = self._add(attended, hidden_states, block.after_attention, block.before_mlp)
             hidden = self._add(module.mlp(block.before_mlp.module(hidden)), hidden, block.after_mlp, block.following)
-            emitter.settle()
+            emitter.flush_deferred()
         return hidden
 
     def mlp_forward(self, x: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ class FusedBlock:
         if not self._runs_fused(mlp, x, block.before_mlp):
             return type(mlp).forward(mlp, x)
         if self._projects(x):
-            emitter = self._collector.emitter(x)
+            emitter = self._sums.emitter(x)
             return mlp.down_proj(kernels.gated_projection(x, block.gate_up, block.activation, emitter, self.audit))
         projected = [linear(x) for linear in block.gate_up]
         gate, up = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
         if not kernels.takes_columns(gate, up, x):
             return mlp.down_proj(block.act(gate) * up)
-        emitter = self._collector.emitter(x)
+        emitter = self._sums.emitter(x)
         product = kernels.gated_activation(gate, up, block.activation, emitter, self.audit)
         del gate, up, projected  # as the module lets go of them
         return mlp.down_proj(product)
@@ -151,17 +151,17 @@ class FusedBlock:
             if norms is not None:
                 q, k = (type(norm.module).forward(norm.module, x) for norm, x in zip(norms, (q, k), strict=True))
             original: Callable[..., tuple[Tensor, Tensor]] = self.block.rotary_forward.__globals__[ROTARY]
-            self._collector.emitter(by_token[0].flatten(2)).settle()
+            self._sums.emitter(by_token[0].flatten(2)).flush_deferred()
             return original(q, k, cos, sin, *args, **kwargs)
-        emitter = self._collector.emitter(by_token[0].flatten(2))
+        emitter = self._sums.emitter(by_token[0].flatten(2))
         q, k = kernels.rotary(*by_token, cos, sin, norms, self._unit_offset, emitter, self.audit)
-        emitter.settle()  # v, whose sums no kernel takes, before attention needs the memory
+        emitter.flush_deferred()  # v, whose sums no kernel takes, before attention needs the memory
         return q.transpose(1, 2), k.transpose(1, 2)
 
     def _projects(self, x: Tensor) -> bool:
         """Whether a kernel stands for gate's and up's projection of `x`."""
         linears, projections = self.block.gate_up, self._projections
-        if not (kernels.takes_weights(x, linears) and self._collector.bypassable(linears, x)):
+        if not (kernels.takes_weights(x, linears) and self._sums.bypassable(linears, x)):
             return False
         allowed = projections.agreed or self.audit is not None
         projections.wanted |= not allowed
@@ -172,7 +172,7 @@ class FusedBlock:
         weights = [each.weight for each in (inner, norm) if each is not None]
         if norm is None or not kernels.takes(x, *weights) or not kernels.takes(residual, x):
             return residual + (x if inner is None else type(inner.module).forward(inner.module, x))
-        emitter = self._collector.emitter(x)
+        emitter = self._sums.emitter(x)
         hidden, normed = kernels.add_norm(x, residual, norm, inner, self._unit_offset, emitter, self.audit)
         self._handover.put(norm, hidden, normed)
         return hidden
@@ -184,7 +184,7 @@ class FusedBlock:
                 return normed
             if not self._runs_fused(norm.module, x, norm):
                 return type(norm.module).forward(norm.module, x)
-            emitter = self._collector.emitter(x)
+            emitter = self._sums.emitter(x)
             return kernels.add_norm(x, None, norm, None, self._unit_offset, emitter, self.audit)[1]
 
         return forward

@@ -128,7 +128,7 @@ def add_norm(
         x_sumsq=x_sums,
         normed_sumsq=normed_sums,
     )
-    emitter.know(normed, normed_sums)
+    emitter.register_input(normed, normed_sums)
     return x if hidden is None else hidden, normed
 
 
@@ -153,7 +153,7 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter
         up_sumsq=up_sums,
         out_sumsq=out_sums,
     )
-    emitter.know(out, out_sums)
+    emitter.register_input(out, out_sums)
     return out
 
 
@@ -180,7 +180,7 @@ def gated_projection(
         up_sumsq=up_sums,
         out_sumsq=out_sums,
     )
-    emitter.know(out, out_sums)
+    emitter.register_input(out, out_sums)
     return out
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from plop_ext import ops
 from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.fused_sums import FusedSums
 from plop_ext.forwards.fast import kernels
 from plop_ext.forwards.fast.binding import Bindings
 from plop_ext.forwards.fast.block_audit import BlockCheck
@@ -46,6 +47,7 @@ class FastPath:
     def __init__(self, model: nn.Module, collector: Collector) -> None:
         self._model = model
         self._collector = collector
+        self._sums = FusedSums(collector.recording)
         self._bindings = Bindings()
         self._handover = Handover()
         self._projections = Projections()
@@ -57,7 +59,7 @@ class FastPath:
         self.checked = False
 
     def __enter__(self) -> FastPath:
-        found, reasons = find_blocks(self._model, self._collector.owns)
+        found, reasons = find_blocks(self._model, self._sums.owns)
         device = next((block.before_attention.weight.device for block in found), None)
         if device is not None and ops.STATUS.backend(device) == "pytorch":
             found, reasons = [], [f"there are no native kernels for {device.type}; see `plop doctor`"]
@@ -67,7 +69,7 @@ class FastPath:
         elif not found:
             self.reason = "the model has no blocks of a family that the fast path knows"
         self._blocks = [
-            FusedBlock(block, self._collector, self._handover, self._projections, self._bindings) for block in found
+            FusedBlock(block, self._sums, self._handover, self._projections, self._bindings) for block in found
         ]
         self._bindings.activate()
         self.blocks = len(self._blocks)
@@ -117,7 +119,7 @@ class FastPath:
             return True
         self._leave()
         self.reason = found
-        self._collector.drop_batch()
+        self._collector.recording.queue.drop_last()
         return False
 
     @contextmanager
@@ -147,7 +149,7 @@ class FastPath:
 
     def _disagreement(self, checks: list[BlockCheck]) -> str | None:
         """Why the kernels may not be used, or None."""
-        totals = self._collector.last_totals()
+        totals = self._collector.recording.queue.last()
         for check in checks:
             if check.compared and (found := check.disagreement(totals)) is not None:
                 return f"the fused kernels disagree with the model: {found}"

@@ -31,8 +31,8 @@ _REMEMBERED = 64
 
 
 @dataclass
-class _Rehearsal:
-    """A batch that ran eagerly; `wait` says where it made the host wait, which a capture cannot."""
+class _EagerTrial:
+    """A batch that ran eagerly; `wait` is where it synchronised with the device, which a capture cannot."""
 
     tokens: BatchTokens
     wait: str | None
@@ -82,7 +82,7 @@ class GraphedForwards:
         self._eager = EagerForwards(model, forward, collector)
         self._device = input_device(model)
         self._recorder = capture.Recorder(self._device)
-        self._rehearsals: dict[Hashable, _Rehearsal] = {}
+        self._trials: dict[Hashable, _EagerTrial] = {}
         self._graphs: dict[Hashable, _Graph] = {}
         self._left_out: str | None = None
         self.reason: str | None = None
@@ -106,11 +106,11 @@ class GraphedForwards:
             key = self._key(inputs, size, counted, step, phase)
             graph = self._graphs.get(key)
             if key is not None and graph is None:
-                rehearsal = self._rehearsals.get(key)
-                if rehearsal is None or rehearsal.wait is not None:
-                    # The tokens of a rehearsal become the graph's, and are overwritten: not the caller's mask.
+                trial = self._trials.get(key)
+                if trial is None or trial.wait is not None:
+                    # The tokens of a trial become the graph's, and are overwritten: not the caller's mask.
                     own = BatchTokens(size, None if counted is None else counted.clone(), step, phase)
-                    self._rehearse(key, inputs, own)
+                    self._try_eagerly(key, inputs, own)
                     return
                 if len(self._graphs) < MAX_GRAPHS:
                     graph = self._capture(key, inputs, counted)
@@ -145,9 +145,9 @@ class GraphedForwards:
             self._left_out = str(error)
             return None
 
-    def _rehearse(self, key: Hashable, inputs: Any, tokens: BatchTokens) -> None:
+    def _try_eagerly(self, key: Hashable, inputs: Any, tokens: BatchTokens) -> None:
         """Run a batch eagerly, on the path that a capture of its like would take."""
-        before = self._rehearsals.pop(key, None)
+        before = self._trials.pop(key, None)
         inputs = batch_to_device(inputs, self._device)
         with ExitStack() as stack:
             try:
@@ -155,7 +155,7 @@ class GraphedForwards:
             except UnknownMasks as error:
                 self._stop(str(error))
             waits = stack.enter_context(capture.noting_waits(self._device))
-            self._collector.begin_with(tokens)
+            self._collector.recording.start(tokens)
             self._forward(self._model, inputs)
             self._collector.end()
         if self.reason is not None:
@@ -164,25 +164,25 @@ class GraphedForwards:
         if wait is not None and before is not None:  # once may be a cache that was empty
             self._stop(f"the forward makes the host wait for the device ({wait}), which a captured one cannot")
             return
-        while len(self._rehearsals) >= _REMEMBERED:
-            self._rehearsals.pop(next(iter(self._rehearsals)))
-        self._rehearsals[key] = _Rehearsal(tokens, wait)
+        while len(self._trials) >= _REMEMBERED:
+            self._trials.pop(next(iter(self._trials)))
+        self._trials[key] = _EagerTrial(tokens, wait)
 
     def _capture(self, key: Hashable, inputs: Any, counted: Tensor | None) -> _Graph | None:
-        """The graph of a batch whose like was rehearsed; None, with graphing ended, if it cannot be captured."""
-        tokens = self._rehearsals.pop(key).tokens
+        """The graph of a batch whose like ran eagerly; None, with graphing ended, if it cannot be captured."""
+        tokens = self._trials.pop(key).tokens
         tokens.refill(counted)
         static = on_device(inputs, self._device)
 
         def forward() -> Tensor:
             with decided_masks(static, self._plain):
-                self._collector.begin_with(tokens)
+                self._collector.recording.start(tokens)
                 # A batch of its own, since it may change it.
                 self._forward(self._model, batch_to_device(static, self._device))
-                return self._collector.close()
+                return self._collector.recording.close()
 
         try:
-            with self._collector.separate():
+            with self._collector.recording.set_aside():
                 replay, totals = self._recorder.record(forward)
         except Exception as error:
             self._stop(f"the forward cannot be captured ({capture.cause(error)})")
@@ -195,7 +195,7 @@ class GraphedForwards:
             overwrite(target, source)
         graph.tokens.refill(counted)
         graph.replay()
-        self._collector.send(graph.totals)
+        self._collector.recording.queue.send(graph.totals)
         self.replayed += 1
 
     def _stop(self, reason: str) -> None:
@@ -205,7 +205,7 @@ class GraphedForwards:
 
     def _release(self) -> None:
         self._graphs.clear()
-        self._rehearsals.clear()
+        self._trials.clear()
         self._recorder.release()
 
 

@@ -161,7 +161,8 @@ def test_forwards_that_stand_aside_keep_no_outputs_alive() -> None:
         collector.begin(3, batch["attention_mask"].bool())
         with torch.inference_mode():
             model(**batch, use_cache=False)
-        assert [len(arena._pending) for arena in collector._arenas.values()] == [0]
+        batch_run = collector.recording.batch
+        assert batch_run is not None and [len(arena.deferred) for arena in batch_run.arenas.values()] == [0]
         collector.end()
 
 

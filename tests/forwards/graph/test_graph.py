@@ -159,17 +159,17 @@ def test_runs_keep_no_memory() -> None:
     assert held[1] == held[2] == held[3]  # the first also leaves cuBLAS its workspaces
 
 
-def test_what_is_forgotten_is_rehearsed_again(graphing: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `forget` the next batch of a kind runs eagerly, whether its like was rehearsed or captured."""
-    rehearsed: list[int] = []
-    rehearse = GraphedForwards._rehearse
+def test_what_is_forgotten_is_try_eagerlyd_again(graphing: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `forget` the next batch of a kind runs eagerly, whether its like was tried or captured."""
+    tried: list[int] = []
+    try_eagerly = GraphedForwards._try_eagerly
     model, batches = Plain().to(graphing), floats(8)
 
     def noted(self: GraphedForwards, *args: Any) -> None:
-        rehearsed.append(current)
-        rehearse(self, *args)
+        tried.append(current)
+        try_eagerly(self, *args)
 
-    monkeypatch.setattr(GraphedForwards, "_rehearse", noted)
+    monkeypatch.setattr(GraphedForwards, "_try_eagerly", noted)
     with Collector(model, discover(model).layers) as collector, torch.no_grad():
         with GraphedForwards(model, lambda model, batch: model(batch["x"]), collector) as graphed:
             for current, batch in enumerate(batches):
@@ -178,7 +178,7 @@ def test_what_is_forgotten_is_rehearsed_again(graphing: torch.device, monkeypatc
                 graphed.run(batch, 2, None)
             assert graphed.report()["graph"] == {"captured": 2, "replayed": 5, "reason": None}
         totals = collector.totals()
-    assert rehearsed == [0, 1, 4]
+    assert tried == [0, 1, 4]
     with Collector(model, discover(model).layers) as collector, torch.no_grad():
         for batch in batches:
             collector.begin(2, None)

@@ -72,7 +72,7 @@ def looked(*unused: Any) -> Any:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "qwen3_moe", "gemma3"])
 @pytest.mark.parametrize("make", [plain, padded])
 @pytest.mark.parametrize("capturing", [False, True])
-def test_rehearsal_and_capture_make_the_masks_of_an_eager_forward_and_look_at_nothing(
+def test_trial_and_capture_make_the_masks_of_an_eager_forward_and_look_at_nothing(
     name: str, make: Callable[..., Batch], capturing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ARCHITECTURES[name].build()

@@ -1,0 +1,86 @@
+"""Outputs of layers whose sums of squares are left to a fused kernel that reads them next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from plop_ext.collecting.rows import columns_of, output_sumsq
+from plop_ext.layers import LinearLayer
+
+
+class _Deferred(NamedTuple):
+    out: Tensor
+    rows: Tensor  # of the whole module
+    version: int  # of `rows`
+    bias: Tensor | None
+    layer: LinearLayer
+
+
+class DeferredOutputs:
+    """The outputs that wait for a kernel, with the places where their sums go.
+
+    A kernel is given a tensor and no module: the one that rotates q knows neither that q_proj returned it nor that it
+    is a part of what qkv_proj returned. An output is therefore found by the address of its first element, which every
+    view that starts there has too. Three things make that safe:
+
+    - The entry holds the whole output, so that nothing else can be allocated at its address while it waits.
+    - The number of elements must be that of the layer's columns, which tells q from the [q | k | v] that begins at the
+      same address.
+    - The version of the output must be the one it had when it was deferred. If code has written to it in place since,
+      its sums would be those of other values: that is an error.
+
+    `flush` reads the outputs that no kernel has asked for.
+    """
+
+    def __init__(self) -> None:
+        self._by_address: dict[int, _Deferred] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_address)
+
+    def add(self, out: Tensor, rows: Tensor, bias: Tensor | None, layer: LinearLayer) -> None:
+        """Let an output wait.
+
+        Args:
+            out: Where its sums go.
+            rows: The module's output [.., M], contiguous.
+            bias: [M] or None.
+            layer: Whose columns of `rows` are summed.
+        """
+        version = 0 if rows.is_inference() else rows._version
+        self._by_address[columns_of(rows, layer).data_ptr()] = _Deferred(out, rows, version, bias, layer)
+
+    def take(self, y: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Return where the sums of `y` go, and the bias to subtract first; None if it does not wait.
+
+        Raises:
+            RuntimeError: If the output was modified in place since it was deferred.
+        """
+        found = self._by_address.get(y.data_ptr())
+        if found is None or columns_of(found.rows, found.layer).shape.numel() != y.numel():
+            return None
+        del self._by_address[y.data_ptr()]
+        _check_unmodified(found)
+        bias, layer = found.bias, found.layer
+        if bias is not None and layer.split is not None:
+            bias = layer.split.select(bias, layer.part).flatten()
+        return found.out, bias
+
+    def flush(self, step: int, phase: int) -> None:
+        """Read every `step`-th row of the outputs that still wait, and let go of them."""
+        while self._by_address:
+            _, found = self._by_address.popitem()
+            _check_unmodified(found)
+            output_sumsq(found.out, found.rows, found.bias, found.layer, step, phase)
+
+    def clear(self) -> None:
+        self._by_address.clear()
+
+
+def _check_unmodified(found: _Deferred) -> None:
+    if found.rows._version != found.version:
+        raise RuntimeError(
+            f"the output of `{found.layer.name}` was modified in place before it was read; score without `fast`"
+        )

@@ -1,0 +1,58 @@
+"""The sums that fused kernels take in the place of hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from plop_ext.collecting.emitter import NO_BATCH, BatchEmitter, Emitter
+from plop_ext.collecting.hooks import Hook
+from plop_ext.collecting.recording import Recording
+from plop_ext.layers import is_plain_product
+
+
+class FusedSums:
+    """What fused kernels ask of the recording that a collector's hooks record to.
+
+    Args:
+        recording: The collector's.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+
+    def emitter(self, x: Tensor) -> Emitter:
+        """Return where a kernel that passes over tensors with the rows of `x` [..., K] leaves their sums."""
+        batch = self._recording.batch
+        token_map = None if batch is None else batch.tokens.map_for(x.shape[:-1].numel(), x.device)
+        if batch is None or token_map is None:
+            return NO_BATCH
+        return BatchEmitter(batch, batch.arena_for(x.device, x.dtype), token_map, self._recording.layers_of)
+
+    def bypassable(self, modules: Sequence[nn.Module], x: Tensor) -> bool:
+        """Return whether a kernel may stand for linear layers that read `x` [..., K], and take their outputs' sums.
+
+        Args:
+            modules: Two layers, or one of two parts; what is scored of them has no other part.
+            x: Their input.
+        """
+        if len(set(modules)) < len(modules):
+            return False
+        if any(not self.owns(hook) for module in modules for hook in module._forward_hooks.values()):
+            return False
+        batch = self._recording.batch
+        if batch is None:
+            return True
+        layers = [layer for module in modules for _, layer in self._recording.layers_of.get(module, ())]
+        return (
+            not self._recording.last_call_only
+            and not batch.tokens.time_first(x.shape)
+            and batch.tokens.map_for(x.shape[:-1].numel(), x.device) is not None
+            and all((layer.split is None) == (len(modules) == 2) for layer in layers)
+            and all(is_plain_product(layer.adapter) for layer in layers)
+        )
+
+    def owns(self, hook: object) -> bool:
+        """Return whether a forward hook is one of the collector's."""
+        return isinstance(hook, Hook) and hook.recording is self._recording

@@ -1,0 +1,91 @@
+"""What a collector attaches to the modules of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.collecting import routed_experts
+from plop_ext.collecting.notes import IndexedLayers
+from plop_ext.collecting.recording import Recording
+from plop_ext.layers import Unsupported, weights_in_place
+
+
+class Hook:
+    """Forward hook of one module. Returns None: anything else would replace the module's output.
+
+    Args:
+        recording: What it records to.
+        module: The module.
+        layers: What is scored of it, with the rows of the totals.
+    """
+
+    def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers) -> None:
+        self.recording = recording
+        self._layers = layers
+        self._adapter = layers[0][1].adapter
+        # Read now, not in the forward: accelerate's offload has taken it away again when the hook runs.
+        with weights_in_place(module):
+            bias = self._adapter.bias(module)
+        self._bias = None if bias is None else bias.detach()
+        self._cast_biases: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        batch, adapter = self.recording.batch, self._adapter
+        if batch is None:
+            return
+        x = adapter.input(module, args, kwargs)
+        try:
+            y = adapter.output(module, adapter.base_output(module, x, output))
+        except Unsupported as error:
+            batch.notes.leave_out(self._layers, str(error))
+            return
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
+            batch.notes.leave_out(self._layers, reason)
+            return
+        batch.observe(module, self._layers, x, adapter.input_sumsq(module, x), y, self._bias_of(y))
+
+    def _bias_of(self, y: Tensor) -> Tensor | None:
+        """Return what was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""
+        bias = self._bias
+        if bias is None or (bias.dtype == y.dtype and bias.device == y.device):
+            return bias
+        key = (y.device, y.dtype)
+        if key not in self._cast_biases:
+            self._cast_biases[key] = bias.to(*key)
+        return self._cast_biases[key]
+
+
+class ExpertsObserver:
+    """What an experts module asks at each call, in the place of a hook.
+
+    Args:
+        recording: What it records to.
+        module: The module.
+        layers: What is scored of it, with the rows of the totals.
+    """
+
+    def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers) -> None:
+        self._recording = recording
+        self._experts = int(module.num_experts)  # type: ignore[arg-type]
+        self._first_rows = routed_experts.first_rows(layers, module)
+        self._layers = layers
+
+    def __call__(self, hidden: Tensor, token: Tensor, expert: Tensor) -> routed_experts.RoutedCall | None:
+        batch = self._recording.batch
+        if batch is None or batch.map_for(len(hidden), hidden.device, self._layers) is None:
+            return None
+        arena = batch.arena_for(hidden.device, hidden.dtype)
+        return routed_experts.RoutedCall(arena, self._first_rows, batch.tokens, hidden, token, expert, self._experts)
+
+
+def compiled_calls(module: nn.Module) -> dict[str, Any]:
+    """Return the module's attributes that hold a compiled call, with their eager values."""
+    calls: dict[str, Any] = {"_compiled_call_impl": None}  # set by `module.compile()`
+    inner = module._modules.get("_orig_mod")
+    if inner is not None:  # what `torch.compile(module)` returned
+        calls["forward"] = inner
+    return {name: eager for name, eager in calls.items() if vars(module).get(name) is not None}

@@ -1,0 +1,151 @@
+"""The batch that runs: what its hooks and fused kernels add to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext import ops
+from plop_ext.collecting.arena import Arena, Call
+from plop_ext.collecting.notes import IndexedLayers, Notes
+from plop_ext.collecting.rows import as_rows, shape_as_rows
+from plop_ext.collecting.token_map import BatchTokens, TokenMap
+from plop_ext.collecting.transfer import to_device
+from plop_ext.totals import TOTALS_FIELDS
+
+Arenas = dict[tuple[torch.device, torch.dtype], Arena]
+
+
+class RunningBatch:
+    """One forward, from its announcement to its totals.
+
+    Args:
+        tokens: Which rows count.
+        arenas: By device and type of sums. They outlive the batch; the ones it lacks are added.
+        n_layers: M, rows of the totals.
+        notes: What it shows beside the totals.
+        last_call_only: Keep only the last call of a layer.
+    """
+
+    def __init__(self, tokens: BatchTokens, arenas: Arenas, n_layers: int, notes: Notes, last_call_only: bool) -> None:
+        self.tokens = tokens
+        self.arenas = arenas
+        self.notes = notes
+        self._n_layers = n_layers
+        self._last_call_only = last_call_only
+        self._readings: dict[tuple[torch.Size, torch.Size, torch.device, torch.dtype], _Reading] = {}
+        self._deferring: list[Collection[nn.Module]] = [()]
+        for arena in arenas.values():
+            arena.start_batch(tokens.batch_size)
+
+    def observe(
+        self,
+        module: nn.Module,
+        layers: IndexedLayers,
+        x: Tensor,
+        x_sumsq: Tensor | None,
+        y: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        """Record one call of a module.
+
+        Args:
+            module: The module.
+            layers: What is scored of it, with the rows of the totals.
+            x: Its input [..., K].
+            x_sumsq: [rows] sums of the vectors that W is applied to, where these are not the input's rows.
+            y: Its output [..., M].
+            bias: [M] or None, what was added to `y`.
+        """
+        key = (x.shape, y.shape, y.device, y.dtype)
+        reading = self._readings.get(key) if x_sumsq is None else None
+        if reading is None:
+            reading = self._read(layers, x, x_sumsq, y)
+            if reading is None:
+                return
+            if x_sumsq is None and reading.token_map.masked:  # else every module has to be noted
+                self._readings[key] = reading
+        token_map, arena, are_rows, time_first = reading
+        x_rows, y_rows = x, y
+        if not are_rows or x.requires_grad or y.requires_grad:
+            x_rows, y_rows = x if x_sumsq is not None else as_rows(x), as_rows(y)
+        if time_first:
+            x_rows, y_rows = x_rows.transpose(0, 1), y_rows.transpose(0, 1)
+        if self._last_call_only:
+            for index, _ in layers:
+                arena.forget(index)
+        # A kernel sees rows in the order they have in memory.
+        deferred = module in self._deferring[-1] and x_sumsq is None and y_rows.is_contiguous()
+        arena.add(layers, Call(x, x_rows, x_sumsq, y_rows, bias), token_map, deferred)
+
+    @contextmanager
+    def deferring(self, modules: Collection[nn.Module]) -> Iterator[None]:
+        """Within the block leave the outputs of `modules` to fused kernels (`Emitter.output`)."""
+        self._deferring.append(modules)
+        try:
+            yield
+        finally:
+            self._deferring.pop()
+
+    def map_for(self, rows: int, device: torch.device, layers: IndexedLayers) -> TokenMap | None:
+        """Return the map of `rows` rows; None, noted for `layers`, where they belong to no sample."""
+        token_map = self.tokens.map_for(rows, device)
+        if token_map is None:
+            samples = self.tokens.batch_size
+            self.notes.leave_out(layers, f"its {rows} input rows cannot be assigned to {samples} samples")
+        elif not token_map.masked:
+            self.notes.count_all(layers)
+        return token_map
+
+    def arena_for(self, device: torch.device, dtype: torch.dtype) -> Arena:
+        """Return the arena for outputs of `dtype` on `device`."""
+        key = (device, ops.sum_dtype(dtype))
+        if key not in self.arenas:
+            self.arenas[key] = Arena(*key, self._n_layers)
+            self.arenas[key].start_batch(self.tokens.batch_size)
+        return self.arenas[key]
+
+    def finish(self) -> Tensor:
+        """Reduce what is pending and return the totals [M, B, 5] float64, on the device of the first arena."""
+        totals = [arena.finish_batch() for arena in self.arenas.values()]
+        if not totals:
+            return torch.zeros(self._n_layers, self.tokens.batch_size, len(TOTALS_FIELDS), dtype=torch.float64)
+        merged = totals[0]
+        for other in totals[1:]:
+            merged = merged + to_device(other, merged.device)
+        return merged
+
+    def _read(self, layers: IndexedLayers, x: Tensor, x_sumsq: Tensor | None, y: Tensor) -> _Reading | None:
+        """Return how a call is read; None, noted for `layers`, where it cannot be."""
+        x_shape, y_shape = shape_as_rows(x.shape), shape_as_rows(y.shape)
+        rows = y_shape[:-1].numel()
+        inputs = x_shape[:-1].numel() if x_sumsq is None else len(x_sumsq)
+        if inputs != rows:
+            self.notes.leave_out(layers, f"it maps {inputs} input rows to {rows} output rows")
+            return None
+        token_map = self.map_for(rows, y.device, layers)
+        if token_map is None:
+            return None
+        time_first = x_sumsq is None and self.tokens.time_first(x_shape) and len(y_shape) == 3
+        are_rows = x_shape == x.shape and y_shape == y.shape
+        return _Reading(token_map, self.arena_for(y.device, y.dtype), are_rows, time_first)
+
+
+class _Reading(NamedTuple):
+    """How calls with an input and an output of some shape, type and device are read.
+
+    Attributes:
+        token_map: Their rows.
+        arena: Where the sums go.
+        are_rows: Both have 2 or 3 dimensions.
+        time_first: Inputs are [T, B, K], outputs alike.
+    """
+
+    token_map: TokenMap
+    arena: Arena
+    are_rows: bool
+    time_first: bool
