@@ -38,7 +38,7 @@ class Refuses:
 def refuse_on(device: torch.device, how: str) -> None:
     if device.type == "cpu":
         raise RuntimeError("not while capturing")
-    if how == "a wait":  # that the rehearsal did not have
+    if how == "a wait":  # that the eager trial did not have
         torch.cuda.current_stream().synchronize()
     elif how == "pageable memory":
         torch.ones(1).to(device, non_blocking=True)
