@@ -1,4 +1,4 @@
-"""Whose code a function is: that of a package, or what somebody has put in its place."""
+"""Whether a function is a package's own, or has been replaced by somebody's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 
-def is_code_of(function: Any, package: str) -> bool:
-    """Whether a function, and every function it wraps, is written in an imported package."""
+def is_defined_in(function: Any, package: str) -> bool:
+    """Return whether a function, and every function that it wraps, is defined in an imported package."""
     home = os.path.join(os.path.dirname(sys.modules[package].__file__ or ""), "")
     while function is not None:
         code = getattr(function, "__code__", None)

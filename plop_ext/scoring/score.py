@@ -88,10 +88,10 @@ def score(
             no accuracy on ordinary text and saves most of the overhead. Means stay unbiased, but a sample with fewer
             counted tokens in a row than this, such as a short completion, may give none: then it has no part in
             them, and no score of its own.
-        fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma2, Gemma3 and Phi3 by fused kernels, which take the
-            sums on the way: scoring then costs less than the plain forward. The first batch checks them against the
-            model. Outputs differ in the last bit of a few elements, float32 scores in the sixth digit, 16-bit ones in
-            the third or fourth. Anything else is scored as without it, and a warning says why.
+        fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3 by fused kernels, which take
+            the sums on the way: scoring then costs less than the plain forward. The first batch checks them against
+            the model. Outputs differ in the last bit of a few elements, float32 scores in the sixth digit, 16-bit ones
+            in the third or fourth. Anything else is scored as without it, and a warning says why.
         graph: Replay forwards as CUDA graphs, for a model on one CUDA device. Pays where launching kernels takes
             longer than they run: short batches, or small models. A batch is replayed from the second of its kind on:
             the same shapes, the same first token read, and padding in both or in neither. So make lengths few

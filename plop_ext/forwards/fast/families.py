@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from plop_ext.forwards.defined_in import is_code_of
+from plop_ext.forwards.defined_in import is_defined_in
 from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_HEAD_DIMS, is_aligned
 
 ROTARY = "apply_rotary_pos_emb"
@@ -29,27 +29,33 @@ class Family:
 
     Attributes:
         name: Prefix of its classes in transformers.
+        title: Its name in prose.
         unit_offset: Its norms store weights as their distance from 1.
         norms_before_adding: Outputs of attention and MLP are normed before they are added to the residual.
     """
 
     name: str
+    title: str
     unit_offset: bool = False
     norms_before_adding: bool = False
 
 
-_FAMILIES = {
-    f"{family.name}DecoderLayer": family
-    for family in (
-        Family("Llama"),
-        Family("Mistral"),
-        Family("Qwen2"),
-        Family("Qwen3"),
-        Family("Phi3"),
-        Family("Gemma2", unit_offset=True, norms_before_adding=True),
-        Family("Gemma3", unit_offset=True, norms_before_adding=True),
-    )
-}
+FAMILIES = (
+    Family("Llama", "Llama"),
+    Family("Mistral", "Mistral"),
+    Family("Qwen2", "Qwen2"),
+    Family("Qwen3", "Qwen3"),
+    Family("Gemma2", "Gemma 2", unit_offset=True, norms_before_adding=True),
+    Family("Gemma3", "Gemma 3", unit_offset=True, norms_before_adding=True),
+    Family("Phi3", "Phi-3"),
+)
+_BY_CLASS = {f"{family.name}DecoderLayer": family for family in FAMILIES}
+
+
+def family_titles() -> str:
+    """Return the families as prose lists them; a test holds every such list to this one."""
+    *titles, last = (family.title for family in FAMILIES)
+    return f"{', '.join(titles)} and {last}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: Fal
 def family_of(module: nn.Module) -> Family | None:
     """The family of a decoder layer, by its very class: a subclass may compute anything."""
     kind = type(module)
-    return _FAMILIES.get(kind.__name__) if is_own_class(kind) else None
+    return _BY_CLASS.get(kind.__name__) if is_own_class(kind) else None
 
 
 def is_own_class(kind: type) -> bool:
@@ -202,7 +208,7 @@ def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
 
 def _check_code(kind: type) -> None:
     """Raise if a class' forward is not transformers' own."""
-    if not is_code_of(kind.forward, "transformers"):  # type: ignore[attr-defined]
+    if not is_defined_in(kind.forward, "transformers"):  # type: ignore[attr-defined]
         raise NotFast(f"the forward of {kind.__name__} has been replaced")
 
 

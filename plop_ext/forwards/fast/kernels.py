@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from plop_ext import ops
 from plop_ext.collecting.emitter import Emitter
-from plop_ext.forwards.defined_in import is_code_of
+from plop_ext.forwards.defined_in import is_defined_in
 from plop_ext.forwards.fast.families import Norm
 from plop_ext.forwards.fast.kernel_audit import Audit
 
@@ -242,7 +242,7 @@ def _projected_gelu_scale(x: Tensor, gate_weight: Tensor, up_weight: Tensor, **o
 
 @functools.cache
 def _is_torchs(function: Any) -> bool:
-    return is_code_of(function, "torch")
+    return is_defined_in(function, "torch")
 
 
 def _reads(linear: Any, x: Tensor) -> bool:

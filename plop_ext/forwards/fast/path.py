@@ -34,8 +34,8 @@ class FastPath:
     and are scored by the hooks of the collector.
 
     Args:
-        model: What is scored. Known are the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma2, Gemma3 and Phi3 in
-            float32, float16 or bfloat16, with no hooks and no forwards but their own.
+        model: What is scored. Known are the blocks of `families.FAMILIES` in float32, float16 or bfloat16, with no
+            hooks and no forwards but their own.
         collector: Entered before this and left after it.
 
     Attributes:

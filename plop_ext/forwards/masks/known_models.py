@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from plop_ext.forwards.defined_in import is_code_of
+from plop_ext.forwards.defined_in import is_defined_in
 from plop_ext.forwards.fast.families import captures, family_of, is_own_class
 
 _ATTENTION = ("eager", "sdpa")
@@ -91,8 +91,8 @@ def _is_as_made(module: nn.Module) -> bool:
     if kind is nn.ModuleList:
         return True
     package = "transformers" if is_own_class(kind) else "peft" if _is_of_peft(kind) else None
-    is_called_as_made = kind.__call__ is nn.Module.__call__ or is_code_of(kind.__call__, "transformers")
-    return package is not None and is_called_as_made and is_code_of(kind.forward, package)
+    is_called_as_made = kind.__call__ is nn.Module.__call__ or is_defined_in(kind.__call__, "transformers")
+    return package is not None and is_called_as_made and is_defined_in(kind.forward, package)
 
 
 def _makes_its_masks(model: Any) -> bool:
@@ -105,4 +105,4 @@ def _makes_its_masks(model: Any) -> bool:
         if attention not in known:  # it is given the mask as it is
             return False
         makers.append(known[attention])
-    return all(is_code_of(maker, "transformers") for maker in makers)
+    return all(is_defined_in(maker, "transformers") for maker in makers)
