@@ -114,6 +114,6 @@ def scoring_bytes(config: Mapping[str, Any], rows: int, itemsize: int) -> dict[s
     again = 2 * w.hidden + (0 if w.experts else w.hidden)
     size = rows * itemsize * config["num_hidden_layers"]
     found = {"shared": (inputs + outputs) * size, "per_module": (inputs + again + outputs) * size}
-    # Fused experts are no part of the fast path.
+    # Stacked experts are no part of the fast path.
     found["fast"] = found["shared"] if w.experts else (w.keys + w.queries) * size
     return found

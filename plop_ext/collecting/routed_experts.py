@@ -1,4 +1,4 @@
-"""Observes fused experts: the grouped forward of transformers, with a look at z and W z of every expert.
+"""Observes stacked experts: the grouped forward of transformers, with a look at z and W z of every expert.
 
 transformers lets a model run its experts by a registered function (`ALL_EXPERTS_FUNCTIONS`). The one here sorts the
 rows by expert and multiplies them as transformers' own `grouped_mm` does, up to rounding. In between, the sums of

@@ -20,7 +20,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """One logical matrix W of a module: all of it, a column range of a fused weight, or one expert's projection.
+    """One logical matrix W of a module: all of it, a column range of a packed weight, or one expert's projection.
 
     Attributes:
         suffix: What its name adds to the module's: empty, `.q`, `.3.gate_proj`.

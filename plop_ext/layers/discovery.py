@@ -12,7 +12,7 @@ from plop_ext.errors import InputError
 # Each registers its adapters; the last imported is asked first, so `quantized` has to follow `opaque`.
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
-from plop_ext.layers.experts import ExpertsAdapter, holds_fused_experts
+from plop_ext.layers.experts import ExpertsAdapter, holds_stacked_experts
 from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
@@ -32,7 +32,7 @@ _STATE_SPACE = {"A_log"}
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """One logical matrix to score: a module, a part of a fused one, or one expert's projection.
+    """One logical matrix to score: a module, a part of a packed one, or one expert's projection.
 
     Attributes:
         name: Full module name, and the part's after it.
@@ -43,7 +43,7 @@ class LinearLayer:
         module: The module itself; parts of one share it.
         adapter: How to read it.
         part: Its place among the parts of the module.
-        split: Layout of the module's outputs if it is fused, else None.
+        split: Layout of the module's outputs if it is packed, else None.
         target: What PEFT would adapt to reach it.
     """
 
@@ -81,7 +81,7 @@ class _Candidate:
     split: Split | None
 
     def named_by(self, pattern: str) -> bool:
-        """Whether `pattern` names the module or, of a fused one, the part; experts are picked by projection."""
+        """Whether `pattern` names the module or, of a packed one, the part; experts are picked by projection."""
         names = (self.path.name, self.path.name + self.part.type_suffix)
         return any(matches_suffix(name, pattern) for name in names)
 
@@ -108,7 +108,7 @@ def discover(
         exclude: Leave out the layers whose name ends with one of these at a dot.
         scope: Of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. What `include` names counts
             whatever the scope.
-        everything: Score what the published script does: every `nn.Linear`, heads too, fused ones as one matrix, and
+        everything: Score what the published script does: every `nn.Linear`, heads too, packed ones as one matrix, and
             nothing else.
 
     Returns:
@@ -161,7 +161,7 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
-    is_moe = any(holds_fused_experts(module) for _, module in base_modules(model))
+    is_moe = any(holds_stacked_experts(module) for _, module in base_modules(model))
     layers = tuple(
         LinearLayer(
             candidate.name,
@@ -238,7 +238,7 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
 
 
 def _type_path(candidate: _Candidate) -> ModulePath:
-    """The path that names the type: an expert's projection is a type of its own, a fused weight's part is not yet."""
+    """The path that names the type: an expert's projection is a type of its own, a packed weight's part is not yet."""
     if candidate.split is not None or not candidate.type_suffix:
         return candidate.path
     suffix = candidate.type_suffix

@@ -1,4 +1,4 @@
-"""Fused experts of transformers 5: one module holds all experts of a layer as 3-D parameters.
+"""Stacked experts of transformers 5: one module holds all experts of a layer as 3-D parameters.
 
 No hook on a module sees one expert. `plop_ext.collecting.routed_experts` observes the grouped forward instead; this
 adapter says what there is to see: per expert the gate, the up and the down projection.
@@ -22,7 +22,7 @@ from plop_ext.layers.split import Split
 _FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
 
 
-def holds_fused_experts(module: nn.Module) -> bool:
+def holds_stacked_experts(module: nn.Module) -> bool:
     """Whether `module` is a set of stacked experts of any class, also one that cannot be scored."""
     down = getattr(module, "down_proj", None)
     return isinstance(down, Tensor) and down.dim() == 3
@@ -56,7 +56,7 @@ class ExpertsAdapter(LayerAdapter):
     routed = True
 
     def matches(self, module: nn.Module) -> bool:
-        return holds_fused_experts(module) and all(hasattr(module, flag) for flag in _FLAGS)
+        return holds_stacked_experts(module) and all(hasattr(module, flag) for flag in _FLAGS)
 
     def check(self, module: nn.Module) -> None:
         layer: Any = module

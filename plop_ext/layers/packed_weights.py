@@ -1,7 +1,7 @@
 """Which weights of known architectures hold q, k and v, or gate and up, and how their columns are laid out.
 
-The layout of a fused weight is not in the weight: it is in the lines of the forward that take it apart. Each entry
-below states what those lines do. An unknown fused weight is scored as the one matrix it is.
+The layout of a packed weight is not in the weight: it is in the lines of the forward that take it apart. Each entry
+below states what those lines do. An unknown packed weight is scored as the one matrix it is.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ _LAYOUTS: dict[tuple[str, str], Layout] = {
 
 
 def split_for(config: Any, name: str, out_features: int) -> Split | None:
-    """The layout of module `name`'s outputs, if it is a fused weight of a known architecture.
+    """The layout of module `name`'s outputs, if it is a packed weight of a known architecture.
 
     Args:
         config: The configuration that the nearest enclosing module carries, or None.

@@ -1,4 +1,4 @@
-"""How the outputs of one fused weight divide into logical matrices: q, k and v, or gate and up."""
+"""How the outputs of one packed weight divide into logical matrices: q, k and v, or gate and up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Column layout of a fused output: groups of `sum(sizes)` columns, each holding `sizes[i]` columns of part i.
+    """Column layout of a packed output: groups of `sum(sizes)` columns, each holding `sizes[i]` columns of part i.
 
     One group is the plain concatenation [q | k | v]; one group per head is GPT-NeoX's [q0 k0 v0 q1 k1 v1 ...]; sizes
     of (1, 1) are gpt-oss' interleaved gate and up.

@@ -9,7 +9,7 @@ from torch import nn
 from plop_ext.layers.adapter import LayerAdapter
 from plop_ext.layers.experts import ExpertsAdapter
 
-# On models with fused experts PEFT turns entries of `target_modules` with these leaf names into all experts of all
+# On models with stacked experts PEFT turns entries of `target_modules` with these leaf names into all experts of all
 # layers (`peft.utils.transformers_weight_conversion`), also when an adapter is loaded. The weight itself, as a
 # 2-D `target_parameters` entry, is left alone.
 _REWRITTEN_LEAVES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -48,7 +48,7 @@ def target_of(
         module: The module.
         adapter: Its adapter.
         part: Which of its parts.
-        is_moe: Whether the model has fused experts.
+        is_moe: Whether the model has stacked experts.
     """
     if isinstance(adapter, ExpertsAdapter):
         parameter = adapter.projections(module)[part // int(module.num_experts)].parameter  # type: ignore[arg-type]

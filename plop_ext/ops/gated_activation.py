@@ -59,7 +59,7 @@ def gated_activation_(
     Args:
         out: [R, I], written, contiguous: the input of the down projection.
         gate: [R, I] float32, float16 or bfloat16, I a multiple of 8, strides (s, 1) with s a multiple of 8, so that
-            the halves of a fused projection can be read in place.
+            the halves of a packed projection can be read in place.
         up: [R, I], likewise.
         activation: `"silu"` or `"gelu_tanh"`.
         gate_bias: [I], that the projection added to gate; `gate_sumsq` is taken without it.

@@ -69,7 +69,7 @@ def rotary_(
         q_out: [B, T, H, D], written, contiguous. Transpose it to get the [B, H, T, D] that attention takes.
         k_out: [B, T, Hk, D], written, contiguous.
         q: [B, T, H, D] float32, float16 or bfloat16, D a multiple of 16, at most 256; strides (T * s, s, D, 1) with s
-            a multiple of 8, so that the parts of a fused projection can be read in place.
+            a multiple of 8, so that the parts of a packed projection can be read in place.
         k: [B, T, Hk, D], likewise.
         cos: [B or 1, T, R], contiguous, R <= D a multiple of 16.
         sin: Like `cos`.

@@ -30,8 +30,8 @@ FORMAT_VERSION = 1
 class Placement:
     """The modules that get LoRA, with all it takes to configure and check them.
 
-    What was chosen and what PEFT adapts can differ: PEFT knows modules and parameters, not the parts of a fused weight
-    or single experts, and it refuses a few modules. `notes` says where.
+    What was chosen and what PEFT adapts can differ: PEFT knows modules and parameters, not the parts of a packed
+    weight or single experts, and it refuses a few modules. `notes` says where.
 
     Attributes:
         modules: Full names of the chosen modules and parts, in the model's order.
@@ -98,7 +98,7 @@ class Placement:
         adapter keeps its input and r values per token for the backward:
         \(\sum_m B T a r_m + \sum_x B T w K_x\). Where the adapters' type is not the model's, PEFT casts, and x runs
         over all modules with w = a; otherwise over distinct tensors (q, k and v share one) with w the model's bytes
-        per value. A parameter of fused experts is kept once more, with its update added, whatever the tokens. The
+        per value. A parameter of stacked experts is kept once more, with its update added, whatever the tokens. The
         activations of the model itself, a dropout's masks and workspaces are not part of it.
 
         Args:
@@ -135,9 +135,9 @@ class Placement:
         """Keyword arguments for `LoraConfig(**targets)`, as PEFT's own placement helpers return them.
 
         Full names: PEFT matches a list entry as a suffix at a dot, so a short one could select other modules too. Of
-        a model with fused experts, experts and dense MLPs are `target_parameters`, because PEFT turns such entries of
-        `target_modules` into all experts of all layers; `target_modules` is then a list even if it is empty, because
-        PEFT adds its defaults otherwise.
+        a model with stacked experts, experts and dense MLPs are `target_parameters`, because PEFT turns such entries
+        of `target_modules` into all experts of all layers; `target_modules` is then a list even if it is empty,
+        because PEFT adds its defaults otherwise.
 
         Raises:
             InputError: If PEFT can adapt nothing of what was chosen.

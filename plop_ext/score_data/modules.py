@@ -28,10 +28,10 @@ class ScoredModule:
         out_features: M.
         baseline: b, its gain on random inputs.
         weight_norm: ||W||_F, or None where the weight cannot be read.
-        kind: What it is: `"linear"`, `"Conv1D (transposed)"`, `"fused experts"`, `"bitsandbytes 4-bit"`, ...
+        kind: What it is: `"linear"`, `"Conv1D (transposed)"`, `"stacked experts"`, `"bitsandbytes 4-bit"`, ...
         baseline_from: What b comes from: the `"weight"`, the `"dequantized"` weight, the `"identity"` pushed through
             the module where its weight cannot be read, or random inputs (`"probe"`).
-        target: Full name of the module, or of the parameter, that PEFT adapts to reach it; several parts of a fused
+        target: Full name of the module, or of the parameter, that PEFT adapts to reach it; several parts of a packed
             weight and all experts of a layer share one. Empty: the module itself.
         target_parameter: Whether `target` is an entry of `target_parameters`.
         target_size: Parameters that LoRA of rank 1 adds to the whole target; 0: in_features + out_features.

@@ -53,7 +53,7 @@ def describe_run(
         "data": data,
         "settings": settings,
         "stop": stop,
-        # The model's own way to run fused experts; scoring runs them grouped, where each expert can be observed.
+        # The model's own way to run stacked experts; scoring runs them grouped, where each expert can be observed.
         "experts_implementation": observed.experts_implementation,
         "backend": ops.STATUS.backend(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

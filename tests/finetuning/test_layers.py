@@ -1,4 +1,4 @@
-"""A placement on experts, on dense weights of a mixture, and on fused weights trains, reloads, and leaves no trace."""
+"""A placement on experts, on dense weights of a mixture and on packed weights trains, reloads, and leaves no trace."""
 
 from __future__ import annotations
 

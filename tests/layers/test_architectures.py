@@ -48,11 +48,11 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     assert len(scores.types) == case.types, scores.types
 
     # Every score is right.
-    expected = oracle(model, batch, scores, fused=case.fused)
+    expected = oracle(model, batch, scores, packed=case.packed)
     tolerance = 1e-4 if any(module.kind == "stacked experts" for module in scores.modules) else 1e-5
     actual = dict(zip(scores.module_names, scores.nfn.tolist(), strict=True))
     assert actual == pytest.approx(expected, rel=tolerance)
-    for leaf in case.fused:
+    for leaf in case.packed:
         assert any(f".{leaf}." in entry for entry in actual), f"{leaf} is not scored by parts"
 
     # What is placed is what PEFT wraps, at the size it says, also after a reload.

@@ -1,4 +1,4 @@
-"""Fused experts: every implementation, the few-token rule, what PEFT adapts, and that the model is left as it was."""
+"""Stacked experts: every implementation, the few-token rule, what PEFT adapts, and a model left as it was."""
 
 from __future__ import annotations
 

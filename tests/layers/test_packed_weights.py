@@ -17,7 +17,7 @@ from tests.support.architectures import ARCHITECTURES
 from tests.support.layer_oracle import oracle
 from tests.support.quiet import nfn, quietly
 
-FUSED = ["phi3", "gpt2", "gpt_neox", "falcon_new", "bloom", "codegen"]
+PACKED = ["phi3", "gpt2", "gpt_neox", "falcon_new", "bloom", "codegen"]
 
 
 def scores_of(name: str, **settings: Any) -> Scores:
@@ -62,7 +62,7 @@ def test_part_sums_of_every_layout(
     torch.testing.assert_close(whole, centred.square().sum(-1).reshape(-1))
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", PACKED)
 def test_parts_in_every_third_row_add_up(name: str) -> None:
     model, batch = ARCHITECTURES[name].build(), text_batch()
     layers = discover(model).layers
@@ -87,7 +87,7 @@ def test_parts_in_other_types(name: str, dtype: torch.dtype) -> None:
         scores = score(model, [text_batch()], progress=False)
     # In bfloat16 the output was rounded to three digits by the model; the mean of 58 gains is better than one of them.
     tolerance = 5e-3 if dtype == torch.bfloat16 else 1e-9
-    assert nfn(scores) == pytest.approx(oracle(model, text_batch(), scores, fused=case.fused), rel=tolerance)
+    assert nfn(scores) == pytest.approx(oracle(model, text_batch(), scores, packed=case.packed), rel=tolerance)
 
 
 @pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox", "bloom"])
@@ -105,7 +105,7 @@ def test_the_squares_of_parts_add_up_to_the_whole(name: str) -> None:
     norms = {module.name: module.weight_norm for module in scores.modules}
     for owner, module in ARCHITECTURES[name].build().named_modules():
         parts = [norm for entry, norm in norms.items() if entry.rpartition(".")[0] == owner and norm is not None]
-        if parts and owner.rsplit(".", 1)[-1] in ARCHITECTURES[name].fused:
+        if parts and owner.rsplit(".", 1)[-1] in ARCHITECTURES[name].packed:
             assert sum(norm**2 for norm in parts) == pytest.approx(float(module.weight.square().sum()), rel=1e-5)
 
 
@@ -184,7 +184,7 @@ def test_an_unknown_fused_weight_is_scored_as_one_matrix() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", PACKED)
 def test_on_cuda_as_on_the_cpu(name: str) -> None:
     case = ARCHITECTURES[name]
     scores = score(case.build().double().cuda(), [text_batch()], progress=False)

@@ -127,7 +127,7 @@ def check(model: nn.Module, kind: str, baseline_from: str, rel: float, **kwargs:
         scores = score(model, [batch], progress=False, **kwargs)
         modules = dict(model.named_modules())
         weights = {name: by_identity(modules[name]) for name in {module.target for module in scores.modules}}
-        expected = oracle(model, batch, scores, weights=weights, fused=ARCHITECTURES["phi3"].fused)
+        expected = oracle(model, batch, scores, weights=weights, packed=ARCHITECTURES["phi3"].packed)
     assert {module.kind for module in scores.modules} == {kind}
     assert {module.baseline_from for module in scores.modules} == {baseline_from}
     assert dict(zip(scores.module_names, scores.nfn.tolist(), strict=True)) == pytest.approx(expected, rel=rel)
@@ -206,7 +206,7 @@ def test_parts_of_a_quantized_fused_weight() -> None:
     def gate_up(columns: int) -> dict[str, Tensor]:
         return dict(zip(("gate", "up"), torch.arange(columns).chunk(2), strict=True))
 
-    expected = oracle(model, batch, scores, weights=weights, fused={"qkv_proj": qkv, "gate_up_proj": gate_up})
+    expected = oracle(model, batch, scores, weights=weights, packed={"qkv_proj": qkv, "gate_up_proj": gate_up})
     assert dict(zip(scores.module_names, scores.nfn.tolist(), strict=True)) == pytest.approx(expected, rel=1e-5)
     assert len(scores.types) == 7
 

@@ -132,11 +132,11 @@ def test_errors(device: torch.device, kernel: Any, change: dict[str, Any], text:
 def test_one_bias_per_head(
     device: torch.device, kernel: str, dtype: torch.dtype, shape: tuple[int, int, int], step: int
 ) -> None:
-    """Heads of a fused projection: the q, k and v of each head lie side by side, so rows are views with gaps."""
+    """Heads of a packed projection: the q, k and v of each head lie side by side, so rows are views with gaps."""
     tokens, heads, width = shape
-    fused = torch.randn(tokens, heads, 3, width).to(device, dtype)
+    packed = torch.randn(tokens, heads, 3, width).to(device, dtype)
     bias = (torch.randn(heads, 3, width) * 3).to(device, dtype)
-    x, shift = fused[:, :, 1], bias[:, 1].contiguous()
+    x, shift = packed[:, :, 1], bias[:, 1].contiguous()
     sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     expected = (x.double() - shift.double()).square().sum(-1).reshape(-1)[step - 1 :: step]
     out = torch.full(expected.shape, -1.0, dtype=sum_dtype, device=device)

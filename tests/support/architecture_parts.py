@@ -1,4 +1,4 @@
-"""Sizes, batches and builders of the tiny architectures, and the layouts of their fused weights.
+"""Sizes, batches and builders of the tiny architectures, and the layouts of their packed weights.
 
 A layout says which output columns are q, k and v (or gate and up): the lines of the model's forward that take the
 output apart, applied to the column numbers.

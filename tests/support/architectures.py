@@ -1,6 +1,6 @@
 """Tiny models of many architectures, built from transformers' own configurations, with a batch each.
 
-Their inputs and the column layouts of their fused weights are in `tests.support.architecture_parts`.
+Their inputs and the column layouts of their packed weights are in `tests.support.architecture_parts`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Architecture:
     Attributes:
         build: Makes the model.
         batch: Makes its inputs.
-        fused: Leaf name to a function from the number of columns to each part's columns.
+        packed: Leaf name to a function from the number of columns to each part's columns.
         kwargs: Arguments of `score`.
         types: How many types it must have, as a check that the right layers were found.
     """
@@ -56,7 +56,7 @@ class Architecture:
     build: Callable[[], nn.Module]
     batch: Callable[[], dict[str, Tensor]]
     types: int
-    fused: dict[str, Callable[[int], Columns]] = field(default_factory=dict)
+    packed: dict[str, Callable[[int], Columns]] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 

@@ -108,7 +108,7 @@ def tables(batch: int, length: int, width: int, like: tuple[torch.device, torch.
 def heads_of_fused(
     batch: int, length: int, q_heads: int, k_heads: int, width: int, like: tuple[torch.device, torch.dtype]
 ) -> tuple[Tensor, Tensor]:
-    """q [B, T, H, D] and k [B, T, Hk, D] that lie in one fused projection, as Phi3 reads them."""
+    """q [B, T, H, D] and k [B, T, Hk, D] that lie in one packed projection, as Phi3 reads them."""
     qkv = randn(batch, length, (q_heads + 2 * k_heads) * width, like=like)
     q, k, _ = qkv.split([q_heads * width, k_heads * width, k_heads * width], dim=-1)
     return q.view(batch, length, q_heads, width), k.view(batch, length, k_heads, width)

@@ -109,7 +109,7 @@ def oracle(
     batch: Mapping[str, Tensor],
     scores: Scores,
     *,
-    fused: Mapping[str, Callable[[int], Columns]] | None = None,
+    packed: Mapping[str, Callable[[int], Columns]] | None = None,
     weights: Mapping[str, Tensor] | None = None,
     run: Callable[[nn.Module, Mapping[str, Tensor]], Any] | None = None,
 ) -> dict[str, float]:
@@ -119,7 +119,7 @@ def oracle(
         model: Run once on `batch`.
         batch: Its inputs; `attention_mask` says which tokens count, where a layer's rows are the mask's tokens.
         scores: Names the entries.
-        fused: Columns of the parts of fused weights, by leaf name.
+        packed: Columns of the parts of packed weights, by leaf name.
         weights: [M, K] by module name, where they cannot be written out here (quantized).
         run: How to run the model.
     """
@@ -158,8 +158,8 @@ def oracle(
             continue
         weight = weights[owner].double() if weights else dense_weight(module)
         if suffix:
-            assert fused is not None
-            weight = weight[fused[owner.rsplit(".", 1)[-1]](weight.shape[0])[suffix]]
+            assert packed is not None
+            weight = weight[packed[owner.rsplit(".", 1)[-1]](weight.shape[0])[suffix]]
         values = []
         for call in calls[owner]:
             z = patches(module, call[0]) if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else call[0]
