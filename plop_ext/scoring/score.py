@@ -67,7 +67,8 @@ def score(
 
     Args:
         model: Any module made of linear layers: plain, packed, quantized, convolutions, stacked experts
-            (docs/layers.md). A `torch.compile`d model is scored eagerly; of one with LoRA adapters the base layers are scored.
+            (docs/layers.md). A `torch.compile`d model is scored eagerly; of one with LoRA adapters the base layers are
+            scored.
         dataloader: Batches: a dict is passed as keywords, a tuple or list as arguments, a tensor as the only one. A
             dict may carry `sample_ids` [B], which is taken out.
         max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
