@@ -49,6 +49,11 @@ DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
 class BuildNative(build_ext):
     """Writes a build.ninja for the two libraries and runs it."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.inplace:  # or an editable install, whose own folder setuptools deletes: both reuse the same objects
+            self.build_temp = str(ROOT / "build" / "inplace")
+
     def run(self) -> None:
         import ninja
         import pybind11

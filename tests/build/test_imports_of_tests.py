@@ -9,8 +9,6 @@ import pytest
 
 from tests.support.paths import ROOT
 
-FILES = sorted((ROOT / "tests").rglob("*.py"))
-
 
 def imported_from_tests(path: Path) -> set[str]:
     """The modules of `tests` that a file imports, anywhere in it."""
@@ -27,10 +25,14 @@ def imported_from_tests(path: Path) -> set[str]:
     return {name for name in found if name.startswith("tests.")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_support_is_imported(path: Path) -> None:
-    others = {name for name in imported_from_tests(path) if not f"{name}.".startswith("tests.support.")}
-    assert not others, f"move what is shared to tests/support: {sorted(others)}"
+def test_only_support_is_imported() -> None:
+    found = {path.relative_to(ROOT).as_posix(): imported_from_tests(path) for path in (ROOT / "tests").rglob("*.py")}
+    wrong = {
+        path: others
+        for path, names in found.items()
+        if (others := {name for name in names if not f"{name}.".startswith("tests.support.")})
+    }
+    assert not wrong, f"move what is shared to tests/support: {wrong}"
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,26 @@ def test_every_source_is_built_and_shipped(setup: Any) -> None:
     assert "graft csrc" in (ROOT / "MANIFEST.in").read_text()
 
 
+@pytest.mark.parametrize("chosen", ["inplace", "editable_mode"])
+def test_an_editable_install_and_an_inplace_build_share_their_objects(setup: Any, chosen: str) -> None:
+    from setuptools import Distribution
+
+    command = setup.BuildNative(Distribution({"name": "plop_ext"}))
+    setattr(command, chosen, True)
+    command.build_temp = "a temporary folder"
+    command.finalize_options()
+    assert command.inplace and Path(command.build_temp) == ROOT / "build" / "inplace"
+
+
+def test_a_wheel_is_built_where_setuptools_says(setup: Any) -> None:
+    from setuptools import Distribution
+
+    command = setup.BuildNative(Distribution({"name": "plop_ext"}))
+    command.build_temp = "a temporary folder"
+    command.finalize_options()
+    assert command.build_temp == "a temporary folder"
+
+
 def test_the_kernels_compile_without_cuda_and_without_a_warning(tmp_path: Path) -> None:
     places = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
     command = [sys.executable, "setup.py", "--quiet", "build_ext", *places]
