@@ -24,7 +24,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Part:
+class Stage:
     """What one part of a forward moves and computes."""
 
     name: str
@@ -61,15 +61,15 @@ class Widths:
         )
 
 
-def forward_parts(config: Mapping[str, Any], batch: int, tokens: int, itemsize: int) -> list[Part]:
+def forward_parts(config: Mapping[str, Any], batch: int, tokens: int, itemsize: int) -> list[Stage]:
     """The parts of a plain forward without `lm_head`."""
     w, rows = Widths.of(config), batch * tokens
 
-    def matrix(name: str, k: int, m: int) -> Part:
-        return Part(name, (k * m + rows * (k + m)) * itemsize, 2.0 * rows * k * m)
+    def matrix(name: str, k: int, m: int) -> Stage:
+        return Stage(name, (k * m + rows * (k + m)) * itemsize, 2.0 * rows * k * m)
 
-    def elementwise(name: str, features: int) -> Part:
-        return Part(name, rows * features * itemsize)
+    def elementwise(name: str, features: int) -> Stage:
+        return Stage(name, rows * features * itemsize)
 
     causal = 2.0 * batch * tokens * tokens * w.queries  # half of q k^T and of its product with v
     block = [
@@ -78,7 +78,7 @@ def forward_parts(config: Mapping[str, Any], batch: int, tokens: int, itemsize: 
         matrix("k_proj", w.hidden, w.keys),
         matrix("v_proj", w.hidden, w.keys),
         elementwise("rotary", 2 * (w.queries + w.keys)),
-        Part("attention", rows * 2 * (w.queries + w.keys) * itemsize, causal),
+        Stage("attention", rows * 2 * (w.queries + w.keys) * itemsize, causal),
         matrix("o_proj", w.queries, w.hidden),
         elementwise("add, norm", 4 * w.hidden),
     ]
@@ -88,7 +88,7 @@ def forward_parts(config: Mapping[str, Any], batch: int, tokens: int, itemsize: 
         moved = min(w.experts, routed) * weights + 2 * rows * w.hidden + routed * 6 * w.intermediate
         block += [
             matrix("router", w.hidden, w.experts),
-            Part("experts", moved * itemsize, 2.0 * routed * weights),
+            Stage("experts", moved * itemsize, 2.0 * routed * weights),
         ]
     else:
         block += [

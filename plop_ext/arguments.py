@@ -1,4 +1,4 @@
-"""Checks that arguments share."""
+"""Checks of arguments that several functions share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from plop_ext.errors import InputError
 
 
 def check_seed(**values: Any) -> None:
-    """Refuse seeds that numpy's generators do not take."""
+    """Check that seeds are in the range of numpy's generators."""
     check_whole(least=0, most=2**32 - 1, **values)
 
 
 def check_whole(*, least: int = 1, most: int | None = None, **values: Any) -> None:
-    """Refuse arguments that are no whole number, or out of range; None passes, which leaves the choice to the callee.
+    """Check that arguments are whole numbers within a range, or None, which stands for a default.
 
     Args:
         least: Smallest value allowed.
@@ -22,7 +22,7 @@ def check_whole(*, least: int = 1, most: int | None = None, **values: Any) -> No
         **values: The arguments by name.
 
     Raises:
-        InputError: For the first that is refused.
+        InputError: For the first argument that is not.
     """
     for name, value in values.items():
         if value is None:

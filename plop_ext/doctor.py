@@ -1,4 +1,4 @@
-"""Says what this installation can do, and what to do about what it cannot."""
+"""Report which kernels and packages this installation can use, and how to get those that it lacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "r
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what, its value, and whether it is as it should be."""
+    """One line of the report: the subject, its value, and whether it is as expected."""
 
     what: str
     value: str
@@ -26,7 +26,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Check versions, kernels and devices, and run both ops on every device there is."""
+    """Check versions, kernels and devices, and run both ops on every device."""
     info = native.build_info()
     findings = [
         Finding("plop_ext", f"{__version__}, Python {platform.python_version()}, {platform.machine()}"),

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside their destination, then renamed. JSON files say what they are."""
+"""Atomic writes, by renaming a temporary file beside the destination, and checked reads of JSON files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a private temporary file or folder the permissions that any other new one would have."""
+    """Set the permissions of a private temporary file or folder to those of an ordinary new one."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
@@ -56,7 +56,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_json(path: str | os.PathLike[str], file_format: str, version: int, writer: str) -> dict[str, Any]:
-    """Read a JSON file of ours and check what it is.
+    """Read a JSON file that this package wrote, and check its format and version.
 
     Raises:
         InputError: If it cannot be read, is not JSON, is another kind of file, or has another version.
@@ -65,7 +65,7 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {error.strerror}; name a file written by {writer}") from error
-    except (ValueError, RecursionError) as error:  # also no UTF-8, a number of 5,000 digits, lists nested without end
+    except (ValueError, RecursionError) as error:  # also invalid UTF-8, numbers of over 4,300 digits, endless nesting
         raise InputError(f"`{path}` is not JSON; name a file written by {writer}") from error
     if not isinstance(content, dict) or content.get("format") != file_format:
         kind = content.get("format", "another JSON file") if isinstance(content, dict) else "another JSON file"

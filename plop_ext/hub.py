@@ -1,4 +1,4 @@
-"""Reaching the Hugging Face hub, or finding out at once that it cannot be reached."""
+"""Access to the Hugging Face hub that fails at once if the hub cannot be reached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def hub_reachable() -> bool:
-    """Tell whether the hub's host name resolves; behind a proxy, which resolves names itself, assume that it does."""
+    """Return whether the hub's host name resolves; behind a proxy, which resolves names itself, return True."""
     if any(os.environ.get(name) for name in _PROXIES):
         return True
     host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
@@ -26,9 +26,9 @@ def hub_reachable() -> bool:
 
 @contextmanager
 def cached_when_offline() -> Iterator[bool]:
-    """Within the block, answer hub requests from the local cache if the hub cannot be reached.
+    """Answer hub requests within the block from the local cache if the hub cannot be reached.
 
-    Without this every request is first retried for 23 s, with a line of output for each attempt.
+    Otherwise every request would be retried for 23 s, with a line of output for each attempt.
 
     Yields:
         Whether the hub can be reached.

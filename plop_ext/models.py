@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer, whole or not at all."""
+"""Load a model and its tokenizer; refuse incomplete checkpoints."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model and its tokenizer.
 
-    A checkpoint that declares a causal language model, or nothing, is loaded as one; any other as the class that it
-    declares, or without a head, so that encoders can be scored too. A checkpoint that does not fill the whole model is
-    refused: its random weights would be scored like trained ones.
+    A checkpoint that declares a causal language model, or no class, is loaded as a causal language model. Any other is
+    loaded as the class that it declares, or without a head, so that encoders can be scored too. A checkpoint that
+    lacks weights of the model is refused, because the missing weights would be random.
 
     Args:
         name_or_path: Folder of a model, its name on the hub, or `"plop-tiny"`, which ships with the package.
-        dtype: Floating-point type of the weights: `"auto"`, the checkpoint's own; or the name of a `torch.dtype`, or
-            one itself.
-        device: Device to load to. Default CUDA if there is any, else the CPU.
+        dtype: Floating-point type of the weights: `"auto"` (the checkpoint's own), a `torch.dtype`, or its name.
+        device: Device to load to. Default CUDA if available, otherwise the CPU.
         attn_implementation: Attention kernel, such as `"eager"`, `"sdpa"` or `"flash_attention_2"`. Default the
             model's own choice.
-        for_training: On a CPU, load the weights in float32 where `dtype` is `"auto"`: half-precision matrix products
-            are slow there.
+        for_training: On a CPU, load the weights in float32 if `dtype` is `"auto"`, because half-precision matrix
+            products are slow there.
 
     Returns:
         The model in eval mode, and the tokenizer, which pads with its end-of-sequence token if it has no padding
@@ -53,7 +52,7 @@ def load_model(
 
     Raises:
         InputError: If there is no such model, its files are damaged or incomplete, or an argument is out of range.
-        SetupError: If the model is on the hub, which cannot be reached, or needs a package that is not installed.
+        SetupError: If the model is on the hub and the hub cannot be reached, or a package that it needs is missing.
 
     Example:
         >>> from plop_ext.models import load_model
@@ -61,8 +60,8 @@ def load_model(
         >>> model.training
         False
     """
-    placed = check_device(device)
-    wanted = check_dtype(dtype)
+    placed = parse_device(device)
+    wanted = parse_dtype(dtype)
     if for_training and placed.type == "cpu" and wanted == "auto":
         wanted = torch.float32
     if name_or_path == demo_assets.MODEL_NAME:
@@ -121,13 +120,13 @@ def _load(
         logger.info("%s: %d weights of the checkpoint are not used", name, len(report["unexpected_keys"]))
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    # Scores and adapters name the model by it; the embedded one's folder moves with the environment.
+    # Scores and adapters record this name. The folder of the packaged model depends on the environment.
     model.name_or_path = model.config.name_or_path = name
     return model.eval(), tokenizer
 
 
 def model_class(config: Any) -> Any:
-    """Choose the class to load a checkpoint with."""
+    """Return the class to load a checkpoint with."""
     import transformers
 
     declared = (getattr(config, "architectures", None) or [""])[0]
@@ -138,7 +137,7 @@ def model_class(config: Any) -> Any:
 
 
 def is_model_folder(name: str, folder: Path) -> bool:
-    """Return whether `folder` holds a model; False if there is none, and `name` may be one on the hub."""
+    """Return whether `folder` holds a model; False if the folder does not exist and `name` may be on the hub."""
     if folder.is_file():
         raise InputError(f"`name_or_path` {name} is a file; give the folder that holds the model's config.json")
     if not folder.is_dir():
@@ -158,7 +157,7 @@ def is_model_folder(name: str, folder: Path) -> bool:
 
 @contextmanager
 def explained(name: str, part: str) -> Iterator[None]:
-    """Turn any failure to load into one line."""
+    """Turn any failure to load within the block into a one-line error."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -180,7 +179,7 @@ def explained(name: str, part: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and load reports of transformers: what matters in them is raised instead."""
+    """Silence the progress bars and load reports of transformers; this module raises errors for their contents."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
@@ -195,8 +194,8 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def check_device(device: str | torch.device | None) -> torch.device:
-    """Check a device."""
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """Return the device, by default CUDA if available, or raise an error that names it."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -210,8 +209,8 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """Check a floating-point type."""
+def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """Return `"auto"` or the floating-point type of that name, or raise an error that names it."""
     chosen = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if chosen != "auto" and not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
         raise InputError(f"`dtype` {dtype!r} is no floating-point type; give auto, float32, bfloat16 or float16")

@@ -1,4 +1,4 @@
-"""Module types: the name of a module without its layer index, and what a type is for."""
+"""Module types: the name of a module without its layer index, and the role of a type."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _MLP_LEAVES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"
 
 @dataclass(frozen=True)
 class ModulePath:
-    """A module name taken apart.
+    """A parsed module name.
 
     Attributes:
         name: Full module name.
-        layer: Index of the outermost repeated block it sits in, or None.
+        layer: Index of the outermost repeated block that holds the module, or None.
         type_path: The name without the indices of repeated blocks; modules of one type share it.
-        in_block: The part of `type_path` below the innermost repeated block; all of it where there is none.
+        in_block: The part of `type_path` below the innermost repeated block; all of it if there is none.
     """
 
     name: str
@@ -44,10 +44,10 @@ class ModulePath:
 
 
 def module_path(model: nn.Module, name: str) -> ModulePath:
-    """Take `name` apart, as a module of `model`.
+    """Parse `name`, as the name of a module of `model`.
 
-    A number is a block index if its parent is an `nn.ModuleList`, or if more of the name follows it. The last number
-    of `nn.Sequential(...)`'s children is their position, which tells what they are, and stays.
+    A number is a block index if its parent is an `nn.ModuleList`, or if more of the name follows it. A number at the
+    end below an `nn.Sequential` is the position of the module, which defines its role, and is kept.
     """
     parts = name.split(".")
     kept: list[str] = []
@@ -68,11 +68,11 @@ def module_path(model: nn.Module, name: str) -> ModulePath:
 def label_types(paths: Sequence[ModulePath]) -> list[str]:
     """Label each module's type by its shortest suffix that no other type shares.
 
-    The whole path inside the block is a label too if it is no other type's: BERT's `output.dense` beside
+    The whole path inside the block is also a label if it belongs to a single type: BERT's `output.dense` beside
     `attention.output.dense`.
 
     Returns:
-        One label per path, in order; two paths get the same label exactly if they share `type_path`.
+        One label per path, in order; two paths get the same label if and only if they share `type_path`.
     """
     blocks = {path.type_path: path.in_block for path in paths}
     suffixes: Counter[str] = Counter()
@@ -90,7 +90,7 @@ def label_types(paths: Sequence[ModulePath]) -> list[str]:
 
 
 def as_patterns(patterns: str | Sequence[str], argument: str) -> tuple[str, ...]:
-    """The suffixes that `include` or `exclude` (the `argument`) names; a string is one, not its letters."""
+    """Return the suffixes that `include` or `exclude` (the `argument`) names; a string is a single suffix."""
     listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in listed:
         if not isinstance(pattern, str):
@@ -99,16 +99,16 @@ def as_patterns(patterns: str | Sequence[str], argument: str) -> tuple[str, ...]
 
 
 def matches_suffix(name: str, pattern: str) -> bool:
-    """PEFT's rule for a list entry of `target_modules`: equal, or a suffix at a dot."""
+    """Return whether PEFT matches `pattern`, an entry of `target_modules`, to `name`: equal, or a suffix at a dot."""
     return name == pattern or name.endswith("." + pattern)
 
 
 def family(type_label: str, name: str) -> str:
-    """`"attention"`, `"mlp"` or `"other"`, by the field's usual names.
+    """Return `"attention"`, `"mlp"` or `"other"`, by the usual names of such modules.
 
     Args:
-        type_label: The type's label.
-        name: Full name of one of its modules: the block it sits in often says what the label does not.
+        type_label: Label of the type.
+        name: Full name of one of its modules, whose enclosing block often tells more than the label.
     """
     leaf = type_label.rsplit(".", 1)[-1]
     parts = [part.lower() for part in name.split(".")[:-1]]
@@ -122,6 +122,6 @@ def family(type_label: str, name: str) -> str:
 
 
 def _suffixes(path: str) -> list[str]:
-    """Suffixes of a dotted path, shortest first."""
+    """Return the suffixes of a dotted path, shortest first."""
     parts = path.split(".")
     return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]

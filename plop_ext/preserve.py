@@ -1,4 +1,4 @@
-"""Leave a model as it was found, whatever was done to it in between."""
+"""Restore a model and the random state after they were changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block every module is in eval mode and no gradient is recorded; then each gets its mode back."""
+    """Put every module in eval mode without gradients within the block, and restore the modes after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def random_state() -> Iterator[None]:
-    """Give the random generators of Python, NumPy and torch, on every device, their state back after the block."""
+    """Restore the random generators of Python, NumPy and torch, on every device, after the block."""
     python, numpy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -53,11 +53,11 @@ def random_state() -> Iterator[None]:
 
 
 class Snapshot:
-    """What adapters and a trainer change in a model: its tree of modules, flags, hooks, types and trained values.
+    """The state that adapters and a trainer change in a model: its tree of modules, flags, hooks, types and values.
 
-    The tree is recorded and not undone by PEFT's `unload`, because an adapter that fails halfway through its injection
-    leaves nothing to call that on. Values are copied only for buffers and for the weights that `protect` is told of;
-    the rest of the model is frozen.
+    The tree is restored from a record, not by PEFT's `unload`, because an adapter whose injection fails halfway leaves
+    no object with that method. Values are copied only for buffers and for the weights that are trainable at the time
+    of `protect`; the rest of the model is frozen.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,7 +80,7 @@ class Snapshot:
         self._values: list[tuple[nn.Parameter, Tensor]] = []
 
     def widen(self) -> None:
-        """Turn half-precision weights and buffers to float32 until the model is restored."""
+        """Convert half-precision weights and buffers to float32 until the model is restored."""
         for weight, *_ in self._parameters:
             if weight.dtype in _HALF:
                 weight.data = weight.data.float()
@@ -93,13 +93,13 @@ class Snapshot:
         self._values = [(weight, data.clone()) for weight, _, _, data in self._parameters if weight.requires_grad]
 
     def restore_types(self) -> None:
-        """Give weights and buffers their types back, but keep what was trained."""
+        """Restore the types of weights and buffers, but keep the trained values."""
         for weight, _, _, data in self._parameters:
             weight.data = weight.data.to(data.dtype) if weight.requires_grad else data
         self._restore_buffers()
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         for module, children in self._children:
             module._modules.clear()
             module._modules.update(children)
@@ -120,7 +120,7 @@ class Snapshot:
         self.restore_config()
 
     def restore_config(self) -> None:
-        """Give the model's configuration its cache setting back, which a trainer turns off."""
+        """Restore the cache setting of the model's configuration, which a trainer turns off."""
         if self._use_cache is not None:
             self._model.config.use_cache = self._use_cache
 

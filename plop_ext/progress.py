@@ -11,8 +11,8 @@ def progress_bar(description: str, total: int | None, enabled: bool = True) -> I
     """Show a bar with count, rate and time left while the context lasts.
 
     Args:
-        description: What is going on.
-        total: How many steps, or None if unknown.
+        description: Text before the bar.
+        total: Number of steps, or None if unknown.
         enabled: False yields a function that does nothing.
 
     Yields:
@@ -47,5 +47,5 @@ def progress_bar(description: str, total: int | None, enabled: bool = True) -> I
             progress.update(task, advance=steps, note=note)
 
         yield advance
-        # Data may run out before the total that was announced: what is done is all there was.
+        # The data may end before the announced total, which is then the number of steps done.
         progress.update(task, total=progress.tasks[task].completed)

@@ -1,4 +1,4 @@
-"""Where a result comes from: the model and the software that made it."""
+"""The provenance of a result: the model, and the versions of the software."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from plop_ext._version import __version__
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Class, name, architecture, size and type of a model.
+    """Return class, name, architecture, size and type of a model.
 
-    `parameters` counts weights that a quantizer packs one by one where the model knows how (transformers);
-    `weight_bytes` is what it holds in memory, buffers included: some quantizers keep their weights there.
+    `parameters` counts packed weights of quantizers one by one if the model supports it (transformers does).
+    `weight_bytes` includes buffers, because some quantizers store their weights there.
     """
     config = getattr(model, "config", None)
     parameter = next(model.parameters(), None)
@@ -35,7 +35,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of this package and of those a score depends on, where they are installed. Read once."""
+    """Return the versions of this package and of the installed packages that scores depend on; cached."""
     found = {"plop_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
     for package in ("transformers", "peft"):
         try:

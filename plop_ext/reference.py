@@ -1,6 +1,6 @@
-"""The oracle: NFN and the fused ops by their definitions, naive and in float64. Shares no code with what it checks.
+"""The oracle: NFN and the fused ops by their definitions, naive and in float64, independent of the code under test.
 
-NFN keeps every activation and multiplies W z again, so it is for tests and small models only.
+`nfn` keeps every activation and computes W z again, so it is for tests and small models only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def token_gains(weight: Tensor, inputs: Tensor) -> Tensor:
-    """Gain ||W z|| / ||z|| of each row of `inputs`.
+    """Return the gain ||W z|| / ||z|| of each row of `inputs`.
 
     Args:
         weight: [M, K], any float dtype.
@@ -29,7 +29,7 @@ def token_gains(weight: Tensor, inputs: Tensor) -> Tensor:
 
 
 def frobenius_baseline(weight: Tensor) -> float:
-    """||W||_F / sqrt(K)."""
+    """Return ||W||_F / sqrt(K)."""
     w = weight.detach().to("cpu", torch.float64)
     return float(w.square().sum().sqrt() / w.shape[1] ** 0.5)
 
@@ -37,11 +37,11 @@ def frobenius_baseline(weight: Tensor) -> float:
 def nfn(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], module_names: Iterable[str], count_padding: bool = False
 ) -> dict[str, float]:
-    """NFN of each named `nn.Linear` over all counted tokens of `batches` (design: mean gain over baseline).
+    """Return NFN, the mean gain over the baseline, of each named `nn.Linear` over all counted tokens of `batches`.
 
     Args:
         model: Any model; called as `model(**batch)` in evaluation mode without gradients.
-        batches: Dicts of tensors; `attention_mask` [B, T], if there, says which tokens count.
+        batches: Dicts of tensors; `attention_mask` [B, T], if present, marks the tokens that count.
         module_names: Full names of the `nn.Linear` modules to score.
         count_padding: Count every token, as the published script does.
 
@@ -86,7 +86,7 @@ def nfn(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -> Tensor:
-    """RMSNorm over the last axis, unrounded.
+    """Compute RMSNorm over the last axis, unrounded.
 
     Args:
         x: [..., K], any float dtype.
@@ -103,11 +103,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -
 
 
 def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """a(gate) * up, unrounded.
+    """Compute a(gate) * up, unrounded.
 
     Args:
         gate: Any shape, any float dtype.
-        up: Likewise.
+        up: The same shape, any float dtype.
         activation: `"silu"`, g / (1 + e^-g), or `"gelu_tanh"`, the tanh form of GELU.
 
     Returns:
@@ -120,12 +120,12 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 
 def gated_projection(x: Tensor, gate_weight: Tensor, up_weight: Tensor, activation: str) -> Tensor:
-    """a(x gate_weight^T) * (x up_weight^T), unrounded.
+    """Compute a(x gate_weight^T) * (x up_weight^T), unrounded.
 
     Args:
         x: [R, K], any float dtype.
-        gate_weight: [I, K], likewise.
-        up_weight: [I, K], likewise.
+        gate_weight: [I, K], any float dtype.
+        up_weight: [I, K], any float dtype.
         activation: As for `gated_activation`.
 
     Returns:
@@ -136,7 +136,7 @@ def gated_projection(x: Tensor, gate_weight: Tensor, up_weight: Tensor, activati
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of heads, unrounded: feature d of the first R is turned with the one half of R away.
+    """Apply the rotary embedding to heads, unrounded: feature d of the first R is rotated with feature d + R / 2.
 
     Args:
         x: [B, T, H, D], any float dtype.

@@ -66,7 +66,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def load_model(
     args: argparse.Namespace, for_training: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that `args` names."""
+    """Return the model and tokenizer that `args` names."""
     from plop_ext import models
 
     with status(f"loading {args.model}", args.quiet):
@@ -92,7 +92,7 @@ def load_data(
 
 
 def scoring(args: argparse.Namespace) -> dict[str, Any]:
-    """What `plop score` passes on to scoring in memory and to streaming alike."""
+    """Return what `plop score` passes on to scoring in memory and to streaming alike."""
     names = ("mask", "baseline", "probes", "include", "exclude", "scope", "token_step", "seed", "resume")
     return {name: getattr(args, name) for name in names} | {"data_name": data_name(args), "progress": not args.quiet}
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placement, Cost | None]]:
-    """The chosen placement, automatic k and all linear layers; none without a signal.
+    """Return the chosen placement, automatic k and all linear layers; none without a signal.
 
     Each with its cost, where the width of the model's values is known.
     """

@@ -121,7 +121,7 @@ def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None
 
 
 def _stop_rule(args: argparse.Namespace) -> StopRule | None:
-    """When to end, as `--stop` and `--samples` say."""
+    """Return when to end, as `--stop` and `--samples` say."""
     from plop_ext.statistics import StopRule
 
     if args.stop not in (None, "settled", "none"):

@@ -77,7 +77,7 @@ def score(args: argparse.Namespace) -> Scores:
 
 
 def state_folder(output: str) -> Path:
-    """Where a run that is to write `output` keeps what is needed to continue it."""
+    """Return where a run that is to write `output` keeps what is needed to continue it."""
     return Path(f"{output}.stream")
 
 
@@ -88,7 +88,7 @@ def _samples(args: argparse.Namespace) -> int:
 
 
 def peaks_line(streaming: dict[str, Any]) -> str:
-    """What a run took, in one line."""
+    """Return what a run took, in one line."""
     from plop_ext.streaming.memory import format_size
 
     parts = [f"peak RAM {format_size(streaming['peak_rss'])}"]
@@ -104,7 +104,7 @@ def peaks_line(streaming: dict[str, Any]) -> str:
 
 def dry_run(args: argparse.Namespace) -> None:
     """Print the plan. Every sample counts as `--max-length` tokens long; the data are not read."""
-    from plop_ext.models import check_dtype
+    from plop_ext.models import parse_dtype
     from plop_ext.streaming import memory, plan, rates, skeleton
     from plop_ext.streaming.checkpoint import Checkpoint
     from plop_ext.streaming.score import model_folder, run_device
@@ -117,7 +117,7 @@ def dry_run(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors")) else None
     model = skeleton.build(
         folder,
-        dtype=check_dtype(args.dtype),
+        dtype=parse_dtype(args.dtype),
         stored=None if checkpoint is None else checkpoint.float_dtype(),
         device=device,
         include=args.include,

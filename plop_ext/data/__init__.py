@@ -1,4 +1,4 @@
-"""From a file, a hub data set or an embedded one to padded batches of token ids."""
+"""Rows of a file, a hub data set or a packaged one, encoded and batched as padded token ids."""
 
 from __future__ import annotations
 

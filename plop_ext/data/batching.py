@@ -14,7 +14,7 @@ from plop_ext.errors import InputError
 
 
 class Batches:
-    """Batches of encoded samples, padded on the right; every iteration makes the same ones. See `batches`."""
+    """Batches of encoded samples, padded on the right; every iteration yields the same batches. See `batches`."""
 
     def __init__(
         self, encoded: Sequence[Encoded], batch_size: int, pad_token_id: int, sort: bool, pad_to_multiple_of: int
@@ -24,7 +24,7 @@ class Batches:
         self._pad_token_id = pad_token_id
         self._multiple = pad_to_multiple_of
         rows = [sample.get("row", index) for index, sample in enumerate(encoded)]
-        # Samples of several data sets in one list are told apart by their positions alone.
+        # Samples of several data sets in one list may share row numbers: their positions identify them.
         self._ids = rows if len(set(rows)) == len(rows) else list(range(len(encoded)))
         order = range(len(encoded))
         self._order = sorted(order, key=lambda index: -len(encoded[index]["input_ids"])) if sort else list(order)
@@ -35,7 +35,7 @@ class Batches:
         return len(self._order)
 
     def in_random_order(self, seed: int) -> Batches:
-        """The same samples in a random order: what is scored before an early stop must be a sample of all."""
+        """Return the same samples in random order: those scored before an early stop must represent all."""
         shuffled = Batches(self._encoded, self._batch_size, self._pad_token_id, False, self._multiple)
         random.Random(seed).shuffle(shuffled._order)
         return shuffled
@@ -64,19 +64,19 @@ def batches(
     """Batch encoded samples.
 
     Args:
-        encoded: What `encode` returns.
-        batch_size: Samples in a batch; the last one may have fewer. Raise it while memory lasts.
-        pad_token_id: Id to pad with, usually `tokenizer.pad_token_id`. Padding is masked, so any valid id will do.
-        sort: Put samples of equal length together, longest first, so that little is padded and memory runs out at
-            once or never. Turn it off where the order matters.
-        pad_to_multiple_of: Pad further, to the next multiple of this many tokens, so that few lengths differ; the
-            length that samples were cut to makes them one. For `score(graph=True)`.
+        encoded: The samples, as returned by `encode`.
+        batch_size: Samples in a batch; the last batch may have fewer. Raise it as far as memory allows.
+        pad_token_id: Id to pad with, usually `tokenizer.pad_token_id`. Padding is masked, so any valid id works.
+        sort: Put samples of similar length together, longest first. This minimizes padding, and if memory is too
+            small, the first batch fails. Turn it off if the order matters.
+        pad_to_multiple_of: Pad further, to the next multiple of this many tokens, so that batches have few distinct
+            lengths; with the samples' maximum length, all batches have one length. For `score(graph=True)`.
 
     Returns:
         An iterable with a length. Its batches are dicts of int64 tensors on the CPU: `input_ids`, `attention_mask` and
-        `labels` [B, T], padded on the right with `pad_token_id`, 0 and -100, and `sample_ids` [B], the numbers of
-        the samples' rows in the data set; their positions in `encoded` where they have no such numbers, or several
-        have the same.
+        `labels` [B, T], padded on the right with `pad_token_id`, 0 and -100, and `sample_ids` [B], the row numbers of
+        the samples in the data set. If samples have no row numbers, or several have the same, `sample_ids` are their
+        positions in `encoded`.
 
     Raises:
         InputError: If there is nothing to batch, or an argument is out of range.

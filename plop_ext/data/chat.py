@@ -1,4 +1,4 @@
-"""Which tokens of a rendered chat the assistant wrote."""
+"""The assistant's tokens in a rendered chat."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def encode_chat(
         messages: The chat.
         tokenizer: Tokenizer with a chat template.
         template: That template.
-        number: The row's number, for errors.
+        number: Number of the row, for error messages.
 
     Returns:
-        The token ids, whether each counts, and how many assistant turns could not be found in the rendered chat.
+        The token ids, whether each counts, and the number of assistant turns not found in the rendered chat.
     """
     _check(messages, "messages", number)
     if _GENERATION.search(template) and tokenizer.is_fast:
@@ -73,10 +73,10 @@ def encode_continuation(
     """Tokenize `prompt` and `completion` as one chat and mark the completion.
 
     Args:
-        prompt: The messages that the model is given.
-        completion: The messages that it should continue with.
+        prompt: The messages that the model receives.
+        completion: The messages that it should generate.
         tokenizer: Tokenizer with a chat template.
-        number: The row's number, for errors.
+        number: Number of the row, for error messages.
 
     Returns:
         The token ids, and whether each counts.
@@ -94,12 +94,12 @@ def encode_continuation(
 
 
 def _start_of_turn(text: str, tokenizer: PreTrainedTokenizerBase, history: list[Message], number: int) -> int | None:
-    """Return where in `text` the assistant's turn after `history` starts, or None if `text` renders it otherwise."""
+    """Return where in `text` the assistant's turn after `history` starts; None if `text` renders it differently."""
     rendered = _render(tokenizer, history, number) if history else ""
     prompted = _render(tokenizer, history, number, add_generation_prompt=True) if history else ""
     if not text.startswith(rendered):
         return None
-    # The generation prompt may go on beyond what a finished turn starts with (an opened thinking block).
+    # The generation prompt may be longer than the start of a finished turn (an opened thinking block).
     prompted = prompted if prompted.startswith(rendered) else rendered
     pairs = enumerate(zip(text, prompted, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(text), len(prompted)))
@@ -117,7 +117,7 @@ def _tokenize_spans(
                 remaining.pop()
             counted.append(bool(remaining) and end > remaining[-1][0] and end > start)
         return out["input_ids"], counted
-    # Without offsets, cut the text at the spans, so that no token straddles their ends.
+    # Without offsets, tokenize the text piece by piece, so that no token straddles the end of a span.
     ids: list[int] = []
     counted = []
     bounds = [0, *(bound for span in spans for bound in span), len(text)]
@@ -134,7 +134,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], number:
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], number: int, **kwargs: Any) -> Any:
-    """Apply the chat template, and name the row if it refuses."""
+    """Apply the chat template; if it raises, name the row."""
     import jinja2
 
     try:
@@ -147,7 +147,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], number: 
 
 
 def _check(messages: list[Message], column: str, number: int) -> None:
-    """Refuse what is not a list of messages with a role and a content."""
+    """Check that the column is a list of messages with a role and a content."""
     where = f"`rows`: row {number}, column {column!r}"
     if not messages:
         raise InputError(f"{where} is an empty list; give at least one message")

@@ -26,7 +26,7 @@ class _Tokens(TypedDict):
 
 
 class Encoded(_Tokens, total=False):
-    """One sample: `labels` repeats `input_ids`, with -100 where a token is not counted; `row` is its row's number."""
+    """One sample: `labels` repeats `input_ids`, with -100 for tokens that do not count; `row` is its row number."""
 
     row: int
 
@@ -41,37 +41,38 @@ def encode(
 ) -> list[Encoded]:
     """Tokenize rows and label the tokens that count.
 
-    Three kinds of row are recognised by their columns, in this order:
+    Three kinds of row are recognized by their columns, in this order:
 
-    - `messages`, a list of messages with `role` and `content`: rendered by the tokenizer's chat template; the tokens
-      of assistant turns count. They are taken from the template's `{% generation %}` marks; where it has none, a turn
-      starts after the template's generation prompt and ends where the rendering up to that turn ends, so that the
+    - `messages`, a list of messages with `role` and `content`, rendered by the tokenizer's chat template. The tokens
+      of assistant turns count: those inside the template's `{% generation %}` marks. In a template without marks, a
+      turn starts after the generation prompt and ends where the rendering up to that turn ends, so that the
       end-of-turn marker counts too.
-    - `prompt` and `completion`: two strings, tokenized apart so that no token straddles the boundary, the prompt with
-      the special tokens of a sequence start, the completion with the end-of-sequence token if the tokenizer has one.
-      Or two lists of messages, rendered as one chat. The completion's tokens count.
-    - `text`, or the column that `column` names: tokenized with the tokenizer's special tokens; every token counts.
+    - `prompt` and `completion`, two strings or two lists of messages. Strings are tokenized separately, so that no
+      token straddles the boundary: the prompt with the special tokens of a sequence start, the completion with the
+      end-of-sequence token if the tokenizer has one. Lists of messages are rendered as one chat. The tokens of the
+      completion count.
+    - `text`, or the column that `column` names, tokenized with the tokenizer's special tokens. Every token counts.
 
-    Longer samples lose their end. Rows of which nothing that counts is left are left out: special tokens alone, as of
-    an empty text; with `mask="completion"` also a prompt as long as `max_length` and a chat without an assistant turn.
-    Both are logged, with their number.
+    Samples are truncated at their end to `max_length`. Rows without a token that counts are dropped: rows of special
+    tokens only, as of an empty text, and with `mask="completion"` also a prompt of `max_length` tokens and a chat
+    without an assistant turn. The log gives the number of truncated and of dropped samples.
 
     Args:
-        rows: What `load_rows` returns. All rows must have the columns that the first row is recognised by.
+        rows: Rows, as returned by `load_rows`. All rows must have the columns by which the first row is recognized.
         tokenizer: Tokenizer of the model.
-        column: Column that holds plain text. Default `text`; name it when it is called otherwise, or to use the plain
-            text of rows that also have other columns.
-        mask: The tokens that count later: all, or with `"completion"` the labelled ones. That refuses plain text, in
-            which no part is a completion. Samples carry both kinds of mask either way.
-        max_length: Largest length of a sample in tokens. Lower it when memory is short.
+        column: Column that holds plain text. Default `text`; give it if the column has another name, or to use the
+            plain text of rows that also have other columns.
+        mask: Tokens that will count: all, or with `"completion"` the labelled ones. `"completion"` refuses plain text,
+            which has no completion. The samples carry both kinds of mask in either case.
+        max_length: Largest length of a sample in tokens. Lower it if memory is short.
 
     Returns:
-        One dict for each row kept, in the order of the rows, with `row`: its number in the data set, as `load_rows`
-        says, else its position in `rows`.
+        One dict for each row kept, in the order of the rows. `row` is its number in the data set if `rows` come from
+        `load_rows`, otherwise its position in `rows`.
 
     Raises:
         InputError: If a column is missing or holds another type, the tokenizer lacks a chat template, `mask` does not
-            suit the rows, or nothing that counts is left in any row.
+            fit the rows, or no row has a token that counts.
 
     Example:
         >>> from plop_ext.data import encode, load_rows
@@ -86,7 +87,7 @@ def encode(
     check_whole(max_length=max_length)
     if not rows:
         raise InputError("`rows` is empty; give at least one")
-    encoder, columns, kind = _recognise(rows[0], column, mask)
+    encoder, columns, kind = _recognize(rows[0], column, mask)
     _check_rows(rows, columns, kind)
     encoded: list[Encoded] = []
     special = _special_ids(tokenizer)
@@ -98,7 +99,7 @@ def encode(
         if counted_tokens(sample) if mask == "completion" else not special.issuperset(sample["input_ids"]):
             encoded.append(sample)
     if truncated:
-        logger.warning("%d of %d samples were cut to `max_length` = %d tokens", truncated, len(rows), max_length)
+        logger.warning("%d of %d samples were truncated to `max_length` = %d tokens", truncated, len(rows), max_length)
     if not encoded:
         wanted = "longer texts"
         if mask == "completion":
@@ -108,12 +109,12 @@ def encode(
             f" give {wanted}"
         )
     if len(encoded) < len(rows):
-        logger.warning("%d of %d samples were left out: no token to count", len(rows) - len(encoded), len(rows))
+        logger.warning("%d of %d samples were dropped: no token to count", len(rows) - len(encoded), len(rows))
     return encoded
 
 
 def counted_tokens(sample: Encoded) -> int:
-    """Return how many tokens of a sample a causal model is asked to predict: all that count but the first of all."""
+    """Return how many tokens of a sample a causal model predicts: all that count except the sample's first token."""
     return sum(label != IGNORED for label in sample["labels"][1:])
 
 
@@ -122,7 +123,7 @@ Encoder = Callable[
 ]
 
 
-def _recognise(row: dict[str, Any], column: str | None, mask: str) -> tuple[Encoder, tuple[str, ...], type]:
+def _recognize(row: dict[str, Any], column: str | None, mask: str) -> tuple[Encoder, tuple[str, ...], type]:
     """Choose the encoder, the columns that it reads, and their type."""
     there = f"the rows have {', '.join(map(_quoted, row)) or 'no columns'}"
     if column is not None and column not in row:
@@ -148,7 +149,7 @@ def _recognise(row: dict[str, Any], column: str | None, mask: str) -> tuple[Enco
 
 
 def _check_rows(rows: Sequence[dict[str, Any]], columns: tuple[str, ...], kind: type) -> None:
-    """Refuse a row that lacks a column, or holds another type in it than `kind`."""
+    """Check that every row has the columns, with values of type `kind`."""
     wanted = "a string" if kind is str else "a list of messages"
     for number, row in enumerate(rows, start=1):
         for name in columns:
@@ -180,7 +181,7 @@ def _encode_pairs(
     completions = _tokenize(tokenizer, [row["completion"] for row in rows], special=False)
     pairs = []
     for row, prompt, completion in zip(rows, prompts, completions, strict=True):
-        # Some tokenizers end every sequence with a special token; here the sequence goes on.
+        # Some tokenizers end every sequence with a special token; here the sequence continues.
         closing = (tokenizer.eos_token, tokenizer.sep_token)
         for token, text in zip((end, tokenizer.sep_token_id), closing, strict=True):
             if token is not None and prompt[-1:] == [token] and not row["prompt"].endswith(str(text)):
@@ -203,8 +204,8 @@ def _encode_chats(
         samples.append((ids, _masked(ids, counted)))
     if unplaced:
         logger.warning(
-            "%d assistant turns do not count: the chat template renders them differently once the chat goes on, so"
-            " their tokens cannot be told apart; mark them with {%% generation %%} in the template",
+            "%d assistant turns do not count: the chat template renders them differently once the chat continues, so"
+            " their tokens cannot be identified; mark them with {%% generation %%} in the template",
             unplaced,
         )
     return samples
@@ -223,7 +224,7 @@ def _encode_chat_pairs(
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids that stand for no text; the unknown token does, unless it has another role too."""
+    """Return the ids that represent no text; the unknown token does, unless it has another role too."""
     roles = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "sep", "cls", "pad", "mask")}
     return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - roles)
 
@@ -234,7 +235,7 @@ def _masked(ids: list[int], counted: list[bool]) -> list[int]:
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
-    """Tokenize without the warning about the model's length: samples are cut after this."""
+    """Tokenize without the warning about the model's length, because samples are truncated later."""
     return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
 
 

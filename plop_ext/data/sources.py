@@ -1,4 +1,4 @@
-"""Rows of a local file, of an embedded data set, or of one on the hub."""
+"""Rows of a local file, of a packaged data set, or of one on the hub."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PROSE_TEST_EVERY = 10
 
 
 class Rows(list[Row]):
-    """Rows of a data set, and what tells them apart there.
+    """Rows of a data set, with their numbers in it.
 
     Attributes:
-        numbers: Number of each in the data set, from 0. A slice is a plain list, numbered anew.
+        numbers: Number of each row in the data set, from 0. A slice is a plain list without numbers.
     """
 
     def __init__(self, rows: Iterable[Row], numbers: Iterable[int] | None = None) -> None:
@@ -39,28 +39,27 @@ class Rows(list[Row]):
 def load_rows(source: str, *, split: str = "train", max_samples: int | None = None, seed: int = 0) -> Rows:
     """Load the rows of a data set.
 
-    Files are read here and not through `datasets`, so that an error can name the line and nothing is written to a
-    cache.
+    Files are read without `datasets`, so that an error can name the line and nothing is written to a cache.
 
     Args:
         source: One of
 
-            - the path of a file: `.jsonl` (one JSON object a line), `.json` (an array of objects, or JSON lines),
-              `.csv` (with a header line), `.parquet`, or `.txt` (UTF-8; one row for each line that is not blank, under
-              the key `text`; lines are never joined, so reflow hard-wrapped prose to one paragraph a line first);
+            - the path of a file: `.jsonl` (one JSON object per line), `.json` (an array of objects, or JSON lines),
+              `.csv` (with a header line), `.parquet`, or `.txt` (UTF-8; one row per line that is not blank, under the
+              key `text`; lines are never joined, so reflow hard-wrapped prose to one paragraph per line first);
             - `"arithmetic"` (keys `prompt` and `completion`) or `"prose"` (key `text`), which ship with the package;
             - a data set on the hub, `owner/name` or `owner/name:configuration`.
-        split: Split of a hub or embedded data set. The embedded ones have `"train"` and `"test"`, which share no row.
-            A file has no splits: its rows are returned whatever this is.
+        split: Split of a hub or packaged data set. The packaged ones have `"train"` and `"test"`, which share no row.
+            Ignored for a file, which has no splits.
         max_samples: Keep a random subset of this many rows, in their original order. Default all.
-        seed: Chooses that subset.
+        seed: Seed of that subset.
 
     Returns:
         The rows as dicts, at least one, with their numbers in the whole data set.
 
     Raises:
         InputError: If the source cannot be found or read, or holds no row.
-        SetupError: If the source is on the hub, which cannot be reached.
+        SetupError: If the source is on the hub and the hub cannot be reached.
 
     Example:
         >>> from plop_ext.data import load_rows
@@ -70,7 +69,7 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
     check_whole(max_samples=max_samples)
     path = Path(source).expanduser()
     if source in demo_assets.DATASETS:
-        rows = _embedded_rows(source, split, max_samples)
+        rows = _packaged_rows(source, split, max_samples)
     elif path.is_file():
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
@@ -93,7 +92,7 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
 
 
 def _read_file(reader: Callable[[Path], list[Row]], path: Path) -> list[Row]:
-    """Read a file and name it in the error if that fails."""
+    """Read a file; if that fails, name it in the error."""
     try:
         return reader(path)
     except UnicodeDecodeError as error:
@@ -103,7 +102,7 @@ def _read_file(reader: Callable[[Path], list[Row]], path: Path) -> list[Row]:
 
 
 def _read_jsonl(path: Path) -> list[Row]:
-    """Read one JSON object a line; blank lines are skipped."""
+    """Read one JSON object per line; blank lines are skipped."""
     return list(_parse_lines(path, path.read_text(encoding="utf-8-sig").split("\n")))
 
 
@@ -184,7 +183,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_text(path: Path) -> list[Row]:
-    """Read one row for each line that is not blank."""
+    """Read one row per line that is not blank."""
     lines = path.read_text(encoding="utf-8-sig").split("\n")
     return [{"text": line} for line in lines if line.strip()]
 
@@ -198,10 +197,10 @@ _READERS: dict[str, Callable[[Path], list[Row]]] = {
 }
 
 
-def _embedded_rows(name: str, split: str, max_samples: int | None) -> list[Row]:
-    """Return a split of an embedded data set; the test split never depends on how much is asked for."""
+def _packaged_rows(name: str, split: str, max_samples: int | None) -> list[Row]:
+    """Return a split of a packaged data set; the test split does not depend on `max_samples`."""
     if split not in ("train", "test"):
-        raise InputError(f"`split` {split!r}: the embedded data set {name} has train and test")
+        raise InputError(f"`split` {split!r}: the packaged data set {name} has train and test")
     if name == "arithmetic":
         held_out = _ARITHMETIC_ROWS["test"]
         wanted = max(max_samples or 0, _ARITHMETIC_ROWS["train"]) if split == "train" else 0
@@ -212,7 +211,7 @@ def _embedded_rows(name: str, split: str, max_samples: int | None) -> list[Row]:
 
 
 def _hub_rows(source: str, split: str) -> list[Row]:
-    """Download a split from the hub, or take it from the local cache."""
+    """Download a split from the hub, or read it from the local cache."""
     import datasets
 
     name, _, configuration = source.partition(":")

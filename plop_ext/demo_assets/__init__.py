@@ -1,4 +1,4 @@
-"""What ships inside the package: a tiny pretrained decoder and two small datasets, so that nothing needs a network."""
+"""A tiny pretrained decoder and two small data sets that ship with the package, for use without a network."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ DATASETS = ("arithmetic", "prose")
 
 _FOLDER = Path(__file__).resolve().parent
 _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-_REPAIR = "reinstall plop_ext, or train the model anew with scripts/train_embedded_model.py"
+_REPAIR = "reinstall plop_ext, or retrain the model with scripts/train_embedded_model.py"
 
 
 def model_path() -> Path:
-    """Return the folder of the embedded model, a byte-level Llama pretrained on Python code and its documentation.
+    """Return the folder of the packaged model, a byte-level Llama pretrained on Python code and its documentation.
 
-    The folder is an ordinary one for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
+    `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load from this folder.
 
     Returns:
-        The folder, checked to hold every file whole.
+        The folder, in which every file is complete.
 
     Raises:
-        SetupError: If a file is missing or the weights are cut short.
+        SetupError: If a file is missing or the weights are truncated.
     """
     folder = _FOLDER / "model"
     for name in _MODEL_FILES:
         if not (folder / name).is_file():
-            raise SetupError(f"the embedded model lacks `{folder / name}`; {_REPAIR}")
+            raise SetupError(f"the packaged model lacks `{folder / name}`; {_REPAIR}")
     weights = folder / "model.safetensors"
     if weights.stat().st_size != _declared_size(weights):
-        raise SetupError(f"the embedded model's weights `{weights}` are incomplete; {_REPAIR}")
+        raise SetupError(f"the packaged model's weights `{weights}` are incomplete; {_REPAIR}")
     return folder
 
 
 def rows(name: str, n: int, seed: int = 0) -> list[dict[str, str]]:
-    """Return rows of an embedded dataset.
+    """Return rows of a packaged data set.
 
     Args:
-        name: `"arithmetic"`: generated problems with the keys `prompt` and `completion`, as many as asked for;
-            `"prose"`: paragraphs of plain English under the key `text`, as many as there are at most.
+        name: `"arithmetic"`: generated problems with the keys `prompt` and `completion`, in any number. `"prose"`: a
+            fixed number of paragraphs of plain English under the key `text`.
         n: Number of rows.
-        seed: Chooses the problems, or the subset of paragraphs (whose order is kept).
+        seed: Seed of the problems, or of the subset of paragraphs (whose order is kept).
 
     Returns:
-        `n` rows, or all of them where the dataset has fewer.
+        `n` rows, or all rows if the data set has fewer.
 
     Raises:
-        InputError: If there is no dataset called `name`, or `n` is negative.
+        InputError: If there is no data set called `name`, or `n` is negative.
     """
     if n < 0:
         raise InputError(f"`n` must be at least 0, got {n}")
@@ -66,7 +66,7 @@ def rows(name: str, n: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def _declared_size(path: Path) -> int:
-    """Return the size that a safetensors file's own header declares, or -1 if it has no readable header."""
+    """Return the size that the header of a safetensors file declares, or -1 if the header is unreadable."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

@@ -20,9 +20,9 @@ def generate(n: int, seed: int = 0) -> list[dict[str, str]]:
     word problems of two steps, in equal shares.
 
     Args:
-        n: Number of rows. The supply is in the millions.
-        seed: Seed of the generator's own random state; the global one is neither read nor changed. The first rows
-            of a longer list are the shorter list. Different seeds may share a few problems.
+        n: Number of rows. There are millions of distinct problems.
+        seed: Seed of the generator's own random state; the global one is neither read nor changed. A longer list
+            starts with the rows of a shorter one. Different seeds may share a few problems.
 
     Returns:
         Rows with the keys `prompt` and `completion`.
@@ -47,7 +47,7 @@ def generate(n: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def _number(rng: random.Random) -> int:
-    """Draw two digits or three, equally often."""
+    """Draw a number of two or of three digits, equally often."""
     return rng.randrange(10, 100) if rng.randrange(2) else rng.randrange(100, 1000)
 
 

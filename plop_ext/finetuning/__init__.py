@@ -1,1 +1,1 @@
-"""What a placement is worth: adapters trained on it, alone or against other placements."""
+"""Adapters trained on a placement, alone or in comparison with other placements."""

@@ -50,30 +50,30 @@ def compare(
 ) -> Comparison:
     """Finetune with several placements at equal trainable parameters and compare their held-out losses.
 
-    Each placement gets the largest rank that fits the parameters allowed, with `lora_alpha / r` the same for all. Its
-    learning rate is tuned on the grid with the first seed: trained on one part of `train`, judged on the rest, never
-    on `eval`. Then every seed is trained on all of `train` at the best rate. At one rate for all, the ranking of
-    placements can come out either way. The all-linear placement is always among them, as the reference. That makes
-    `len(placements) * (len(learning_rates) + len(seeds))` runs; the model is left as it was found.
+    Each placement gets the largest rank that fits `max_params`, with the same `lora_alpha / r` for all. Its learning
+    rate is tuned on the grid with the first seed: trained on one part of `train`, evaluated on the rest, never on
+    `eval`. Then every seed is trained on all of `train` at the best rate. (With one learning rate for all placements,
+    their ranking would depend on that rate.) The all-linear placement is always included, as the reference. This makes
+    `len(placements) * (len(learning_rates) + len(seeds))` runs. The model is restored afterwards.
 
     Args:
         model: Causal language model without adapters, the one that was scored.
         tokenizer: Its tokenizer.
-        scores: Its scores; they give the all-linear placement and the default ones.
+        scores: Scores of the model, from which the all-linear and the default placements are made.
         train: Samples to train on, from `encode`.
         eval: Held-out samples.
-        placements: What to compare. Default the lowest three types and, as an ablation, the highest three.
-        max_params: Trainable parameters allowed to each. Default what the first placement has at rank `r`.
-        r: That rank.
+        placements: Placements to compare. Default the lowest three types and, as an ablation, the highest three.
+        max_params: Trainable parameters of each placement. Default those of the first placement at rank `r`.
+        r: Rank of the first placement if `max_params` is not given.
         alpha_over_r: Scale of the update, `lora_alpha / r`.
-        learning_rates: The grid. Widen it when a row says `lr_at_edge`.
-        seeds: Seeds of the final runs; three is the least that shows a spread.
+        learning_rates: The grid. Widen it if `lr_at_edge` is true in a row.
+        seeds: Seeds of the final runs; use at least three to see the spread.
         max_steps: Optimizer steps of each run.
         batch_size: Samples in a step.
         eval_batch_size: Samples in a batch of the held-out loss.
-        validation: Share of `train` that the learning rate is judged on, above 0 and below 1.
+        validation: Share of `train` on which the learning rate is evaluated, above 0 and below 1.
         progress: Show a progress bar.
-        on_result: Called with each row when it is done; the all-linear one is first.
+        on_result: Called with each row as soon as it is complete; the all-linear row is first.
         lora_kwargs: Further arguments of `peft.LoraConfig`.
 
     Returns:
@@ -96,7 +96,7 @@ def compare(
     train, eval = learnable(train, "train"), learnable(eval, "eval")
     fitted, judged = _split(train, validation, seeds[0])
 
-    # Steps and batches of held-out losses: neither takes no time. Each part is measured without an adapter once.
+    # The bar counts training steps and evaluation batches. The loss without an adapter is measured once per part.
     judging, testing = (-(-len(part) // eval_batch_size) for part in (judged, eval))
     total = len(chosen) * (len(rates) * (max_steps + judging) + len(seeds) * (max_steps + testing)) + judging + testing
     known: dict[str, float] = {}
@@ -202,14 +202,14 @@ def _grid(learning_rates: Sequence[float]) -> list[float]:
 
 
 def _distinct(values: Sequence[Any], name: str) -> list[Any]:
-    """Return a list without repetitions, or refuse it."""
+    """Return the values as a list, checked to have no repetitions."""
     if not values or len(set(values)) < len(values):
         raise InputError(f"`{name}` must hold at least one value and none twice, got {list(values)}")
     return list(values)
 
 
 def _split(train: list[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
-    """Split the training data at random into the part that tuning trains on and the one that judges it."""
+    """Split the training data at random into a part for training and a part for evaluation of the tuning runs."""
     if not 0 < share < 1:
         raise InputError(f"`validation` must be above 0 and below 1, got {share}")
     count = max(1, round(share * len(train)))
@@ -223,7 +223,7 @@ def _split(train: list[Encoded], share: float, seed: int) -> tuple[list[Encoded]
 
 
 def _judge(result: FinetuneResult) -> float:
-    """Return what a learning rate is worth: its validation loss, or NaN if the run diverged."""
+    """Return the validation loss of a learning rate, or NaN if the run diverged."""
     return math.nan if result.diverged else result.loss_after
 
 

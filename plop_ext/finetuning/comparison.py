@@ -27,14 +27,14 @@ class ComparisonRow:
         strategy: How its modules were chosen.
         types: Module types that it adapts.
         modules: Number of modules that it adapts.
-        r: Rank, the largest that fits the parameters allowed.
+        r: Rank, the largest that fits the allowed parameters.
         params: Trainable parameters at that rank.
-        learning_rate: The best of the grid on the validation part.
-        lr_at_edge: Whether that is the lowest or the highest of the grid: a better one may lie beyond it.
-        tuning: Pairs of a learning rate and the validation loss at it, NaN for a run that diverged.
-        losses: Held-out loss for each seed, in nats per counted token, NaN for a run that broke down.
-        differences: The same minus that of the all-linear row with the same seed. Seeds share the order of the
-            samples, so that these scatter less than the losses.
+        learning_rate: The best rate of the grid on the validation part.
+        lr_at_edge: Whether that rate is the lowest or highest of the grid: a better rate may lie outside the grid.
+        tuning: Pairs of a learning rate and its validation loss, NaN for a run that diverged.
+        losses: Held-out loss for each seed, in nats per counted token, NaN if it was not finite.
+        differences: `losses` minus those of the all-linear row with the same seed. Runs of one seed share the order of
+            the samples, so differences scatter less than losses.
         seconds_per_step: Median over the seeds.
         diverged: Number of seeds whose run diverged.
     """
@@ -55,7 +55,7 @@ class ComparisonRow:
 
     @property
     def loss_mean(self) -> float:
-        """Mean held-out loss over the seeds; NaN if a run broke down, since the others would flatter it."""
+        """Mean held-out loss over the seeds; NaN if one is NaN, because the mean of the others would be too low."""
         return statistics.fmean(self.losses)
 
     @property
@@ -65,7 +65,7 @@ class ComparisonRow:
 
     @property
     def difference_mean(self) -> float:
-        """Mean difference from the all-linear row; below 0 is better than it."""
+        """Mean difference from the all-linear row; negative is better."""
         return statistics.fmean(self.differences)
 
     @property
@@ -79,12 +79,12 @@ class Comparison:
     """Placements compared at equal trainable parameters; `to_dict`, `save` and `load` keep all of it.
 
     Attributes:
-        rows: One for each placement, in the order given; the all-linear one is last if it was added.
+        rows: One row per placement, in the order given; the all-linear row is last if it was added.
         loss_before: Held-out loss of the model without an adapter.
         max_params: Trainable parameters that each placement was allowed.
         seeds: Seeds of the runs, in the order of `ComparisonRow.losses`.
         learning_rates: The grid, ascending.
-        settings: What else the runs depend on: steps, sizes, model, device and library versions.
+        settings: Steps, sizes, model, device and library versions.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def reference(self) -> ComparisonRow:
-        """The all-linear row: the one with the most modules, since every other placement is a part of it."""
+        """The all-linear row: it has the most modules, because every other placement is a subset."""
         return max(self.rows, key=lambda row: row.modules)
 
     @property
@@ -106,7 +106,7 @@ class Comparison:
         return (max(counts) - min(counts)) / max(counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, with the derived figures, ready for JSON: a number that is not finite becomes None."""
+        """Return all fields and derived figures, ready for JSON: numbers that are not finite become None."""
         derived = ("loss_mean", "loss_std", "difference_mean", "difference_std")
         rows = [vars(row) | {name: getattr(row, name) for name in derived} for row in self.rows]
         return _plain(
@@ -114,12 +114,12 @@ class Comparison:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON to `path`, whole or not at all."""
+        """Write JSON to `path` atomically."""
         write_text_atomic(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             InputError: If the file is missing, is no comparison, or has another version.
@@ -157,12 +157,12 @@ class Comparison:
 
 
 def _std(values: Sequence[float]) -> float:
-    """Return the sample standard deviation, NaN where there is none."""
+    """Return the sample standard deviation; NaN for one value, or if one is not finite."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples, data classes and numbers that are not finite into what JSON holds."""
+    """Turn tuples into lists and numbers that are not finite into None, for JSON."""
     if isinstance(value, float):
         return finite_or_none(value)
     if isinstance(value, dict):
@@ -171,5 +171,5 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: float | None) -> float:
-    """Read a number that may not have been finite."""
+    """Read a number; None stands for NaN."""
     return math.nan if value is None else float(value)

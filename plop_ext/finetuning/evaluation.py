@@ -28,14 +28,14 @@ def held_out_loss(
 ) -> float:
     """Measure the loss of a causal language model: the mean over all counted tokens of all samples, in nats.
 
-    Every counted token weighs the same, whatever batch it is in. The model is run in eval mode and gets its modes
-    back; on CUDA it is autocast as in training.
+    Every counted token has the same weight, independent of its batch. The model runs in eval mode, and its training
+    mode is restored; on CUDA it is autocast as in training.
 
     Args:
         model: Causal language model.
         encoded: Samples, from `encode`. The first token of a sample has no prediction and is not counted.
         pad_token_id: Id to pad with.
-        batch_size: Samples in a batch; changes nothing but memory and time.
+        batch_size: Samples in a batch; affects only memory and time.
         progress: Show a progress bar.
         on_batch: Called after each batch.
 
@@ -53,7 +53,7 @@ def held_out_loss(
         for batch in loader:
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             logits = model(**inputs, use_cache=False).logits
-            # Row by row, because logits in float32 are the largest tensor of all.
+            # Row by row, because float32 logits of a batch would be the largest tensor of all.
             for row, labels in zip(logits, batch["labels"].to(device), strict=True):
                 total += functional.cross_entropy(row[:-1].float(), labels[1:], reduction="sum")
             advance()
@@ -66,16 +66,16 @@ def learnable(encoded: Sequence[Encoded], name: str) -> list[Encoded]:
     """Return the samples with at least one token to predict, and log how many have none.
 
     Raises:
-        InputError: If none has; it calls them `name`.
+        InputError: If no sample has one; the message calls the samples `name`.
     """
     kept = [sample for sample in encoded if counted_tokens(sample)]
     if not kept:
         raise InputError(
             f"`{name}` has no token to predict in {len(encoded)} samples; give texts of two tokens or more, prompts"
-            " shorter than the samples are cut to, or chats with an assistant turn"
+            " shorter than the maximum length of a sample, or chats with an assistant turn"
         )
     if len(kept) < len(encoded):
         logger.warning(
-            "%d of %d samples of `%s` were left out: no token to predict", len(encoded) - len(kept), len(encoded), name
+            "%d of %d samples of `%s` were dropped: no token to predict", len(encoded) - len(kept), len(encoded), name
         )
     return kept

@@ -1,4 +1,4 @@
-"""Train a LoRA adapter on a placement and measure what it brings on held-out data."""
+"""Train a LoRA adapter on a placement, and measure its effect on held-out data."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ logger = logging.getLogger(__name__)
 
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 
-# A run whose training loss ends this much above where it began has left the basin of the pretrained weights; the loss
-# of single batches scatters far less.
+# A run whose training loss ends above its start by this factor has left the basin of the pretrained weights; the loss
+# of single batches scatters by far less.
 _DIVERGED_FACTOR = 1.1
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What one run of finetuning gave.
+    """The result of one finetuning run.
 
     Attributes:
         loss_before: Held-out loss of the model without an adapter, in nats per counted token.
-        loss_after: Held-out loss with the trained adapter; NaN if the run broke down.
+        loss_after: Held-out loss with the trained adapter; NaN if it is not finite.
         trainable_params: Number of trained parameters.
         r: Rank of the adapter.
         learning_rate: Peak learning rate.
         seed: Seed of the run.
-        steps: Optimizer steps taken; fewer than asked for if the loss stopped being finite.
+        steps: Optimizer steps taken; fewer than `max_steps` if the loss became infinite or NaN.
         seconds: Wall-clock time of the training alone.
-        history: Pairs of a step and the mean training loss since the pair before.
-        diverged: Whether a loss was not finite, or the training loss ended over 10 % above where it began.
-        output_dir: Folder that the adapter was written to, if any.
-        model: The model with its adapter if it was to be kept, else None.
+        history: Pairs of a step and the mean training loss since the previous pair.
+        diverged: Whether a loss was not finite, or the training loss ended over 10 % above its start.
+        output_dir: Folder of the adapter, if it was written.
+        model: The model with its adapter if `keep` was set, otherwise None.
     """
 
     loss_before: float
@@ -70,7 +70,7 @@ class FinetuneResult:
         return self.seconds / max(self.steps, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the model, ready for JSON: a loss that is not finite becomes None."""
+        """Return all fields except the model, ready for JSON: a loss that is not finite becomes None."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "model"}
         values |= {name: finite_or_none(values[name]) for name in ("loss_before", "loss_after")}
         return values | {"history": [[step, finite_or_none(loss)] for step, loss in self.history]}
@@ -102,43 +102,43 @@ def finetune(
 ) -> FinetuneResult:
     """Train a LoRA adapter on the modules of a placement, and measure the held-out loss before and after.
 
-    The model is left as it was found, also after an exception: modules, weights, flags, hooks, and the state of every
-    random generator. On CUDA the run is autocast to bfloat16 where the device supports it; on a CPU, half-precision
-    weights are turned to float32 for as long as it lasts, which is faster there, at the price of that much memory.
-    AdamW without weight decay, gradients clipped at norm 1.
+    The model is restored, also after an exception: modules, weights, flags, hooks, and the state of every random
+    generator. On CUDA the run is autocast to bfloat16 if the device supports it. On a CPU, half-precision weights are
+    converted to float32 during the run, which is faster there but takes that much more memory. The optimizer is AdamW
+    without weight decay; gradients are clipped at norm 1.
 
     Args:
         model: Causal language model without adapters, on one device.
-        tokenizer: Its tokenizer; only the id to pad with is read.
+        tokenizer: Its tokenizer; only the padding id is read.
         train: Samples to train on, from `encode`; drawn at random, batch by batch, for `max_steps` steps.
-        eval: Held-out samples; never trained on.
+        eval: Held-out samples, not used for training.
         placement: The modules to adapt.
         r: Rank of the adapter on every module; default the placement's own.
-        lora_alpha: The update is scaled by `lora_alpha / r`. Default 2 * r; keep the quotient when the rank changes.
-        learning_rate: Peak learning rate. The right one depends on the placement: see `compare`.
+        lora_alpha: The update is scaled by `lora_alpha / r`. Default 2 * r; keep the quotient if you change the rank.
+        learning_rate: Peak learning rate. The best rate depends on the placement: see `compare`.
         max_steps: Optimizer steps.
-        batch_size: Samples in a step. Lower it when memory is short.
-        eval_batch_size: Samples in a batch of the held-out loss; changes nothing but memory and time.
+        batch_size: Samples in a step. Lower it if memory is short.
+        eval_batch_size: Samples in a batch of the held-out loss; affects only memory and time.
         warmup_ratio: Share of the steps over which the learning rate rises to its peak.
-        lr_scheduler: How it falls afterwards: `"cosine"`, `"linear"`, `"constant"` (which has no warm-up) or
+        lr_scheduler: Schedule after the warm-up: `"cosine"`, `"linear"`, `"constant"` (which has no warm-up) or
             `"constant_with_warmup"`.
-        seed: Fixes the adapter's initial weights, the order of the samples and the dropout.
-        output_dir: Folder to write the adapter to, new or empty, in PEFT's format; it appears whole or not at all, and
-            not after a run that diverged. Default none.
+        seed: Seed of the adapter's initial weights, the order of the samples and the dropout.
+        output_dir: Folder to write the adapter to, new or empty, in PEFT's format. It is written atomically, and not
+            after a run that diverged. Default none.
         keep: Return the model with its adapter in `FinetuneResult.model`. The model is then not restored: it is the
-            base inside.
+            base of the returned model.
         progress: Show progress bars.
         on_step: Called after each step with its number and the latest training loss, if there is one.
         on_eval_batch: Called after each batch of a held-out loss.
-        loss_before: Held-out loss without the adapter where it is known already, to save measuring it.
+        loss_before: Held-out loss without the adapter, if you have measured it already.
         lora_kwargs: Further arguments of `peft.LoraConfig`, such as `lora_dropout` or `use_rslora`.
 
     Returns:
         The losses, the cost and the history of the run.
 
     Raises:
-        InputError: If an argument is out of range, the model is no bare causal language model, `output_dir` is in use,
-            or PEFT adapts other modules than `placement` names.
+        InputError: If an argument is out of range, the model is not a causal language model without adapters,
+            `output_dir` is in use, or PEFT adapts other modules than `placement` names.
     """
     rank = placement.r if r is None else r
     check_whole(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -222,12 +222,12 @@ def finetune(
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return what JSON can hold of a number."""
+    """Return the number, or None if JSON cannot represent it."""
     return value if math.isfinite(value) else None
 
 
 def _reporter(advance: Callable[..., None], on_step: OnStep | None) -> OnStep:
-    """Return a function that passes each step on to the progress bar and to the caller."""
+    """Return a callback that reports each step to the progress bar and to the caller's callback."""
 
     def report(step: int, loss: float | None) -> None:
         advance(note="" if loss is None else f"loss {loss:.4f}")
@@ -238,7 +238,7 @@ def _reporter(advance: Callable[..., None], on_step: OnStep | None) -> OnStep:
 
 
 def _check_model(model: Any) -> None:
-    """Refuse a model that has adapters already, or that predicts no tokens."""
+    """Check that the model is a causal language model without adapters."""
     if hasattr(model, "peft_config"):
         raise InputError("`model` has adapters already; give the base model, such as `model.unload()` returns")
     generates = hasattr(model, "can_generate") and model.can_generate()
@@ -247,13 +247,13 @@ def _check_model(model: Any) -> None:
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return an id to pad with; padding is masked, so any valid id will do."""
+    """Return an id to pad with; padding is masked, so any valid id works."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in ids if token is not None)
 
 
 def _diverged(history: Sequence[tuple[int, float]], after: float) -> bool:
-    """Judge whether a run broke down."""
+    """Return whether a run diverged."""
     losses = [loss for _, loss in history]
     if not all(map(math.isfinite, [*losses, after])):
         return True

@@ -1,4 +1,4 @@
-"""The training loop of an adapter: the trainer of transformers, without its files, output and reports."""
+"""The training loop of an adapter: the `Trainer` of transformers, without its files, output and reports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HISTORY_POINTS = 100
 
 @dataclass(frozen=True)
 class Run:
-    """What a training loop did: steps taken, wall-clock seconds, and pairs of a step and a mean training loss."""
+    """The record of a training loop: steps taken, wall-clock seconds, and pairs of a step and a mean training loss."""
 
     steps: int
     seconds: float
@@ -47,11 +47,11 @@ def train_adapter(
         adapted: The model, on the device to train on.
         train: Samples to train on.
         pad_token_id: Id to pad with.
-        arguments: Arguments of `transformers.TrainingArguments`, `max_steps` among them.
+        arguments: Arguments of `transformers.TrainingArguments`, including `max_steps`.
         on_step: Called after each step with its number and the latest loss.
 
     Returns:
-        What was done.
+        The record of the run.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -113,10 +113,10 @@ def free_folder(path: str | os.PathLike[str] | None) -> Path | None:
 
 
 def save_adapter(adapted: Any, folder: Path) -> None:
-    """Write an adapter to `folder`, which is new or empty and appears whole or not at all."""
+    """Write an adapter atomically to `folder`, which is new or empty."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        # With "auto", PEFT would ask the hub whether the vocabulary was resized.
+        # The default "auto" makes PEFT ask the hub whether the vocabulary was resized.
         adapted.save_pretrained(scratch, save_embedding_layers=False)
         for path in (scratch, *scratch.rglob("*")):
             share(path)  # mkdtemp makes the folder private, safetensors the weights
@@ -153,7 +153,7 @@ def _observer(on_step: OnStep | None) -> Any:
 
 @contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """Make a CUDA device the current one: the trainer takes that, not the model's."""
+    """Make a CUDA device the current one, because the trainer uses the current device, not the model's."""
     if device.type != "cuda":
         yield
         return
@@ -162,5 +162,5 @@ def _current(device: torch.device) -> Iterator[None]:
 
 
 def _bfloat16(device: torch.device) -> bool:
-    """Tell whether training on a device is autocast to bfloat16."""
+    """Return whether training on a device is autocast to bfloat16."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported()

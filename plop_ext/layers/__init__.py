@@ -1,4 +1,4 @@
-"""The one place that knows layer classes: what a module's W, input, output and bias are."""
+"""The only room that knows layer classes: the W, input, output and bias of a module."""
 
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for, register_adapter
 from plop_ext.layers.discovery import Discovery, LinearLayer, discover

@@ -1,7 +1,7 @@
 """Convolutions as linear maps of patches.
 
 Each output position applies W [out_channels, K] to a patch z of K = in_channels * kernel elements (with groups, W is
-block-diagonal). The squares of a patch sum to a box filter over the squares of the input: no patch is ever made.
+block-diagonal). The sum of squares of each patch is a box filter over the squares of the input, so no patch is made.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class ConvAdapter(LayerAdapter):
         return y.flatten(2).transpose(1, 2)
 
     def probe(self, module: nn.Module, z: Tensor) -> Tensor:
-        """One output position for one patch: the kernel itself, without padding."""
+        """Apply the kernel to single patches, without padding: one output position for each."""
         conv = cast(nn.Conv2d, module)
         patches = z.view(len(z), conv.in_channels, *conv.kernel_size)
         return _CONV[conv.weight.dim() - 2](patches, conv.weight, conv.bias, groups=conv.groups).flatten(1)
 
     def lora_size(self, module: nn.Module) -> int:
-        """A is a convolution to r channels, B a grouped one of kernel size 1."""
+        """Return the parameters of rank-1 LoRA: A is a convolution to r channels, B a grouped one of kernel size 1."""
         conv = cast(nn.Conv2d, module)
         return self.features(module)[0] + conv.out_channels // conv.groups

@@ -1,7 +1,7 @@
 """Stacked experts of transformers 5: one module holds all experts of a layer as 3-D parameters.
 
-No hook on a module sees one expert. `plop_ext.collecting.routed_experts` observes the grouped forward instead; this
-adapter says what there is to see: per expert the gate, the up and the down projection.
+A hook on that module cannot observe single experts. `plop_ext.collecting.routed_experts` observes the grouped forward
+instead; this adapter describes its parts: the gate, up and down projection of each expert.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
 
 
 def holds_stacked_experts(module: nn.Module) -> bool:
-    """Whether `module` is a set of stacked experts of any class, also one that cannot be scored."""
+    """Return whether `module` is a set of stacked experts of any class, also one that cannot be scored."""
     down = getattr(module, "down_proj", None)
     return isinstance(down, Tensor) and down.dim() == 3
 
@@ -34,9 +34,9 @@ class Projection:
 
     Attributes:
         name: `gate_proj`, `up_proj` or `down_proj`.
-        parameter: The 3-D parameter it is in.
-        split: Layout of that parameter's outputs; None if the projection is all of it.
-        index: Its place in `split`.
+        parameter: The 3-D parameter that holds it.
+        split: Layout of that parameter's outputs; None if the projection is the whole parameter.
+        index: Position of the projection in `split`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Projection:
 class ExpertsAdapter(LayerAdapter):
     """Classes decorated with `use_experts_implementation`: Mixtral, Qwen3-MoE, DeepSeek-V3, gpt-oss, OLMoE and others.
 
-    Weights are [E, M, K], or [E, K, M] where the class says `is_transposed`.
+    Weights are [E, M, K], or [E, K, M] if the class sets `is_transposed`.
     """
 
     kind = "stacked experts"
@@ -70,12 +70,12 @@ class ExpertsAdapter(LayerAdapter):
         check_in_place(module)
 
     def features(self, module: nn.Module) -> tuple[int, int]:
-        """Of one expert's first projection."""
+        """Return K and M of one expert's first projection."""
         part = self.parts(module, None)[0]
         return part.in_features, part.out_features
 
     def projections(self, module: nn.Module) -> tuple[Projection, ...]:
-        """Gate, up and down, or up and down."""
+        """Return the gate, up and down projections, or up and down in classes without a gate."""
         layer: Any = module
         down = Projection("down_proj", "down_proj", None, 0)
         if not layer.has_gate:
@@ -86,7 +86,7 @@ class ExpertsAdapter(LayerAdapter):
         return Projection("gate_proj", "gate_up_proj", split, 0), Projection("up_proj", "gate_up_proj", split, 1), down
 
     def parts(self, module: nn.Module, split: Split | None) -> tuple[Part, ...]:
-        """All experts of the first projection, all of the second, and so on."""
+        """Return the parts by projection: all experts of the first, then all of the second, and so on."""
         parts = []
         for projection in self.projections(module):
             weight = getattr(module, projection.parameter)
@@ -114,7 +114,7 @@ class ExpertsAdapter(LayerAdapter):
         return torch.cat(sums)
 
     def probe_part(self, module: nn.Module, part: int, z: Tensor) -> Tensor:
-        """W z of one expert's projection: [P, K] to [P, M]."""
+        """Return W z of one expert's projection: [P, K] to [P, M]."""
         layer: Any = module
         projection = self.projections(module)[part // layer.num_experts]
         weight = getattr(layer, projection.parameter)[part % layer.num_experts]
@@ -122,7 +122,7 @@ class ExpertsAdapter(LayerAdapter):
         return y if projection.split is None else _flat(projection.split.select(y, projection.index))
 
     def lora_sizes(self, module: nn.Module) -> dict[str, int]:
-        """Parameters that LoRA of rank 1 adds to each 3-D parameter: PEFT gives every expert its own."""
+        """Return the parameters that rank-1 LoRA adds to each 3-D parameter; in PEFT every expert has its own."""
         sizes = {}
         for projection in self.projections(module):
             experts, *features = getattr(module, projection.parameter).shape
@@ -131,5 +131,5 @@ class ExpertsAdapter(LayerAdapter):
 
 
 def _flat(selected: Tensor) -> Tensor:
-    """[..., groups, size] as [..., M], a view: one of the two is 1 for experts."""
+    """Return [..., groups, size] as a view [..., M]: groups or size is 1 for experts."""
     return selected.squeeze(-1) if selected.shape[-1] == 1 else selected.squeeze(-2)

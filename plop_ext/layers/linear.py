@@ -22,10 +22,10 @@ def check_in_place(module: nn.Module) -> None:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether `module` is an `nn.Linear` whose weight is the floating-point matrix it applies.
+    """Return whether `module` is an `nn.Linear` whose weight is the floating-point matrix that it applies.
 
-    A subclass may keep codes there, and a tensor subclass may dequantize on use: the norm of those raw values would be
-    silently wrong.
+    The weight of a subclass may hold codes, and a tensor subclass may dequantize on use: the norm of the raw values
+    would be silently wrong.
     """
     if not isinstance(module, nn.Linear):
         return False
@@ -52,7 +52,7 @@ class LinearAdapter(LayerAdapter):
         return cast(nn.Linear, module).weight
 
     def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
-        if not module._modules:  # no parametrization; asked in every call
+        if not module._modules:  # no parametrization; tested in every call
             return output
         weight = base_weight(module, "weight")
         if weight is None or type(module).forward is not nn.Linear.forward or weight.device != x.device:
@@ -83,5 +83,5 @@ class TransposedLinearAdapter(LayerAdapter):
 
 
 def is_plain_product(adapter: LayerAdapter) -> bool:
-    """Whether an adapter reads a module's input and the product it returns, as they are; one of the user's may not."""
+    """Return whether the adapter scores input and output unmodified; only the built-in `LinearAdapter` guarantees it."""
     return type(adapter) is LinearAdapter

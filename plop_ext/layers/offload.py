@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps elsewhere: they are on meta outside of their module's forward."""
+"""Weights that accelerate offloads: they are on the meta device outside of their module's forward."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 
 
 def on_meta(module: nn.Module) -> bool:
-    """Whether one of the module's own weights has no values here."""
+    """Return whether one of the module's own weights is on the meta device, without values."""
     return any(weight.device.type == "meta" for weight in module.parameters(recurse=False))
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate puts the weights in place when the module is called."""
+    """Return whether accelerate puts the weights in place when the module is called."""
     hook: Any = getattr(module, "_hf_hook", None)
     return bool(getattr(hook, "offload", False))
 
 
 @contextmanager
 def weights_in_place(module: nn.Module) -> Iterator[None]:
-    """Within the block an offloaded module's weights are on its execution device."""
+    """Load the weights of an offloaded module to its execution device within the block."""
     if not (on_meta(module) and is_offloaded(module)):
         yield
         return

@@ -1,4 +1,4 @@
-"""Linear layers whose weight cannot be read: W from pushing the identity through the forward."""
+"""Linear layers whose weight cannot be read: W is computed by applying the forward to the identity."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
 from plop_ext.layers.linear import is_plain_linear
 
-# The forward is asked for W (a + b) and W a + W b: quantized activations make them differ by a few percent, anything
-# that is not linear by more.
+# Largest relative difference between W (a + b) and W a + W b: quantized activations cause a few percent, a forward
+# that is not linear causes more.
 _LINEAR_TOLERANCE = 0.1
 _IDENTITY_ROWS = 256
 
@@ -20,8 +20,8 @@ _IDENTITY_ROWS = 256
 class OpaqueAdapter(LayerAdapter):
     """A linear layer whose weight cannot be read: GPTQ, AWQ, Marlin and other packed formats.
 
-    W is read by pushing the identity through the forward, which also works where only a fused kernel knows the
-    format. It costs one forward of K tokens per module, once per run.
+    W is computed by applying the forward to the identity, which also works if only a fused kernel can read the format.
+    It costs one forward of K tokens per module, once per run.
     """
 
     kind = "unreadable weight"

@@ -1,7 +1,7 @@
-"""Which weights of known architectures hold q, k and v, or gate and up, and how their columns are laid out.
+"""Packed weights of supported architectures (q, k and v, or gate and up), and the layout of their outputs.
 
-The layout of a packed weight is not in the weight: it is in the lines of the forward that take it apart. Each entry
-below states what those lines do. An unknown packed weight is scored as the one matrix it is.
+The layout of a packed weight is defined by the code of the forward that splits its output. Each entry below restates
+that code. A packed weight of another architecture is scored as a single matrix.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ Layout = Callable[[Any, int], Split | None]
 
 
 def _heads(config: Any) -> tuple[int, int, int]:
-    """(query heads, key-value heads, head width)."""
+    """Return query heads, key-value heads and head width."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def _grouped_query(config: Any, out_features: int) -> Split:
-    """[q of all heads | k | v]."""
+    """Return the layout [q of all heads | k | v]."""
     heads, kv_heads, width = _heads(config)
     return Split(QKV, (heads * width, kv_heads * width, kv_heads * width))
 
 
 def _thirds(config: Any, out_features: int) -> Split:
-    """[q | k | v], all as wide."""
+    """Return the layout [q | k | v] of equal widths."""
     return Split(QKV, (out_features // 3,) * 3)
 
 
 def _head_by_head(config: Any, out_features: int) -> Split:
-    """[q0 k0 v0 q1 k1 v1 ...]."""
+    """Return the layout [q0 k0 v0 q1 k1 v1 ...], head by head."""
     return Split(QKV, (out_features // (3 * config.num_attention_heads),) * 3)
 
 
@@ -50,7 +50,7 @@ def _falcon(config: Any, out_features: int) -> Split:
 
 
 def _gpt2(config: Any, out_features: int) -> Split:
-    """A cross-attention's weight has no q."""
+    """Return the layout [q | k | v], or [k | v] of a cross-attention."""
     names = QKV if out_features == 3 * config.hidden_size else QKV[1:]
     return Split(names, (config.hidden_size,) * len(names))
 
@@ -63,7 +63,7 @@ def _gpt_bigcode(config: Any, out_features: int) -> Split:
 
 
 def _codegen(config: Any, out_features: int) -> Split:
-    """Four blocks, a relic of tensor parallelism, of q, v and k."""
+    """Return the layout of four blocks of [q | v | k], which stem from tensor parallelism."""
     return Split(("q", "v", "k"), (out_features // 12,) * 3)
 
 
@@ -91,7 +91,7 @@ _LAYOUTS: dict[tuple[str, str], Layout] = {
     ("gpt2", "c_attn"): _gpt2,
     ("gpt_bigcode", "c_attn"): _gpt_bigcode,
     ("codegen", "qkv_proj"): _codegen,
-    # ModernBERT's GLU activates its first half, which is what `gate` names elsewhere.
+    # ModernBERT's GLU applies the activation to its first half, which is the gate.
     ("modernbert", "Wi"): _gate_up,
     **{
         (model_type, "gate_up_proj"): _gate_up
@@ -112,10 +112,10 @@ _LAYOUTS: dict[tuple[str, str], Layout] = {
 
 
 def split_for(config: Any, name: str, out_features: int) -> Split | None:
-    """The layout of module `name`'s outputs, if it is a packed weight of a known architecture.
+    """Return the layout of module `name`'s outputs, if it is a packed weight of a supported architecture.
 
     Args:
-        config: The configuration that the nearest enclosing module carries, or None.
+        config: The configuration of the nearest enclosing module that has one, or None.
         name: Full module name.
         out_features: M.
     """

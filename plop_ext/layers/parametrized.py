@@ -1,7 +1,6 @@
-"""Weights that PEFT changes for the time of a forward: LoRA on a parameter (`target_parameters`) is added to W itself.
+"""Weights that PEFT changes during a forward: LoRA on a parameter (`target_parameters`) is added to W itself.
 
-The output of such a module is (W + dW) z, while its ||W||_F is of W. What is scored is the base layer, so W z is
-multiplied again.
+The output of such a module is (W + dW) z. The score is that of the base layer W, so W z is computed again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 
 def base_weight(module: nn.Module, name: str) -> Tensor | None:
-    """Parameter `name` without PEFT's part, other parametrizations applied; None if PEFT does not change it now."""
+    """Return parameter `name` with all parametrizations but PEFT's; None if PEFT does not change it at present."""
     parametrizations: Any = module._modules.get("parametrizations")
     if parametrizations is None or name not in parametrizations:
         return None
@@ -27,7 +26,7 @@ def base_weight(module: nn.Module, name: str) -> Tensor | None:
 
 
 def changed_by_peft(module: nn.Module) -> bool:
-    """Whether PEFT changes any parameter of `module` now."""
+    """Return whether PEFT changes any parameter of `module` at present."""
     parametrizations: Any = module._modules.get("parametrizations")
     return parametrizations is not None and any(
         _from_peft(step) for name in parametrizations for step in parametrizations[name]

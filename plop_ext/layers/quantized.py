@@ -1,8 +1,8 @@
-"""Quantized weights: the norm of the values the forward really applies, dequantized a few rows at a time.
+"""Quantized weights: the norm of the values that the forward applies, dequantized a few rows at a time.
 
-The raw values of a quantized weight are codes: their norm is a number, and wrong. Each adapter here turns codes into
-values in chunks of about a million; a kind whose codes nobody can read is measured from outside (`opaque.py`).
-Libraries are looked up, never imported: a module of theirs cannot exist without them.
+The raw values of a quantized weight are codes, whose norm has no meaning. Each adapter here dequantizes in chunks of
+about a million values. Formats without a dequantizer are measured through their forward (`opaque.py`). Libraries are
+looked up in `sys.modules`, never imported: their modules cannot exist before they are imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _is_a(module: nn.Module, home: str, name: str) -> bool:
 
 
 def _row_chunks(rows: int, row_length: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of rows with about `CHUNK_ELEMENTS` elements, each starting at a multiple of `multiple`."""
+    """Yield ranges of rows with about `CHUNK_ELEMENTS` elements, each starting at a multiple of `multiple`."""
     step = multiple * max(1, CHUNK_ELEMENTS // (row_length * multiple))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
@@ -56,7 +56,7 @@ class TensorSubclassAdapter(LayerAdapter):
         try:
             weight[:1].dequantize()
         except (NotImplementedError, AttributeError, TypeError, RuntimeError, AssertionError):
-            yield weight.dequantize()  # a layout that cannot be sliced: the module's own precision, one at a time
+            yield weight.dequantize()  # a layout that cannot be sliced: the whole weight at once
             return
         for start, stop in _row_chunks(rows, row_length):
             yield weight[start:stop].dequantize()
@@ -205,7 +205,7 @@ class HQQAdapter(LayerAdapter):
         return in_features, out_features
 
     def weight_rows(self, module: nn.Module) -> Tensor:
-        """The groups run across rows, so the whole matrix at once, in the type the forward computes in."""
+        """Return the whole matrix at once, because groups extend across rows, in the type of the forward."""
         layer: Any = module
         return layer.dequantize()
 

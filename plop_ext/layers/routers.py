@@ -1,4 +1,4 @@
-"""Routers and gates: what decides where an activation goes, or how much of it passes, and is no place for LoRA."""
+"""Routers and gates, which choose where an activation goes or how much of it passes, and get no LoRA."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from torch import nn
 
 ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
 # With K inputs and M = 1, E|w z| / ||z|| over ||w|| / sqrt(K) is that of |N(0, 1)|.
-SINGLE_OUTPUT = "a single output, as gates have: its NFN is 0.80 where its input is noise, not 1"
+SINGLE_OUTPUT = "a single output, as gates have: its NFN is 0.80 instead of 1 if its input is noise"
 
 _NAMES = ("router", "gate")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def is_router_class(module: nn.Module) -> bool:
-    """Whether the class calls itself a router or a gate."""
+    """Return whether the name of the class ends in router or gate."""
     return type(module).__name__.lower().endswith(_NAMES)
 
 
 def reason_against(name: str, out_features: int, in_block: bool, config: object) -> str:
-    """Why a linear layer is a router or a gate; empty if it is neither.
+    """Return why a linear layer is a router or a gate; empty if it is neither.
 
     Args:
         name: Full module name.
         out_features: M.
-        in_block: Whether it sits in a repeated block; a head elsewhere may well have one output.
-        config: The nearest configuration, which says how many experts there are.
+        in_block: Whether the layer is in a repeated block; a head outside of them may have a single output.
+        config: The nearest configuration, from which the number of experts is read.
     """
     if in_block and out_features == 1:
         return SINGLE_OUTPUT

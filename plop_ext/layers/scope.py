@@ -1,4 +1,4 @@
-"""Which part of a multimodal model a module belongs to."""
+"""The scope of a module in a multimodal model: language, vision or audio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plop_ext.layers.walk import base_model, base_modules
 
 SCOPES = ("language", "vision", "audio", "all")
 
-# Fields of a configuration, at any depth, that describe what reads or makes something else than text.
+# Fields of a configuration, at any depth, that describe encoders and decoders of other modalities than text.
 _FIELDS = {
     "vision_config": "vision",
     "image_config": "vision",
@@ -26,7 +26,7 @@ _FIELDS = {
     "token2wav_config": "audio",
     "code2wav_config": "audio",
 }
-# What tells the `encoder` of images or sound of an encoder-decoder (TrOCR, Donut, speech to text) from one of text.
+# Fields that only the configuration of an image or sound `encoder` has (TrOCR, Donut, speech to text).
 _ENCODER_FIELDS = {
     "image_size": "vision",
     "num_channels": "vision",
@@ -35,7 +35,7 @@ _ENCODER_FIELDS = {
     "input_feat_per_channel": "audio",
     "conv_kernel_size": "audio",  # conformers
 }
-# Names that the field uses for encoders and for what leads from them into the language model.
+# Usual names of encoders and of their projectors into the language model.
 _NAMES = {
     "vision": ("visual", "vision", "image", "img", "multi_modal_projector", "mm_projector", "qformer", "vit", "patch"),
     "audio": ("audio", "speech", "sound"),
@@ -43,10 +43,10 @@ _NAMES = {
 
 
 def scope_of(model: nn.Module, scope: str) -> Callable[[str], bool]:
-    """A test of module names: is it in `scope`?
+    """Return a predicate on module names: whether the module is in `scope`.
 
     A model is multimodal if its configuration, or one inside it, describes an encoder of images or sound beside text.
-    In any other model every module belongs, whatever it is named.
+    In any other model, every module is in the scope `"language"`, regardless of its name.
 
     Raises:
         InputError: If `scope` is unknown, or the model has no such part.
@@ -69,10 +69,10 @@ def scope_of(model: nn.Module, scope: str) -> Callable[[str], bool]:
 
 
 def _encoder_classes(config: Any) -> dict[type, str]:
-    """Classes of the configurations inside `config` that describe an encoder, and what it encodes."""
+    """Return the classes of the configurations inside `config` that describe an encoder, with its modality."""
     classes: dict[type, str] = {}
     fields = getattr(config, "__dict__", {})
-    # Without a text model beside it, an `encoder_config` is of a model that only hears, of which all belongs.
+    # Without a `text_config`, an `encoder_config` describes a pure audio model, which counts as a whole.
     encoders = ("encoder", "encoder_config") if "text_config" in fields else ("encoder",)
     for field, inner in fields.items():
         kind = _kind_of_encoder(inner) if field in encoders else _FIELDS.get(field)
@@ -84,7 +84,7 @@ def _encoder_classes(config: Any) -> dict[type, str]:
 
 
 def _kind_of_encoder(config: Any) -> str | None:
-    """What a configuration that is just called an encoder encodes, if it is not text."""
+    """Return the modality of a configuration named just `encoder`, or None for text."""
     kinds = {kind for field, kind in _ENCODER_FIELDS.items() if getattr(config, field, None) is not None}
     return min(kinds, default=None)  # spectrograms may have the fields of images
 

@@ -1,4 +1,4 @@
-"""How the outputs of one packed weight divide into logical matrices: q, k and v, or gate and up."""
+"""The division of a packed weight's outputs into logical matrices: q, k and v, or gate and up."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Split:
     sizes: tuple[int, ...]
 
     def fits(self, out_features: int) -> bool:
-        """Whether `out_features` columns are a whole number of groups."""
+        """Return whether `out_features` columns are a whole number of groups."""
         return sum(self.sizes) > 0 and out_features % sum(self.sizes) == 0
 
     def features(self, out_features: int, part: int) -> int:
-        """Columns of `part` in all groups."""
+        """Return the columns of `part` in all groups."""
         return out_features // sum(self.sizes) * self.sizes[part]
 
     def select(self, values: Tensor, part: int) -> Tensor:
-        """The columns of `part` among `values` [..., M], as a view [..., groups, size]."""
+        """Return the columns of `part` among `values` [..., M], as a view [..., groups, size]."""
         start = sum(self.sizes[:part])
         return values.unflatten(-1, (-1, sum(self.sizes)))[..., start : start + self.sizes[part]]

@@ -1,4 +1,4 @@
-"""The modules of a model under the names they have without adapters, each once."""
+"""The modules of a model, under their names without adapters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The model inside PEFT's wrapper; `model` itself if there is none."""
+    """Return the model inside PEFT's wrapper; `model` itself if there is none."""
     wrapped: Any = model
     if _from_peft(model) and hasattr(model, "get_base_model"):
         return wrapped.get_base_model()
@@ -17,9 +17,9 @@ def base_model(model: nn.Module) -> nn.Module:
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) in the order of `named_modules`, without LoRA's own matrices and with wrapped layers unwrapped.
+    """Yield (name, module) in the order of `named_modules`, with wrapped layers unwrapped and LoRA's matrices omitted.
 
-    A module reachable under several names comes once per name: `discover` keeps the first.
+    A module with several names is yielded once per name; `discover` keeps the first.
     """
     yield from _visit(base_model(model), "", frozenset())
 

@@ -18,17 +18,17 @@ VECTOR = 8  # elements that the fused kernels read at once
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which `row_sumsq_` sums elements of `dtype`."""
+    """Return the type in which `row_sumsq_` sums elements of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rows_read(rows: int, step: int = 1, phase: int = 0) -> int:
-    """Number of rows among `rows` that start at `phase` and lie `step` apart."""
+    """Return the number of rows among `rows` that start at `phase` and lie `step` apart."""
     return max(0, -(-(rows - phase) // step))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The dtype's name as libtorch prints it, so that fake and native messages are the same."""
+    """Return the dtype's name as libtorch prints it, so that fake and native messages are the same."""
     names = {torch.float32: "Float", torch.float64: "Double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
     names |= {torch.int64: "Long", torch.int32: "Int", torch.int16: "Short", torch.int8: "Char", torch.uint8: "Byte"}
     names |= {torch.bool: "Bool", torch.complex64: "ComplexFloat", torch.complex128: "ComplexDouble"}
@@ -75,7 +75,7 @@ def check_aligned(op: str, name: str, tensor: Tensor) -> None:
 
 
 def is_aligned(x: Tensor) -> bool:
-    """Whether the kernels may read `x` from its first element on: in its storage, and in foreign memory."""
+    """Return whether the kernels may read `x` from its first element on: in its storage, and in foreign memory."""
     return x.storage_offset() % VECTOR == 0 and x.data_ptr() % 16 == 0
 
 
@@ -93,7 +93,7 @@ def check_rows(op: str, name: str, sums: Tensor, rows: int, step: int, phase: in
 
 
 def given(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The optional arguments that are there."""
+    """Return the optional arguments that are there."""
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 

@@ -83,7 +83,7 @@ def gated_projection_(
 
 
 def has_gated_projection(device: torch.device) -> bool:
-    """Whether the native `gated_projection_` runs on `device`: one of CUDA's with compute capability 9.0."""
+    """Return whether the native `gated_projection_` runs on `device`: one of CUDA's with compute capability 9.0."""
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return _has_kernel(device)

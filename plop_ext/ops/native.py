@@ -61,7 +61,7 @@ def load() -> Status:
 
 
 def build_info() -> dict[str, Any]:
-    """Versions, CUDA architectures and compiler of the native build; empty without one."""
+    """Return the versions, CUDA architectures and compiler of the native build; empty without one."""
     try:
         from plop_ext import _C
     except ImportError:

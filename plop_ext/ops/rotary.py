@@ -180,7 +180,7 @@ def rotary_fake(
 
 
 def _is_projection(x: Tensor) -> bool:
-    """Whether `x` [B, T, H, D] is a view of [B, T, s] whose tokens lie equally far apart."""
+    """Return whether `x` [B, T, H, D] is a view of [B, T, s] whose tokens lie equally far apart."""
     batch, length, heads, width = x.shape
     if batch == 0 or length == 0:
         return True
@@ -241,7 +241,7 @@ torch.library.impl(f"{NAMESPACE}::rotary_", "CompositeExplicitAutograd", rotary_
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """transformers' `apply_rotary_pos_emb` of one tensor [B, T, H, D], operator by operator."""
+    """Return transformers' `apply_rotary_pos_emb` of one tensor [B, T, H, D], operator by operator."""
     rotated, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = rotated.chunk(2, dim=-1)
     turned = rotated * cos + torch.cat((-second, first), dim=-1) * sin

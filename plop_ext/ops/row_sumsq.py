@@ -74,7 +74,7 @@ def row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int
     check_dtype(op, "out", out, sum_dtype(x.dtype))
     if bias is not None:
         check_bias_dtype(op, bias, x)
-    check_rank(op, "x", x)
+    check_dimensions(op, "x", x)
     check_vector(op, "out", out)
     if bias is not None:
         check_bias_shape(op, bias, x)
@@ -88,7 +88,7 @@ def check_bias_dtype(op: str, bias: Tensor, x: Tensor) -> None:
     check(fits, f"{op}: bias must be {wanted}, got {dtype_name(bias.dtype)}")
 
 
-def check_rank(op: str, name: str, x: Tensor) -> None:
+def check_dimensions(op: str, name: str, x: Tensor) -> None:
     check(x.dim() in (2, 3), f"{op}: {name} must have 2 or 3 dimensions, got {x.dim()}")
 
 

@@ -18,7 +18,7 @@ from plop_ext.ops._schema import (
     rows_read,
     sum_dtype,
 )
-from plop_ext.ops.row_sumsq import check_bias_dtype, check_bias_shape, check_rank, traced_sumsq, write_sumsq
+from plop_ext.ops.row_sumsq import check_bias_dtype, check_bias_shape, check_dimensions, traced_sumsq, write_sumsq
 
 torch.library.define(
     f"{NAMESPACE}::row_sumsq_pair_",
@@ -71,8 +71,8 @@ def row_sumsq_pair_fake(
     check_dtype(op, "out", out, sum_dtype(x.dtype))
     if bias is not None:
         check_bias_dtype(op, bias, y)
-    check_rank(op, "x", x)
-    check_rank(op, "y", y)
+    check_dimensions(op, "x", x)
+    check_dimensions(op, "y", y)
     check_vector(op, "out", out)
     if bias is not None:
         check_bias_shape(op, bias, y)

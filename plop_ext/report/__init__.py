@@ -1,1 +1,1 @@
-"""What a person looks at: tables for the terminal and pictures for everywhere else."""
+"""Tables for the terminal, figures, and the HTML report."""

@@ -18,7 +18,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class AgainstRow:
-    """One type in both; `sure` says whether the intervals over samples are apart."""
+    """NFN of one type in both score files, with the intervals over samples."""
 
     type: str
     first: float
@@ -32,8 +32,8 @@ class AgainstRow:
         return self.second / self.first
 
     @property
-    def sure(self) -> bool:
-        """Whether the data can tell the two apart."""
+    def differs(self) -> bool:
+        """Whether the intervals over samples are disjoint."""
         a, b = self.first_interval, self.second_interval
         return a is not None and b is not None and (a[1] < b[0] or b[1] < a[0])
 
@@ -43,15 +43,15 @@ class Against:
     """A comparison of two scores.
 
     Attributes:
-        first_name: What the first was scored on.
-        second_name: What the second was scored on.
-        rows: The types both have, in the order of the first.
-        only_first: Types that only the first has.
-        only_second: Types that only the second has.
+        first_name: Name of the data of the first scores.
+        second_name: Name of the data of the second scores.
+        rows: The common types, in the order of the first scores.
+        only_first: Types that only the first scores have.
+        only_second: Types that only the second scores have.
         tau: Kendall's tau between the two orders of the common types.
-        k: Types chosen from each.
-        shared: Which of the k lowest types both share.
-        swapped: Types among the k lowest of one only.
+        k: Number of types chosen from each.
+        shared: The types among the k lowest of both.
+        swapped: The types among the k lowest of one only.
     """
 
     first_name: str
@@ -99,7 +99,7 @@ def compare_scores(first: Scores, second: Scores, k: int = 3) -> Against:
 
 
 def _name(scores: Scores, other: Scores) -> str:
-    """The data's name; the model's too where the models differ."""
+    """Return the name of the data, with the model's name if the models differ."""
     model, data = scores.provenance["model"], scores.provenance["data"]["name"] or "unnamed data"
     theirs = other.provenance["model"]
     label = str(model.get("name") or model["class"])

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from plop_ext.report.against import Against
     from plop_ext.scores import Scores
 
-# Text and axes: one colour, so that a page can replace it by that of its text.
+# Text and axes have one colour, which a page replaces by the colour of its text.
 INK = "#1f2429"
 GRID = "#8b949e"
 CHOSEN = "#1a936f"
 PLAIN = "#6f8296"
 PALETTE = ("#3b82c4", "#e07b39", "#2f9e6e", "#c2548e", "#8a6fd1", "#b08d1f", "#4aa8c0", "#9a5b3c")
-# Blue for noise, red for aligned; the middle is grey, neither the page's white nor its black.
+# Grey at NFN 1, which is neither the white nor the black of the page; red above, blue below.
 _DIVERGING = ("#1d5fa8", "#7fb2dd", "#dde1e6", "#eda58a", "#b3362b")
 # Numbers inside the cells are readable up to this many layers.
 _ANNOTATED_LAYERS = 16
@@ -31,7 +31,7 @@ _WIDTH = 9.0
 
 
 def style() -> dict[str, Any]:
-    """Settings of matplotlib that the figures are drawn and saved with."""
+    """Return the matplotlib settings with which the figures are drawn and saved."""
     return {
         "font.size": 9,
         "text.color": INK,
@@ -48,7 +48,7 @@ def style() -> dict[str, Any]:
 
 
 def heatmap(scores: Scores, chosen: Collection[str] = ()) -> Figure:
-    """NFN as types x layers, lowest type on top. Colours follow log NFN, on one scale below 1 and another above."""
+    """Draw NFN as types x layers, lowest type on top; colours follow log NFN, on separate scales below and above 1."""
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 
     types = list(scores.types)
@@ -56,12 +56,12 @@ def heatmap(scores: Scores, chosen: Collection[str] = ()) -> Figure:
     values = np.log2(grid.T)
     figure = _figure(0.9 + 0.36 * len(types))
     axes = figure.subplots()
-    # At least from 0.87 to 1.15: the noise of an untrained model shall look like what it is.
+    # At least from 0.87 to 1.15, so that the scatter of an untrained model looks small.
     low, high = min(float(np.nanmin(values)), -0.2), max(float(np.nanmax(values)), 0.2)
     norm = TwoSlopeNorm(0.0, low, high)
     colors = LinearSegmentedColormap.from_list("nfn", _DIVERGING)
     columns, rows = np.arange(len(layers) + 1) - 0.5, np.arange(len(types) + 1) - 0.5
-    # Edges of the faces' colour: without them a viewer leaves hairlines between the cells.
+    # Edges in the colour of the faces: without them, viewers draw hairlines between the cells.
     mesh = axes.pcolormesh(columns, rows, np.ma.masked_invalid(values), cmap=colors, norm=norm, edgecolors="face")
     mesh.set_linewidth(0.4)
     axes.invert_yaxis()
@@ -69,7 +69,7 @@ def heatmap(scores: Scores, chosen: Collection[str] = ()) -> Figure:
         for (row, column), value in np.ndenumerate(grid.T):
             if math.isfinite(value):
                 strong = abs(float(norm(math.log2(value))) - 0.5) > 0.3
-                # Not INK: the cell behind it is the same on a dark page.
+                # Not INK, which changes on a dark page: the cell does not.
                 color = "#ffffff" if strong else "#16191d"
                 axes.text(column, row, _short(value), ha="center", va="center", fontsize=8, color=color)
     _type_ticks(axes, types, chosen)
@@ -88,7 +88,7 @@ def heatmap(scores: Scores, chosen: Collection[str] = ()) -> Figure:
 
 
 def intervals(scores: Scores, chosen: Collection[str] = ()) -> Figure:
-    """NFN of each type with its modules, its interval over layers (thin) and over samples (thick)."""
+    """Draw NFN of each type with its modules, its interval over layers (thin) and over samples (thick)."""
     statistics = scores.statistics(len(chosen) or None)
     table = scores.table
     nfn = scores.nfn
@@ -115,7 +115,7 @@ def intervals(scores: Scores, chosen: Collection[str] = ()) -> Figure:
 
 
 def layers(scores: Scores, chosen: Collection[str] = ()) -> Figure:
-    """NFN over the layers, one line per type; chosen types are drawn thick."""
+    """Draw NFN over the layers, one line per type, with thick lines for the chosen types."""
     types = list(scores.types)
     found, grid = layer_grid(scores, types)
     figure = _figure(3.6)
@@ -145,7 +145,7 @@ def layers(scores: Scores, chosen: Collection[str] = ()) -> Figure:
 
 
 def stability(scores: Scores, k: int) -> Figure:
-    """How the set of the k lowest types, and the order of all, settle with the number of samples."""
+    """Draw the stability of the k lowest types, and of the order of all types, over the number of samples."""
     points = stability_curve(scores.table, k)
     sizes = [point.samples for point in points]
     figure = _figure(2.9)
@@ -158,11 +158,11 @@ def stability(scores: Scores, k: int) -> Figure:
         axes.plot(sizes, values, color=color, label=label, marker="o", markersize=4, linewidth=1.8)
     stop = scores.provenance.get("stop")
     if stop and stop["settled"]:
-        axes.axvline(stop["settled_at"], color=PALETTE[1], linewidth=1.2, linestyle="--", label="settled")
+        axes.axvline(stop["settled_at"], color=PALETTE[1], linewidth=1.2, linestyle="--", label="early stop")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set_xlabel("samples (draws from those scored)")
+    axes.set_xlabel("samples (resampled from those scored)")
     lowest = min(min(p.same_set, p.tau) for p in points)
     axes.set_ylim(min(0.0 if lowest < 0.5 else 0.5, lowest - 0.05), 1.03)
     axes.legend(loc="lower left", fontsize=8, labelcolor=INK)
@@ -170,7 +170,7 @@ def stability(scores: Scores, k: int) -> Figure:
 
 
 def against(comparison: Against) -> Figure:
-    """NFN of each type in two score files, with intervals over samples."""
+    """Draw NFN of each type in two score files, with intervals over samples."""
     figure = _figure(1.1 + 0.38 * len(comparison.rows))
     axes = figure.subplots()
     axes.axvline(1.0, color=GRID, linewidth=0.9, linestyle=":")
@@ -215,7 +215,7 @@ def _bare(axes: Any) -> None:
 
 
 def _nfn_ticks(axis: Any, values: np.ndarray[Any, Any]) -> None:
-    """Round numbers on a logarithmic axis, as many as the range needs."""
+    """Set ticks at round numbers of a logarithmic axis, as many as the range needs."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
     low, high = float(np.min(values)), float(np.max(values))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def layer_grid(scores: Scores, types: Sequence[str]) -> tuple[list[int | str], np.ndarray[Any, Any]]:
-    """[layers, types] mean NFN; NaN where a layer has no module of a type. Modules outside blocks get a last row."""
+    """Return [layers, types] mean NFN, NaN where a layer lacks a type; modules outside blocks are the last row."""
     indexed = sorted({module.layer for module in scores.modules if module.layer is not None})
     layers: list[int | str] = list(indexed)
     if any(module.layer is None for module in scores.modules):

@@ -1,4 +1,4 @@
-"""One self-contained page: everything inline, nothing fetched, light and dark by the reader's scheme."""
+"""One self-contained page: everything inline, no network, light or dark by the reader's colour scheme."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 _TEMPLATE = "report.html.j2"
 CAPTIONS = {
     "heatmap": "NFN by type and layer. Grey: the module sees its input as noise; red: aligned with it; blue: below.",
-    "intervals": "How sure each type's NFN is. Layers differ far more than the data leaves open. Two types whose thin "
-    "lines overlap can still be told apart if they move together from layer to layer.",
-    "layers": "NFN over the depth of the model. The first layer is often a regime of its own.",
-    "stability": "How many samples the choice needs.",
+    "intervals": "The uncertainty of each type's NFN. Layers differ by much more than the uncertainty over the data. "
+    "Two types whose thin lines overlap are still distinguishable if they change together from layer to layer.",
+    "layers": "NFN over the depth of the model. The first layer often differs from all others.",
+    "stability": "The number of samples that the choice needs.",
     "against": "The two score files, type by type.",
 }
 
 
 def make_figures(scores: Scores, chosen: Sequence[str], comparison: Against | None = None) -> dict[str, Figure]:
-    """All figures of a report, by name."""
+    """Draw all figures of a report, by name."""
     import matplotlib
 
     with matplotlib.rc_context(figures.style()):
@@ -73,12 +73,12 @@ def write_report(
     """Write the page.
 
     Args:
-        path: File to write, whole or not at all.
-        scores: What it is about.
-        found: What `make_figures` made.
-        placements: Placements with their cost where it is known; the first is the one that figures and tables mark.
-        step: Samples and tokens per sample that the cost is for.
-        comparison: A second score file beside the first.
+        path: File to write, atomically.
+        scores: The scores to report.
+        found: The figures that `make_figures` returned.
+        placements: Placements with their cost, or None if it is unknown; figures and tables mark the first.
+        step: Samples and tokens per sample of the training step whose cost is shown.
+        comparison: Comparison with a second score file.
     """
     import jinja2
 
@@ -104,7 +104,7 @@ def write_report(
         signal=None if statistics is None else statistics.signal,
         lines=tables.confidence_lines(scores),
         statistics=statistics,
-        sure={} if statistics is None else {item.type: item for item in statistics.types},
+        by_name={} if statistics is None else {item.type: item for item in statistics.types},
         by_type=scores.by_type(),
         modules=[(module, value) for module, value in ranked],
         chosen=set(chosen),
@@ -119,7 +119,7 @@ def write_report(
 
 
 def inline(figure: Figure) -> Any:
-    """The figure as SVG inside a page: ink in the colour of its text, its own fonts, as wide as there is room."""
+    """Return the figure as inline SVG, with the colour and fonts of the page's text and no fixed size."""
     import markupsafe
     import matplotlib
 

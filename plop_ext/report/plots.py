@@ -1,4 +1,4 @@
-"""Pictures of scores and comparisons, drawn by matplotlib without a display and written whole or not at all."""
+"""Image files of scores and comparisons, drawn by matplotlib without a display and written atomically."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def heatmap(scores: Scores, path: str | os.PathLike[str], chosen: Collection[str
     """Draw NFN as types x layers, types in order of their NFN.
 
     Args:
-        scores: What to draw.
+        scores: The scores to draw.
         path: File to write; .png, .svg or .pdf.
         chosen: Types to mark as chosen for LoRA.
 
@@ -47,7 +47,7 @@ def comparison_plot(comparison: Comparison, path: str | os.PathLike[str]) -> Non
     """Draw the held-out loss of each placement: a dot per seed, a line at their mean, against all-linear.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         path: File to write; .png, .svg or .pdf.
 
     Raises:
@@ -84,7 +84,7 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
 
 
 def picture_format(path: str | os.PathLike[str]) -> str:
-    """The format that the path's extension asks for, without a dot.
+    """Return the format named by the path's extension, without a dot.
 
     Raises:
         InputError: If the extension is unknown.

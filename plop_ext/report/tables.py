@@ -21,10 +21,10 @@ _INTERVAL_COLUMNS = ("over data", "over layers", "P data", "P layers")
 
 
 def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
-    """NFN by module type, lowest first, with its intervals over the data and over the layers.
+    """Return NFN by module type, lowest first, with its intervals over the data and over the layers.
 
     Args:
-        scores: What to show.
+        scores: The scores to show.
         chosen: Types to mark as chosen for LoRA; their number is the cut that the probabilities refer to.
     """
     by_type = scores.by_type()
@@ -33,7 +33,7 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
     name = f" on {data['name']}" if data["name"] else ""
     facts = f"{data['samples']} samples, {scores.tokens} tokens; 1 = the module sees its input as noise"
     if statistics is not None:
-        facts += f"; 95 % intervals over draws of samples and of layers; P: among the {statistics.k} lowest"
+        facts += f"; 95 % bootstrap intervals over samples and over layers; P: among the {statistics.k} lowest"
     table = Table(title=f"NFN by module type: {scores.provenance['model']['class']}{name}", caption=facts)
     table.add_column("type")
     table.add_column("NFN", justify="right")
@@ -43,12 +43,12 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
     table.add_column("modules", justify="right")
     table.add_column("LoRA")
     largest = max(score.nfn for score in by_type)
-    sure = {} if statistics is None else {item.type: item for item in statistics.types}
+    by_name = {} if statistics is None else {item.type: item for item in statistics.types}
     for score in by_type:
         if statistics is None:
             cells = [f"{score.lowest:.3f}", f"{score.highest:.3f}"]
         else:
-            item = sure[score.type]
+            item = by_name[score.type]
             cells = [
                 _range(item.over_samples),
                 _range(item.over_layers),
@@ -69,13 +69,13 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
 
 
 def confidence_lines(scores: Scores) -> list[str]:
-    """What the statistics say in words: how much data was needed, signal, ties, Kendall's tau, automatic k."""
+    """Return the statistics in words: how much data was needed, signal, ties, Kendall's tau, automatic k."""
     lines = []
     stop = scores.provenance.get("stop")
     if stop:
         of = "" if stop["available"] is None else f" of {stop['available']}"
         watched = f"{stop['types']} lowest types" if stop["modules"] is None else "lowest modules"
-        held = f"the {watched} are the same in {stop['stability'] or 0:.1%} of draws"
+        held = f"the {watched} are the same in {stop['stability'] or 0:.1%} of the bootstrap resamples"
         state = f"settled after {stop['settled_at']} samples" if stop["settled"] else "did not settle"
         lines.append(f"{state}: {stop['samples']}{of} samples scored, {held}")
     if scores.paper_script:
@@ -86,19 +86,19 @@ def confidence_lines(scores: Scores) -> list[str]:
     for tie in statistics.ties:
         where = " across the cut" if tie.crosses_cut else ""
         lines.append(
-            f"tied{where}: {tie.lower} and {tie.upper}; their order holds in {tie.over_samples:.0%} of draws of "
-            f"samples and {tie.over_layers:.0%} of draws of layers"
+            f"tied{where}: {tie.lower} and {tie.upper}; their order holds in {tie.over_samples:.0%} of the resamples "
+            f"of samples and {tie.over_layers:.0%} of the resamples of layers"
         )
     if len(statistics.types) > 1:
         taus = [(statistics.tau_samples, "samples"), (statistics.tau_layers, "layers")]
-        said = [f"{tau:.2f} of {draws}" for tau, draws in taus if tau is not None]
-        lines.append(f"Kendall's tau between the type orders of two draws, mean: {', '.join(said)}")
+        means = [f"{tau:.2f} over {units}" for tau, units in taus if tau is not None]
+        lines.append(f"mean Kendall's tau between the type orders of two resamples: {', '.join(means)}")
     lines.append(f"automatic k is {statistics.auto.reason}")
     return lines
 
 
 def unscored_lines(scores: Scores) -> list[str]:
-    """One line per reason why modules have no score."""
+    """Return one line per reason why modules have no score."""
     reasons: dict[str, list[str]] = {}
     for item in scores.unscored:
         reasons.setdefault(item.reason, []).append(f"{item.name} ({item.layer_class})")
@@ -109,7 +109,7 @@ def unscored_lines(scores: Scores) -> list[str]:
 
 
 def placement_lines(placement: Placement, r: int | None = None) -> list[str]:
-    """What was chosen, and its size at rank `r`, by default the placement's own."""
+    """Return the choice and its size at rank `r`, by default the placement's own."""
     if r is None and placement.ranks:
         values = placement.ranks.values()
         rank = f"ranks {min(values)} to {max(values)}"
@@ -124,7 +124,7 @@ def placement_lines(placement: Placement, r: int | None = None) -> list[str]:
 
 
 def cost_line(cost: Cost) -> str:
-    """Memory that training adds."""
+    """Return the memory that training adds."""
     parts = {
         "adapters": cost.parameter_bytes,
         "gradients": cost.gradient_bytes,
@@ -136,13 +136,13 @@ def cost_line(cost: Cost) -> str:
 
 
 def cost_table(placements: Sequence[tuple[Placement, Cost | None]], step: tuple[int, int]) -> Table:
-    """What training each placement adds to the memory of the model itself.
+    """Return the memory that training each placement adds to that of the model itself.
 
     Args:
-        placements: Placements with their cost, or None where it is unknown.
-        step: Samples and tokens per sample that the cost is for.
+        placements: Placements with their cost, or None if it is unknown.
+        step: Samples and tokens per sample of the training step whose cost is shown.
     """
-    table = Table(title=f"What training adds, MiB, at {step[0]} x {step[1]} tokens")
+    table = Table(title=f"Memory that training adds, MiB, at {step[0]} x {step[1]} tokens")
     columns = ("placement", "types", "r", "parameters", "adapters", "gradients", "Adam", "activations", "total")
     for column in columns:
         table.add_column(column, justify="left" if column in ("placement", "types") else "right")
@@ -158,19 +158,19 @@ def cost_table(placements: Sequence[tuple[Placement, Cost | None]], step: tuple[
 
 
 def against_table(comparison: Against) -> Table:
-    """NFN by type in two score files."""
+    """Return NFN by type in two score files."""
     table = Table(title=f"{comparison.first_name} against {comparison.second_name}")
     table.add_column("type")
-    for column in (comparison.first_name, comparison.second_name, "ratio", "beyond the data's error"):
+    for column in (comparison.first_name, comparison.second_name, "ratio", "intervals disjoint"):
         table.add_column(column, justify="right")
     for row in comparison.rows:
-        sure = "yes" if row.sure else ""
-        table.add_row(row.type, f"{row.first:.3f}", f"{row.second:.3f}", f"{row.ratio:.3f}", sure)
+        differs = "yes" if row.differs else ""
+        table.add_row(row.type, f"{row.first:.3f}", f"{row.second:.3f}", f"{row.ratio:.3f}", differs)
     return table
 
 
 def against_lines(comparison: Against) -> list[str]:
-    """What the comparison says in words."""
+    """Return the comparison in words."""
     lines = [f"the orders of the {len(comparison.rows)} common types agree with Kendall's tau {comparison.tau:.2f}"]
     if comparison.swapped:
         lines.append(f"of the {comparison.k} lowest, these are in one only: {', '.join(comparison.swapped)}")
@@ -186,7 +186,7 @@ def against_lines(comparison: Against) -> list[str]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Held-out loss of each placement at equal trainable parameters, best first."""
+    """Return the held-out loss of each placement at equal trainable parameters, best first."""
     seeds = len(comparison.seeds)
     notes = [
         f"mean and standard deviation over {seeds} seeds; difference from all-linear, paired by seed",

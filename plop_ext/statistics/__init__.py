@@ -1,8 +1,8 @@
-"""How sure a ranking is: pure functions of the [module, sample] totals, seeded and vectorised. No model, no torch.
+"""How certain a ranking is: pure functions of the [module, sample] totals, seeded and vectorized. No model, no torch.
 
-Two uncertainties are kept apart. Over the data: other samples of the same task would give other totals. Over the
-layers: a type's NFN is the mean of modules that differ far more than the data error, so another model of the family
-could rank close types the other way. The first alone makes every difference look certain.
+There are two uncertainties. Over the data: other samples of the same task would give other totals. Over the layers: a
+type's NFN is the mean of modules that differ by far more than the data error, so another model of the family could
+rank close types in the opposite order. The first uncertainty alone makes every difference look certain.
 """
 
 from __future__ import annotations

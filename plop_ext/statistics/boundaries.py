@@ -1,4 +1,4 @@
-"""Automatic k: between which two types the ranking can be cut without cutting through a tie."""
+"""Automatic k: the cuts of the ranking that separate no tied types."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ DEFAULT_TYPES = 3
 # Share of resamples in which the set below a boundary must be the same.
 OVER_SAMPLES = 0.99
 OVER_LAYERS = 0.95
-# Relative step below which a boundary is none, however sure: the choice of baseline moves a type by up to 0.7 %, 4-bit
-# weights by 0.6 %.
+# Smallest relative step of NFN across a boundary, however stable: the choice of baseline moves a type by up to 0.7 %,
+# 4-bit weights by 0.6 %.
 MIN_GAP = 0.01
 
 
@@ -28,9 +28,9 @@ class Boundary:
     Attributes:
         k: Types below it.
         gap: Relative step of NFN across it, NFN[k + 1] / NFN[k] - 1.
-        over_samples: Share of draws of samples with the same k lowest types.
-        over_layers: Share of draws of layers with the same k lowest types.
-        without_a_layer: Whether the k lowest stay the same without any one layer.
+        over_samples: Share of resamples of the samples with the same k lowest types.
+        over_layers: Share of resamples of the layers with the same k lowest types.
+        without_a_layer: Whether the k lowest types stay the same when any one layer is left out.
     """
 
     k: int
@@ -41,25 +41,25 @@ class Boundary:
 
     @property
     def survives(self) -> bool:
-        """Whether it passes every test."""
+        """Whether the boundary passes every test."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The tests it fails, in words."""
+        """The tests that the boundary fails, in words."""
         found = []
-        for share, least, draws in (
+        for share, least, units in (
             (self.over_samples, OVER_SAMPLES, "samples"),
             (self.over_layers, OVER_LAYERS, "layers"),
         ):
             if share < least:
-                # Cut, not rounded: 98.97 % must not read as the 99 % that it misses.
+                # Truncated: 98.97 % must not be printed as 99 %, the limit that it misses.
                 percent = math.floor(1000 * share) / 10
-                found.append(f"the {self.k} lowest are the same in {percent:g} % of the draws of {draws} only")
+                found.append(f"only {percent:g} % of the resamples of {units} give the same {self.k} lowest types")
         if not self.without_a_layer:
-            found.append(f"the {self.k} lowest are others without one of the layers")
+            found.append(f"leaving out one of the layers changes the {self.k} lowest types")
         if self.gap < MIN_GAP:
-            found.append(f"NFN rises by {100 * self.gap:.2g} % only")
+            found.append(f"NFN rises by only {100 * self.gap:.2g} %")
         return tuple(found)
 
 
@@ -70,8 +70,8 @@ class AutoK:
     Attributes:
         k: The choice.
         found: Whether a boundary survived; otherwise k is the fallback.
-        reason: k and why, to follow `automatic k is`.
-        boundaries: Every cut that was looked at, k ascending.
+        reason: k and the reason for it, to follow `automatic k is`.
+        boundaries: Every cut that was tested, k ascending.
     """
 
     k: int
@@ -86,7 +86,7 @@ def find_boundaries(table: GainTable, seed: int = 0) -> tuple[Boundary, ...]:
     nfn = table.type_nfn(np.ones((1, table.samples)))[0]
     samples = set_holds(types_over_samples(table, seed=seed), order)
     layers = set_holds(types_over_layers(table, seed=seed), order)
-    # A set that some layer carries alone is not the model's.
+    # A set that depends on a single layer is not a property of the model.
     each = set_holds(without_each_layer(table), order) == 1.0
     return tuple(
         Boundary(k, float(nfn[k] / nfn[k - 1] - 1), float(samples[k - 1]), float(layers[k - 1]), bool(each[k - 1]))
@@ -95,16 +95,17 @@ def find_boundaries(table: GainTable, seed: int = 0) -> tuple[Boundary, ...]:
 
 
 def auto_k(table: GainTable, fallback: int | None = None, seed: int = 0) -> AutoK:
-    """Choose k: the surviving boundary nearest to the paper's 3, the lower of two as near.
+    """Choose k: the surviving boundary nearest to the paper's 3, the lower one of two equally near.
 
-    A boundary survives if its set of lowest types is the same in 99 % of the draws of samples, in 95 % of the draws of
-    layers and without any one layer, and if NFN rises by at least 1 % across it. The size of the gaps decides nothing
-    else: which gap is the largest flips with the data (3 or 6 of 7), and no measurement says a larger one is better.
+    A boundary survives if its set of lowest types is the same in 99 % of the resamples of samples, in 95 % of the
+    resamples of layers and without any one layer, and if NFN rises by at least 1 % across it. The size of a gap
+    matters only for the last test: which gap is the largest changes with the data (3 or 6 of 7), and no measurement
+    shows that a larger gap is better.
 
     Args:
         table: The totals.
-        fallback: k where no boundary survives. Default 3, or all types where there are fewer.
-        seed: Of the draws.
+        fallback: k if no boundary survives. Default 3, or all types if there are fewer.
+        seed: Seed of the resamples.
     """
     n_types = len(table.types)
     boundaries = find_boundaries(table, seed)
@@ -112,14 +113,14 @@ def auto_k(table: GainTable, fallback: int | None = None, seed: int = 0) -> Auto
     if real:
         k = min(real, key=lambda k: (abs(k - DEFAULT_TYPES), k))
         if len(real) == 1:
-            reason = f"{k}: the only cut that no resampling moves"
+            reason = f"{k}: the only cut that is stable under resampling"
         else:
-            reason = f"{k}: of the cuts after {_listed(real)}, which no resampling moves, the nearest to 3"
+            reason = f"{k}: of the cuts after {_listed(real)}, which are stable under resampling, the nearest to 3"
         return AutoK(k, True, reason, boundaries)
     k = min(DEFAULT_TYPES, n_types) if fallback is None else fallback
     if n_types < 2:
         return AutoK(k, False, f"{k}: there is one type", boundaries)
-    source = "the paper's number" if fallback is None else "what the budget allows"
+    source = "the paper's number" if fallback is None else "the most that the budget allows"
     across = ""
     if k < n_types:
         why = ", ".join(boundaries[k - 1].failures)

@@ -1,4 +1,4 @@
-"""Bootstraps over samples and over layers, leave-one-layer-out and random halves."""
+"""Bootstraps over samples and over layers, leave-one-layer-out, and random halves."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ CONFIDENCE = 0.95
 
 
 def modules_over_samples(table: GainTable, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, M] NFN of each module over bootstrap draws of whole samples, widened (`widening`)."""
+    """Return [R, M] NFN of each module over bootstrap resamples of whole samples, widened (`widening`)."""
     point = table.module_nfn(np.ones((1, table.samples)))
-    drawn = table.module_nfn(draws(table.samples, resamples, seed))
+    drawn = table.module_nfn(resample_counts(table.samples, resamples, seed))
     return _widen(point, drawn, table.samples)
 
 
 def types_over_samples(table: GainTable, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, T] NFN of each type over bootstrap draws of whole samples, widened.
+    """Return [R, T] NFN of each type over bootstrap resamples of whole samples, widened.
 
-    Tokens of one sample are correlated, so samples are drawn, and the estimator is the one of the scores: sum of the
-    gains over sum of the tokens, per module.
+    The unit is the sample, because the tokens of one sample are correlated. The estimator is that of the scores: the
+    sum of the gains over the number of tokens, per module.
     """
     point = table.type_nfn(np.ones((1, table.samples)))
-    drawn = table.type_nfn(draws(table.samples, resamples, seed))
+    drawn = table.type_nfn(resample_counts(table.samples, resamples, seed))
     return _widen(point, drawn, table.samples)
 
 
 def types_over_layers(table: GainTable, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, T] NFN of each type over bootstrap draws of whole layers, widened.
+    """Return [R, T] NFN of each type over bootstrap resamples of whole layers, widened.
 
-    Types with modules in the same layers share their draws: q and k of one block are compared with each other. Types
-    of other layers (a hybrid model's two kinds of blocks) are drawn on their own. A type in one layer keeps its value.
+    Types with modules in the same layers share the resamples: q and k of one block are compared with each other. Types
+    of other layers (the second kind of block of a hybrid model) are resampled separately. A type in a single layer
+    keeps its value.
     """
     _, sums, counts = table.layer_sums()
     point = (sums.sum(axis=1) / counts.sum(axis=1))[None, :]
@@ -46,14 +47,14 @@ def types_over_layers(table: GainTable, resamples: int = RESAMPLES, seed: int = 
         n_layers = int(pattern.sum())
         if n_layers < 2:
             continue
-        weights = draws(n_layers, resamples, seed + 1 + number)
+        weights = resample_counts(n_layers, resamples, seed + 1 + number)
         drawn = (weights @ sums[np.ix_(members, pattern)].T) / (weights @ counts[np.ix_(members, pattern)].T)
         result[:, members] = _widen(point[:, members], drawn, n_layers)
     return result
 
 
 def without_each_layer(table: GainTable) -> Floats:
-    """[L, T] NFN of each type without the modules of one layer; a type that has no other keeps its value."""
+    """Return [L, T] NFN of each type without the modules of one layer; a type in that layer only keeps its value."""
     _, sums, counts = table.layer_sums()
     point = sums.sum(axis=1) / counts.sum(axis=1)
     left = counts.sum(axis=1, keepdims=True) - counts
@@ -64,25 +65,25 @@ def without_each_layer(table: GainTable) -> Floats:
 
 
 def halves(table: GainTable, splits: int = 200, seed: int = 0) -> tuple[Floats, Floats]:
-    """Two [splits, T] tables: NFN on a random half of the samples, and on the other half."""
+    """Return two [splits, T] tables: NFN on a random half of the samples, and NFN on the other half."""
     rng = np.random.default_rng(seed)
     ranks = rng.random((splits, table.samples)).argsort(axis=1)
     first = (ranks < table.samples // 2).astype(np.float64)
     return table.type_nfn(first), table.type_nfn(1.0 - first)
 
 
-def draws(n: int, resamples: int, seed: int) -> Floats:
-    """[R, n] how often each of n units is drawn in R draws of n with replacement."""
+def resample_counts(n: int, resamples: int, seed: int) -> Floats:
+    """Return [R, n]: how often each of n units occurs in each of R bootstrap resamples of size n."""
     rng = np.random.default_rng(seed)
     units = rng.integers(0, n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
     return np.bincount(units.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 
 def widening(n: int, confidence: float = CONFIDENCE) -> float:
-    r"""Factor that makes a bootstrap of n units as wide as a t interval.
+    r"""Return the factor that makes a bootstrap interval of n units as wide as a t interval.
 
-    \(\sqrt{n / (n - 1)} \; t_{n-1} / z\): the bootstrap's variance is the plug-in one, and n units know their own
-    spread only roughly. 1.87 for 4 units, 1.22 for 10, 1.03 for 64.
+    The factor is \(\sqrt{n / (n - 1)} \; t_{n-1} / z\), because a bootstrap uses the plug-in variance, and n units
+    estimate their own spread only roughly. It is 1.87 for 4 units, 1.22 for 10, 1.03 for 64.
     """
     if n < 2:
         return math.nan
@@ -91,7 +92,7 @@ def widening(n: int, confidence: float = CONFIDENCE) -> float:
 
 
 def t_quantile(p: float, degrees: int) -> float:
-    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, else the Cornish-Fisher series (0.2 % from 3)."""
+    """Return the quantile of Student's t: exact for 1 and 2 degrees of freedom, then by Cornish-Fisher (to 0.2 %)."""
     if degrees == 1:
         return math.tan(math.pi * (p - 0.5))
     if degrees == 2:
@@ -107,12 +108,12 @@ def t_quantile(p: float, degrees: int) -> float:
 
 
 def interval(values: Floats, confidence: float = CONFIDENCE) -> Floats:
-    """[2, ...] lower and upper percentile over the first axis."""
+    """Return [2, ...] lower and upper percentile over the first axis."""
     tail = (1 - confidence) / 2
     return np.nanquantile(values, (tail, 1 - tail), axis=0)
 
 
 def _widen(point: Floats, drawn: Floats, n: int) -> Floats:
-    # A module that lost all its tokens in a draw says nothing about its spread.
+    # A resample in which a module has no tokens carries no information on its spread.
     drawn = np.where(np.isfinite(drawn), drawn, point)
     return point + widening(n) * (drawn - point)

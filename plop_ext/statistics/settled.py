@@ -1,4 +1,4 @@
-"""When scoring may stop: the chosen set, not the full order, no longer depends on which samples were seen."""
+"""When scoring may stop: when the chosen set, not its full order, no longer depends on which samples were seen."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MIN_SAMPLES_MODULES = 64
 
 @dataclass(frozen=True)
 class StopRule:
-    """Stop once the `types` (or `modules`) lowest are the same in `confidence` of the draws of samples.
+    """Stop once the `types` (or `modules`) lowest are the same in `confidence` of the bootstrap resamples of samples.
 
     Attributes:
-        types: How many types will be placed.
-        modules: How many single modules, or which fraction of them, instead.
-        confidence: Share of the draws that must agree.
-        min_samples: Samples seen before the first look; default 4, and 64 for modules.
+        types: Number of types that you will place.
+        modules: Number of single modules, or fraction of them, to place instead of types.
+        confidence: Share of the resamples that must agree.
+        min_samples: Samples seen before the first evaluation; default 4, and 64 for modules.
     """
 
     types: int = DEFAULT_TYPES
@@ -44,21 +44,22 @@ class StopRule:
 
     @property
     def first_look(self) -> int:
-        """Samples before the first look."""
+        """Samples before the first evaluation."""
         if self.min_samples is not None:
             return self.min_samples
         return MIN_SAMPLES if self.modules is None else MIN_SAMPLES_MODULES
 
     def is_due(self, samples: int, last: int) -> bool:
-        """Whether to look at `samples`, the last look being at `last`.
+        """Return whether to evaluate the rule at `samples`, after the last evaluation at `last`.
 
-        After 64 samples only when a quarter more has come: a look costs time, and each is a chance to stop by luck.
+        Beyond 64 samples, only if their number has grown by a quarter: an evaluation costs time, and each is a chance
+        to stop by luck.
         """
         return samples >= self.first_look and (samples <= MIN_SAMPLES_MODULES or samples >= 1.25 * last)
 
 
 def set_stability(table: GainTable, rule: StopRule, seed: int = 0) -> float:
-    """Share of the draws of samples in which the set that `rule` watches is the same; 1 if it holds everything."""
+    """Return the share of resamples in which the set of `rule` is the same; 1 if the set holds everything."""
     if table.samples < 2:
         return 0.0
     if rule.modules is None:

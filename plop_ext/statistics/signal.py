@@ -1,4 +1,4 @@
-"""Whether the scores say anything at all: not all 1, and the same on both halves of the data."""
+"""Whether the scores carry a signal: they are not all 1, and both halves of the data agree."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MIN_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Signal:
-    """Whether a ranking of types means something.
+    """Whether a ranking of types carries a signal.
 
     Attributes:
-        found: Whether it does.
-        reason: Empty, or one sentence that says why not.
+        found: Whether there is a signal.
+        reason: Empty, or one sentence with the reason why there is none.
         halves_tau: Mean Kendall's tau between the type orders of random halves of the data; None below 4 samples.
     """
 
@@ -33,14 +33,15 @@ class Signal:
 
 
 def find_signal(table: GainTable, seed: int = 0) -> Signal:
-    r"""Look for a signal.
+    r"""Test whether the ranking of a table carries a signal.
 
-    There is none if every type's NFN is 1 within its interval (95 % for all types together). The interval takes the
-    scatter over samples and the one over layers that weights drawn at random have on any input: for W independent of
-    z, \(\lVert W z \rVert^2 / \lVert z \rVert^2\) is \(\lVert W \rVert_F^2 / K\) times a mean of M squares, so the
-    NFN of one module has a standard deviation of at most \(1 / \sqrt{2 M}\). Nor is there one if random halves of the
-    data disagree: the orders of types have a mean tau below 0.5, and for no k are the k lowest types the same in 95 %
-    of the splits.
+    There is no signal if every type's NFN is 1 within its interval (95 % for all types together). The interval
+    combines the scatter over samples with the scatter that random weights have on any input. For W independent of z,
+    \(\lVert W z \rVert^2 / \lVert z \rVert^2\) is \(\lVert W \rVert_F^2 / K\) times a mean of M squares, so the NFN of
+    one module has a standard deviation of at most \(1 / \sqrt{2 M}\).
+
+    There is no signal either if random halves of the data disagree: the orders of types have a mean tau below 0.5, and
+    for no k are the k lowest types the same in 95 % of the splits.
     """
     n_types = len(table.types)
     half_widths = random_half_widths(table, seed)
@@ -63,7 +64,7 @@ def find_signal(table: GainTable, seed: int = 0) -> Signal:
 
 
 def random_half_widths(table: GainTable, seed: int = 0) -> Floats:
-    """[T] how far from 1 each type may be if the weights know nothing of the inputs, all types together."""
+    """Return [T]: how far from 1 each type may be, for all types together, if weights and inputs are independent."""
     n_types = len(table.types)
     z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / n_types)
     by_data = types_over_samples(table, seed=seed).var(axis=0) if table.samples > 1 else np.zeros(n_types)

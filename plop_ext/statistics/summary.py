@@ -1,4 +1,4 @@
-"""All that is said about a ranking of types, in one place for tables, files and pictures."""
+"""All statistics of a ranking of types, for tables, files and figures alike."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class TypeStatistics:
     Attributes:
         type: Label.
         nfn: Its NFN.
-        over_samples: 95 % interval over draws of samples; None for a single sample.
-        over_layers: 95 % interval over draws of layers; None for a type in one layer.
+        over_samples: 95 % interval over resamples of the samples; None for a single sample.
+        over_layers: 95 % interval over resamples of the layers; None for a type in one layer.
         without_a_layer: Lowest and highest NFN when one layer is left out; None for a type in one layer.
-        p_samples: Probability that it is among the k lowest, over draws of samples; None for a single sample.
-        p_layers: The same over draws of layers.
+        p_samples: Share of resamples of the samples with the type among the k lowest; None for a single sample.
+        p_layers: The same over resamples of the layers.
     """
 
     type: str
@@ -50,13 +50,13 @@ class TypeStatistics:
 
 @dataclass(frozen=True)
 class Tie:
-    """Two neighbours in the ranking whose order is not sure.
+    """Two neighbours in the ranking whose order is not certain.
 
     Attributes:
-        lower: The one with the lower NFN.
-        upper: The next.
-        over_samples: Share of draws of samples that keep this order.
-        over_layers: Share of draws of layers that keep it.
+        lower: The type with the lower NFN.
+        upper: The next type.
+        over_samples: Share of resamples of the samples that keep this order.
+        over_layers: Share of resamples of the layers that keep this order.
         crosses_cut: Whether one is among the k lowest and the other is not.
     """
 
@@ -69,21 +69,21 @@ class Tie:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """How sure a ranking is.
+    """How certain a ranking is.
 
     Attributes:
         k: The cut that probabilities and ties refer to.
         types: One entry per type, lowest NFN first.
-        ties: Neighbours whose order holds in less than 95 % of the draws of samples or of layers.
-        set_over_samples: Share of the draws of samples with the same k lowest types.
-        set_over_layers: Share of the draws of layers with the same k lowest types.
-        tau_samples: Mean Kendall's tau between the type orders of two draws of samples; None for a single sample.
-        tau_layers: The same for draws of layers.
-        auto: What automatic k would choose, and every boundary it looked at.
-        signal: Whether the ranking says anything.
-        module_intervals: [M, 2] 95 % interval of each module over draws of samples; NaN for a single sample.
+        ties: Neighbours whose order holds in less than 95 % of the resamples of the samples or of the layers.
+        set_over_samples: Share of resamples of the samples with the same k lowest types.
+        set_over_layers: Share of resamples of the layers with the same k lowest types.
+        tau_samples: Mean Kendall's tau between the type orders of two resamples of the samples; None for one sample.
+        tau_layers: The same for resamples of the layers.
+        auto: The choice of automatic k, and every boundary that it tested.
+        signal: Whether the ranking carries a signal.
+        module_intervals: [M, 2] 95 % interval of each module over resamples of the samples; NaN for a single sample.
         samples: S.
-        seed: Seed of the draws.
+        seed: Seed of the resamples.
     """
 
     k: int
@@ -100,7 +100,7 @@ class Statistics:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the module intervals, ready for JSON."""
+        """Return everything but the module intervals, ready for JSON."""
         return {
             "k": self.k,
             "confidence": CONFIDENCE,
@@ -127,14 +127,14 @@ def summarize(table: GainTable, k: int | None = None, seed: int = 0) -> Statisti
 
     Args:
         table: The totals.
-        k: Cut of the ranking; default 3, or all types where there are fewer.
-        seed: Of all draws.
+        k: Cut of the ranking; default 3, or all types if there are fewer.
+        seed: Seed of all resamples.
     """
     n_types = len(table.types)
     k = min(DEFAULT_TYPES, n_types) if k is None else k
     nfn = table.type_nfn(np.ones((1, table.samples)))[0]
     known = table.samples > 1
-    # One sample has no spread; its draws would all be the same and look certain.
+    # One sample has no spread: its resamples would all be equal, and look certain.
     samples = types_over_samples(table, seed=seed) if known else nfn[None, :]
     modules = modules_over_samples(table, seed=seed) if known else np.full((1, len(table.baseline)), np.nan)
     layers = types_over_layers(table, seed=seed)

@@ -1,4 +1,4 @@
-"""The numbers every statistic starts from: gains and tokens per module and sample, and what each module is."""
+"""The input of every statistic: gains and tokens per module and sample, and the type and layer of each module."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class GainTable:
         types: Sequence[str],
         layers: Sequence[int | None],
     ) -> GainTable:
-        """Make a table from one type label and one block index (or None) per module; types are put in order of NFN."""
+        """Make a table from one type label and one block index (or None) per module; types are sorted by NFN."""
         labels = tuple(dict.fromkeys(types))
         index = np.array([labels.index(label) for label in types], dtype=np.int64)
         layer = np.array([-1 if value is None else value for value in layers], dtype=np.int64)
@@ -87,7 +87,7 @@ class GainTable:
         return self.tokens.shape[1]
 
     def module_nfn(self, weights: Floats) -> Floats:
-        """NFN of each module when sample s counts `weights[r, s]` times: a ratio of sums, tokens count alike.
+        """Return NFN of each module if sample s counts `weights[r, s]` times: a ratio of sums over all tokens.
 
         Args:
             weights: [R, S].
@@ -100,13 +100,13 @@ class GainTable:
         return gain / self.baseline
 
     def type_nfn(self, weights: Floats) -> Floats:
-        """[R, T] NFN of each type: the mean of its modules that have tokens left."""
-        # Few samples have few distinct draws: 4 have 35, of which a bootstrap takes 1000.
+        """Return [R, T] NFN of each type: the mean of its modules that have tokens left."""
+        # Few samples have few distinct resamples: 4 samples have 35, and a bootstrap takes 1000.
         distinct, place = np.unique(weights, axis=0, return_inverse=True)
         return self.type_means(self.module_nfn(distinct))[place.reshape(-1)]
 
     def type_means(self, modules: Floats) -> Floats:
-        """[R, T] from [R, M]; NaN modules are left out."""
+        """Return [R, T] means over the modules of each type from [R, M] values; NaN modules are excluded."""
         member = np.zeros((len(self.baseline), len(self.types)))
         member[np.arange(len(self.baseline)), self.type_index] = 1.0
         known = np.isfinite(modules)
@@ -117,7 +117,7 @@ class GainTable:
         return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
     def layer_sums(self) -> tuple[NDArray[np.int64], Floats, Floats]:
-        """Distinct layers [L], and per type and layer the sum of its modules' NFN and their number [T, L]."""
+        """Return the distinct layers [L], and per type and layer [T, L] the sum and the number of its modules' NFN."""
         nfn = self.module_nfn(np.ones((1, self.samples)))[0]
         layers, position = np.unique(self.layer, return_inverse=True)
         sums, counts = np.zeros((len(self.types), len(layers))), np.zeros((len(self.types), len(layers)))

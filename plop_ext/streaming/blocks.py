@@ -118,7 +118,7 @@ class BlockLoader:
         self._next = self._thread.submit(self._load, index, ahead)
 
     def wait(self) -> LoadedBlock:
-        """The block that `start` was called for last."""
+        """Return the block that `start` was called for last."""
         assert self._next is not None
         block = self._next.result()
         self._next = None
@@ -192,7 +192,7 @@ class BlockLoader:
 
 
 def _copied(block: nn.Module) -> nn.Module:
-    """A copy of a block, which shares its configuration and the weights that are not there."""
+    """Return a copy of a block, which shares its configuration and the weights that are not there."""
     memo: dict[int, Any] = {id(weight): weight for weight in block.parameters() if weight.device.type == "meta"}
     for module in block.modules():
         config = getattr(module, "config", None)

@@ -77,12 +77,12 @@ class Checkpoint:
                 raise InputError(f"`{path}` lacks {key}, which {_INDEX} says it holds; download or save it again")
 
     def float_dtype(self) -> torch.dtype | None:
-        """The type of the first floating-point tensor."""
+        """Return the type of the first floating-point tensor."""
         return next((entry.dtype for entry in self.entries.values() if entry.dtype.is_floating_point), None)
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The files, and which the index says each key is in."""
+    """Return the files, and which the index says each key is in."""
     index = folder / _INDEX
     if (folder / _SINGLE).is_file() and not index.is_file():
         return [folder / _SINGLE], {}
@@ -104,7 +104,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
 
 
 def _read_header(path: Path) -> Iterator[TensorEntry]:
-    """The tensors of one file, whose length has to be what its header says."""
+    """Yield the tensors of one file, whose length has to be what its header says."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         prefix = file.read(8)

@@ -19,7 +19,7 @@ _USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_
 
 
 def parse_size(size: int | str, name: str) -> int:
-    """Bytes of a size such as `6GiB`, `500MB` or a plain number of bytes.
+    """Return the bytes of a size such as `6GiB`, `500MB` or a plain number of bytes.
 
     Args:
         size: What the user wrote.
@@ -40,12 +40,12 @@ def format_size(n_bytes: float) -> str:
 
 
 def rss() -> int:
-    """Bytes of RAM that the process holds now."""
+    """Return the bytes of RAM that the process holds now."""
     return _status("VmRSS")
 
 
 def peak_rss() -> int:
-    """Most bytes of RAM that the process has held since `reset_peak_rss`, or since its start."""
+    """Return most bytes of RAM that the process has held since `reset_peak_rss`, or since its start."""
     return _status("VmHWM")
 
 
@@ -59,7 +59,7 @@ def reset_peak_rss() -> bool:
 
 
 def available_ram() -> int:
-    """Bytes of RAM that could be taken now: what the machine has free, or less under a control group's limit."""
+    """Return the bytes of RAM available to this process: the machine's, or less under a control group's limit."""
     room = [1 << 60]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

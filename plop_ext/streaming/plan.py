@@ -73,17 +73,17 @@ class Plan:
         return weights + self.activations + _DEVICE_MARGIN
 
     def ram_least(self, device: torch.device, held: int) -> int:
-        """What the RAM must offer, hidden states on disk, where the process already holds `held` bytes."""
+        """Return what the RAM must offer, hidden states on disk, where the process already holds `held` bytes."""
         own = self.device_least if device.type == "cpu" else self.staging
         return held + own + self.totals + (_CPU_MARGIN if device.type == "cpu" else _HOST_MARGIN)
 
     def least(self, device: torch.device, held: int) -> int:
-        """The smallest memory budget that can be kept: the larger of what the device and the RAM must offer."""
+        """Return the smallest memory budget that can be kept: the larger of what the device and the RAM must offer."""
         ram = self.ram_least(device, held)
         return ram if device.type == "cpu" else max(ram, self.device_least)
 
     def rooms(self, device: torch.device, budget: int, held: int) -> tuple[int, int]:
-        """Bytes of hidden states that fit the budget on the device and in RAM.
+        """Return the bytes of hidden states that fit the budget on the device and in RAM.
 
         Raises:
             InputError: If the budget is too small even with all of them on disk.
@@ -100,7 +100,7 @@ class Plan:
         return (in_ram, 0) if device.type == "cpu" else (budget - self.device_least, in_ram)
 
     def rooms_in_free(self, device: torch.device, on_device: int, in_ram: int) -> tuple[int, int]:
-        """The same where there is no budget, but so many bytes of either may be taken beyond what is held.
+        """Return the same where there is no budget, but so many bytes of either may be taken beyond what is held.
 
         Raises:
             InputError: If that is too little even with all hidden states on disk.
@@ -166,7 +166,7 @@ def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent],
 
 
 def _widths(skeleton: Skeleton) -> tuple[int, int]:
-    """Width of the hidden state, and elements per token that a block may have alive: all inputs and outputs."""
+    """Return the width of the hidden state, and the elements per token of all inputs and outputs of a block."""
     config = skeleton.model.config.get_text_config(decoder=True)
     width = int(getattr(config, "hidden_size", 0) or max(layer.in_features for layer in skeleton.found.layers))
     per_block: dict[int | None, float] = {}
@@ -177,7 +177,7 @@ def _widths(skeleton: Skeleton) -> tuple[int, int]:
 
 
 def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
-    """Each layer that runs and its share of the tokens: all, or, of an expert, those routed to it on average."""
+    """Return each layer that runs and its share of the tokens: 1, or for an expert the average routed to it."""
     config = skeleton.model.config.get_text_config(decoder=True)
     chosen = getattr(config, "num_experts_per_tok", None) or 1
 
@@ -189,7 +189,7 @@ def _shares(skeleton: Skeleton) -> list[tuple[LinearLayer, float]]:
 
 
 def _head_bytes(model: Any) -> int:
-    """Bytes of the output head that are not the embedding's."""
+    """Return the bytes of the output head that are not the embedding's."""
     head, embedding = output_head(model), input_embedding(model)
     if head is None:
         return 0

@@ -34,7 +34,7 @@ class Rates:
     flops: float
 
     def seconds(self, plan: Plan) -> dict[str, float]:
-        """What each of disk, copy and compute alone would take; they overlap, so that the slowest one counts."""
+        """Return the seconds of disk, copy and compute alone; they overlap, so the slowest determines the run."""
         parts = {"disk": plan.read / self.disk, "compute": plan.flops / self.flops}
         if self.to_device is not None:
             parts["copy to device"] = plan.read / self.to_device
@@ -64,7 +64,7 @@ def forget_cached(paths: Sequence[Path]) -> None:
 
 
 def read_rate(path: Path, n_bytes: int) -> float:
-    """Bytes per second at which the first `n_bytes` of a file arrive in memory, with the reads of a streamed run."""
+    """Return the bytes per second at which the first `n_bytes` of a file are read, as in a streamed run."""
     forget_cached([path])
     reader, buffer = Reader(torch.device("cpu")), torch.empty(n_bytes, dtype=torch.uint8)
     try:
@@ -77,7 +77,7 @@ def read_rate(path: Path, n_bytes: int) -> float:
 
 
 def to_device_rate(device: torch.device) -> float | None:
-    """Bytes per second from pinned memory to the device."""
+    """Return the bytes per second from pinned memory to the device."""
     if device.type != "cuda":
         return None
     source = torch.empty(8 * CHUNK, dtype=torch.uint8, pin_memory=True)
@@ -102,7 +102,7 @@ def _flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _best(run: Callable[[], object], device: torch.device) -> float:
-    """Shortest of a few timings."""
+    """Return the shortest of a few timings."""
     seconds = []
     for _ in range(4):
         began = time.perf_counter()

@@ -39,7 +39,7 @@ class _Piece:
 
 
 def buffer_size(entries: Iterable[TensorEntry]) -> int:
-    """Bytes of the buffer that holds `entries`."""
+    """Return the bytes of the buffer that holds `entries`."""
     return sum(_aligned(entry.n_bytes) for entry in entries)
 
 

@@ -130,12 +130,12 @@ class Result:
     rest: tuple[Any, ...] = ()
 
     def wrap(self, hidden: Tensor) -> Any:
-        """What a block would return."""
+        """Return what a block would return."""
         return hidden if self.container is None else self.container((hidden, *self.rest))
 
     @staticmethod
     def hidden(output: Any) -> Tensor:
-        """The hidden state among what a block returned."""
+        """Return the hidden state among what a block returned."""
         return output if isinstance(output, Tensor) else output[0]
 
 
@@ -253,7 +253,7 @@ class _Stub(nn.Module):
 
 
 def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A tuple, list or filled dict with changed items; anything else, and an empty dict, as it is."""
+    """Return a tuple, list or filled dict with changed items; anything else, and an empty dict, as it is."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(change(item) for item in value))
     if type(value) in (tuple, list):

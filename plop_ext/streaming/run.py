@@ -202,7 +202,7 @@ class Stream:
                 mine.update(saved)
 
     def _loaded(self, start: int) -> Iterator[LoadedBlock]:
-        """The blocks from number `start` on; while one is in use, the next is being loaded."""
+        """Yield the blocks from number `start` on; while one is in use, the next is being loaded."""
         if self._first is None:
             self.loader.start(start)
         for index in range(start, self._skeleton.last + 1):
@@ -258,7 +258,7 @@ def streaming(stream: Stream, store: Store) -> Iterator[None]:
 
 
 def _extent(inputs: Any, samples: int) -> Extent:
-    """Samples and tokens of a batch: the extents of its token ids, or of its first tensor with two or more."""
+    """Return samples and tokens of a batch: the extents of its token ids, or of its first tensor with two or more."""
     fields = (
         inputs if isinstance(inputs, Mapping) else dict(enumerate(inputs)) if isinstance(inputs, (tuple, list)) else {}
     )

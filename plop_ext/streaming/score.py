@@ -14,7 +14,7 @@ from plop_ext import demo_assets
 from plop_ext.errors import InputError, SetupError
 from plop_ext.forwards.batch import default_forward
 from plop_ext.hub import cached_when_offline
-from plop_ext.models import check_device, check_dtype, quiet
+from plop_ext.models import parse_device, parse_dtype, quiet
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
 from plop_ext.scores import Scores
@@ -117,7 +117,7 @@ def score_streaming(
     data = collect_batches(dataloader, max_samples, settings)
     model = skeleton.build(
         folder,
-        dtype=check_dtype(dtype),
+        dtype=parse_dtype(dtype),
         stored=checkpoint.float_dtype(),
         device=chosen,
         attn_implementation=attn_implementation,
@@ -199,15 +199,15 @@ def score_streaming(
 
 
 def run_device(device: str | torch.device | None) -> torch.device:
-    """The device that the user means, with its number."""
-    chosen = check_device(device)
+    """Return the device that the user means, with its number."""
+    chosen = parse_device(device)
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 
 def model_folder(path: str, *, weights: bool = True) -> Path:
-    """The folder of a model; of a name on the hub, what is needed of it is downloaded, with or without the weights."""
+    """Return the folder of a model; download what is needed of a model on the hub, with or without the weights."""
     from plop_ext.models import is_model_folder
 
     if path == demo_assets.MODEL_NAME:
@@ -228,7 +228,7 @@ def model_folder(path: str, *, weights: bool = True) -> Path:
 
 
 def _rooms(figures: plan.Plan, device: torch.device, budget: int | None) -> tuple[int, int]:
-    """Bytes of hidden states that may be kept on the device and in RAM."""
+    """Return the bytes of hidden states that may be kept on the device and in RAM."""
     if budget is not None:
         return figures.rooms(device, budget, memory.rss())
     ram = int(memory.available_ram() * _SHARE)

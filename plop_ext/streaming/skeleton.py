@@ -46,7 +46,7 @@ class Skeleton:
     running: tuple[LinearLayer, ...]
 
     def block_of(self, name: str) -> int | None:
-        """Index of the block that a module or parameter is in."""
+        """Return the index of the block that a module or parameter is in."""
         return _index_in(self.prefix, name)
 
 
@@ -99,7 +99,7 @@ def build(
 
 
 def _index_in(prefix: str, name: str) -> int | None:
-    """Which item of the list `prefix` the module or parameter `name` is in."""
+    """Return which item of the list `prefix` the module or parameter `name` is in."""
     if not name.startswith(prefix + "."):
         return None
     return int(name[len(prefix) + 1 :].partition(".")[0])
@@ -149,12 +149,12 @@ def _meta_model(
 
 
 def output_head(model: Any) -> nn.Module | None:
-    """The layer that turns hidden states into logits, if the model has one."""
+    """Return the layer that turns hidden states into logits, if the model has one."""
     return _asked(model, "get_output_embeddings")
 
 
 def input_embedding(model: Any) -> nn.Module | None:
-    """The table of token embeddings, if the model has one."""
+    """Return the table of token embeddings, if the model has one."""
     return _asked(model, "get_input_embeddings")
 
 
@@ -193,7 +193,7 @@ def _weights_elsewhere(model: nn.Module) -> Iterator[None]:
 
 
 def _quantized_stand_in(weight: Any) -> Any:
-    """A weight of bitsandbytes with the marks of one that is quantized, which the real one gets with its values."""
+    """Return a weight of bitsandbytes that counts as quantized, as the loaded one will."""
     stand_in: Any = nn.Parameter(torch.empty(weight.shape, dtype=torch.int8, device="meta"), requires_grad=False)
     stand_in.quant_state = stand_in.SCB = _Elsewhere
     return stand_in

@@ -35,7 +35,7 @@ class State:
         self._identity = json.loads(json.dumps(identity))
 
     def finished(self) -> int:
-        """How many blocks are finished.
+        """Return how many blocks are finished.
 
         Raises:
             InputError: If there is no state, or it is of another run.
@@ -96,7 +96,7 @@ class State:
         write_text_atomic(self.folder / _FILE, json.dumps(content, indent=1) + "\n")
 
     def result(self, block: int) -> dict[str, Any]:
-        """What `finish` was given."""
+        """Return what `finish` was given."""
         return dict(torch.load(self.folder / f"result-{block}.pt", weights_only=True))
 
 

@@ -65,7 +65,7 @@ class Store:
         self.most[tier] = max(self.most[tier], self._used[tier])
 
     def get(self, name: str) -> list[Tensor]:
-        """What `put` kept, on the device."""
+        """Return what `put` kept, on the device."""
         held = self._held[name]
         if held.path is not None:
             return load_tensors(held.path, self._device)

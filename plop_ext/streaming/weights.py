@@ -107,7 +107,7 @@ class Weights:
         self._loading.load(tensors, codes)
 
     def block_bytes(self, index: int) -> int:
-        """Memory that block `index` takes once it is loaded."""
+        """Return the memory that block `index` takes once it is loaded."""
         return parameter_bytes(self._skeleton.blocks[index])
 
     def _refuse_missing(self, covered: set[str], head: set[str]) -> None:
@@ -166,7 +166,7 @@ class _Loading:
         self._dtype_plan = self._model._get_dtype_plan(skeleton.dtype)
 
     def target(self, key: str) -> tuple[str | None, list[str], bool]:
-        """The first parameter that a stored tensor becomes (part of), all of them, and whether it is converted."""
+        """Return the first parameter that a stored tensor is part of, all of them, and whether it is converted."""
         prefix, names = self._model.base_model_prefix, self._names
         target, pattern = self._rename(key, self._renamings, self._converters, prefix, names)
         if target not in names and key in names:
@@ -235,12 +235,12 @@ def one_thread() -> Iterator[None]:
 
 
 def parameter_bytes(module: nn.Module) -> int:
-    """Memory that the parameters of a module of the skeleton take once they are loaded."""
+    """Return the memory that the parameters of a module of the skeleton take once they are loaded."""
     return sum(loaded_bytes(parameter) for parameter in module.parameters())
 
 
 def loaded_bytes(parameter: nn.Parameter) -> int:
-    """Memory that a parameter takes once it is loaded: those of bitsandbytes are packed only then, and get scales."""
+    """Return the memory of a loaded parameter, with bitsandbytes' packing and scales, which it gets on loading."""
     kind, values = type(parameter), parameter.numel()
     if not kind.__module__.startswith("bitsandbytes"):
         return values * parameter.element_size()
@@ -253,7 +253,7 @@ def loaded_bytes(parameter: nn.Parameter) -> int:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Memory of tensors."""
+    """Return the memory of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

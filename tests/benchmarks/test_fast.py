@@ -133,8 +133,8 @@ def test_the_roofline_counts_the_operations_of_the_matrix_products(shape: str) -
 
 def test_a_part_takes_the_longer_of_its_bytes_and_its_operations() -> None:
     rates = roofline.Rates(bytes_per_s=10.0, flops_per_s=100.0)
-    assert roofline.Part("a", 20.0, 100.0).seconds(rates) == 2.0
-    assert roofline.Part("b", 20.0, 400.0).seconds(rates) == 4.0
+    assert roofline.Stage("a", 20.0, 100.0).seconds(rates) == 2.0
+    assert roofline.Stage("b", 20.0, 400.0).seconds(rates) == 4.0
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-0.6b", "gemma-2-9b"])

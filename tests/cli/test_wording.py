@@ -35,4 +35,4 @@ def test_what_is_logged_speaks_of_options_too(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0
-    assert "plop: 4 of 4 samples were cut to `--max-length` = 8 tokens" in done.stderr.splitlines()
+    assert "plop: 4 of 4 samples were truncated to `--max-length` = 8 tokens" in done.stderr.splitlines()

@@ -156,7 +156,7 @@ class TestLoadRows:
         assert len(train) > len(test) > 0
         assert not {row[column] for row in train} & {row[column] for row in test}
         assert test == load_rows(name, split="test", seed=5)
-        with pytest.raises(InputError, match=f"`split` 'dev': the embedded data set {name} has train and test"):
+        with pytest.raises(InputError, match=f"`split` 'dev': the packaged data set {name} has train and test"):
             load_rows(name, split="dev")
 
     def test_arithmetic_is_as_long_as_asked_for(self) -> None:
@@ -226,8 +226,8 @@ class TestEncode:
         assert first["input_ids"] == [BOS, *ids(tokenizer, "abcd")]
         assert first["labels"] == [-100, -100, -100, *ids(tokenizer, "cd")]
         assert last["input_ids"] == [BOS, *ids(tokenizer, "ab"), EOS]
-        assert "2 of 3 samples were cut to `max_length` = 5 tokens" in caplog.text
-        assert "1 of 3 samples were left out: no token to count" in caplog.text
+        assert "2 of 3 samples were truncated to `max_length` = 5 tokens" in caplog.text
+        assert "1 of 3 samples were dropped: no token to count" in caplog.text
 
     def test_long_samples_cause_no_warning_of_the_tokenizer(
         self, caplog: pytest.LogCaptureFixture, capfd: Any

@@ -294,7 +294,7 @@ def test_learnable_leaves_out_what_predicts_nothing(caplog: pytest.LogCaptureFix
     good, bad = Encoded(input_ids=[5, 6], labels=[-100, 6]), Encoded(input_ids=[5, 6], labels=[5, -100])
     with caplog.at_level(logging.WARNING):
         assert learnable([bad, good, bad], "train") == [good]
-    assert "2 of 3 samples of `train` were left out: no token to predict" in caplog.text
+    assert "2 of 3 samples of `train` were dropped: no token to predict" in caplog.text
 
 
 class TestRefusals:

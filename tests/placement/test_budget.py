@@ -193,7 +193,7 @@ def test_automatic_k_falls_back_to_the_budget() -> None:
     one = tied.place(types=1).num_parameters(16)
     placement = tied.place(types="auto", max_params=4 * one)
     assert len(placement.types) == 4
-    assert "no cut passes every test, so this is what the budget allows" in placement.reason
+    assert "no cut passes every test, so this is the most that the budget allows" in placement.reason
     clear = scores(table([0.5, 0.5, 2.0, 2.0, 2.0], own_layer_sd=0.05))
     assert len(clear.place(types="auto", max_params=4 * one).types) == 2
 

@@ -115,22 +115,22 @@ def test_figures_are_png_and_svg(saved: Path, tmp_path: Path) -> None:
 def test_terminal_says_it_all_without_files(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(saved)]) == 0
     printed = capsys.readouterr().out
-    for wanted in ("over data", "over layers", "P layers", "automatic k is", "What training adds", "lowest-3"):
+    for wanted in ("over data", "over layers", "P layers", "automatic k is", "Memory that training adds", "lowest-3"):
         assert wanted in printed
     assert sorted(path.name for path in saved.parent.iterdir()) == ["s.json"]
 
 
-def test_kendalls_tau_is_said_in_the_terminal_and_on_the_page(
+def test_kendalls_tau_is_in_the_terminal_and_on_the_page(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(saved), "-o", str(tmp_path / "r.html")]) == 0
     found = Scores.load(saved).statistics()
     assert found.tau_samples is not None
-    said = f"two draws, mean: {found.tau_samples:.2f} of samples, {found.tau_layers:.2f} of layers"
-    assert said in " ".join(capsys.readouterr().out.split())
-    assert said in (tmp_path / "r.html").read_text()
+    line = f"two resamples: {found.tau_samples:.2f} over samples, {found.tau_layers:.2f} over layers"
+    assert line in " ".join(capsys.readouterr().out.split())
+    assert line in (tmp_path / "r.html").read_text()
     one = scores(table(LEVELS, samples=1))
-    assert f"mean: {one.statistics().tau_layers:.2f} of layers" in "\n".join(tables.confidence_lines(one))
+    assert f"two resamples: {one.statistics().tau_layers:.2f} over layers" in "\n".join(tables.confidence_lines(one))
 
 
 def test_placements_are_shown_where_their_cost_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,17 +142,17 @@ def test_placements_are_shown_where_their_cost_is_unknown(tmp_path: Path, capsys
     placement = Scores.load(tmp_path / "s.json").place()
     assert f"{placement.num_parameters():,}" in row and row.count("unknown") == 5
     page = Page((tmp_path / "r.html").read_text()).text
-    assert "Placements and what they cost" in page and page.count("unknown") % 4 == 0 and "unknown" in page
+    assert "Placements and their cost" in page and page.count("unknown") % 4 == 0 and "unknown" in page
     assert "Green: chosen for LoRA." in page
 
 
-def test_no_signal_is_said_and_nothing_is_placed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_signal_is_reported_and_nothing_is_placed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores(table([1.0, 1.0, 1.0])).save(tmp_path / "s.json")
     assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "r.html")]) == 0
     assert "no signal" in capsys.readouterr().out
     content = (tmp_path / "r.html").read_text()
     assert 'class="card warn"' in content and "No signal: every type" in content
-    assert "Placements and what they cost" not in content
+    assert "Placements and their cost" not in content
 
 
 def test_one_sample_and_layers_without_a_number(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_comparison_of_two_files() -> None:
     found = compare_scores(first, second)
     assert (found.first_name, found.second_name) == ("code", "maths")
     assert [row.type for row in found.rows] == ["a", "b", "c", "d"]
-    assert found.rows[2].ratio == pytest.approx(1.5, rel=0.02) and found.rows[2].sure and not found.rows[0].sure
+    assert found.rows[2].ratio == pytest.approx(1.5, rel=0.02) and found.rows[2].differs and not found.rows[0].differs
     assert found.tau == pytest.approx(4 / 6)
     assert found.shared == ("a", "b") and found.swapped == ("c", "d")
     alike = compare_scores(first, first)

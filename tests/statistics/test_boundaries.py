@@ -20,7 +20,7 @@ def ks(found: AutoK) -> list[int]:
 def test_a_clear_gap_is_found(seed: int) -> None:
     found = auto_k(table([1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5], own_layer_sd=0.1, seed=seed))
     assert (found.k, found.found, ks(found)) == (2, True, [2])
-    assert found.reason == "2: the only cut that no resampling moves"
+    assert found.reason == "2: the only cut that is stable under resampling"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -29,10 +29,8 @@ def test_without_a_gap_it_says_so_and_why_and_falls_back_to_3(seed: int) -> None
     found = auto_k(source)
     assert (found.k, found.found, ks(found)) == (3, False, [])
     assert found.reason.startswith("3: no cut passes every test, so this is the paper's number; ")
-    assert (
-        f"the cut between {source.types[2]} and {source.types[3]} fails: the 3 lowest are the same in" in found.reason
-    )
-    assert "of the draws of layers only" in found.reason
+    assert f"the cut between {source.types[2]} and {source.types[3]} fails: only" in found.reason
+    assert "of the resamples of layers give the same" in found.reason
     assert auto_k(source, fallback=5).k == 5
 
 
@@ -47,7 +45,7 @@ def test_of_two_gaps_the_one_nearest_to_3_counts_not_the_larger(seed: int) -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_a_gap_that_one_deviant_layer_makes_is_none(seed: int) -> None:
     levels = [1.0, 1.0, 1.0, 1.002, 1.003, 1.004, 1.005]
-    # Layer 0 lifts four types by half, and by nothing but it.
+    # Only layer 0 raises four types, by half.
     changes = {(t, 0): 1.5 for t in (3, 4, 5, 6)}
     found = auto_k(table(levels, own_layer_sd=0.005, changes=changes, seed=seed))
     third = found.boundaries[2]
@@ -61,21 +59,21 @@ def test_leaving_one_layer_out_is_a_test_of_its_own() -> None:
     assert found.boundaries[2].gap > 0.2 and not found.boundaries[2].without_a_layer
 
 
-def test_a_sure_but_tiny_step_is_no_boundary() -> None:
+def test_a_certain_but_tiny_step_is_no_boundary() -> None:
     found = auto_k(table([1.0, 1.0 + MIN_GAP / 2, 1.3], sample_sd=0.0001))
     assert found.boundaries[0].over_samples == 1.0 and found.boundaries[0].over_layers == 1.0
     assert ks(found) == [2]
 
 
 def test_the_reason_names_the_test_that_failed_and_no_other() -> None:
-    """Sure but for the size of the steps: no tie."""
+    """Certain except for the size of the steps: no tie."""
     found = auto_k(table([1.0, 1.004, 1.008, 1.012], sample_sd=0.0001))
-    assert found.reason.endswith("the cut between c and d fails: NFN rises by 0.4 % only")
-    assert auto_k(table([1.0, 1.0, 1.0, 1.0])).boundaries[2].failures[0].startswith("the 3 lowest are the same in")
+    assert found.reason.endswith("the cut between c and d fails: NFN rises by only 0.4 %")
+    assert auto_k(table([1.0, 1.0, 1.0, 1.0])).boundaries[2].failures[0].endswith("give the same 3 lowest types")
     assert Boundary(2, 0.5, 0.98974, 1.0, True).failures == (
-        "the 2 lowest are the same in 98.9 % of the draws of samples only",
+        "only 98.9 % of the resamples of samples give the same 2 lowest types",
     )
-    assert Boundary(2, 0.5, 1.0, 1.0, False).failures == ("the 2 lowest are others without one of the layers",)
+    assert Boundary(2, 0.5, 1.0, 1.0, False).failures == ("leaving out one of the layers changes the 2 lowest types",)
     assert Boundary(2, 0.5, 1.0, 1.0, True).failures == ()
 
 
@@ -92,7 +90,7 @@ def test_one_type() -> None:
 def test_scores_place_by_it_and_say_why() -> None:
     placement = scores(table([1.0, 1.0, 1.5, 1.5, 1.5], own_layer_sd=0.05)).place(types="auto")
     assert set(placement.types) == {"a", "b"}
-    assert placement.reason == "automatic k is 2: the only cut that no resampling moves"
+    assert placement.reason == "automatic k is 2: the only cut that is stable under resampling"
 
 
 def test_embedded_model() -> None:

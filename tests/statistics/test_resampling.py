@@ -1,4 +1,4 @@
-"""Bootstraps against loops, and what the draws share."""
+"""Bootstraps against loops, and which types share resamples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.gain_tables import table
 
 def test_a_draw_is_the_ratio_of_sums_over_the_drawn_samples() -> None:
     source = table([0.8, 1.1, 1.5], layers=3, samples=6)
-    weights = resampling.draws(6, 5, seed=1)
+    weights = resampling.resample_counts(6, 5, seed=1)
     values = source.type_nfn(weights)
     for row, counts in enumerate(weights.astype(int)):
         chosen = [sample for sample, count in enumerate(counts) for _ in range(count)]
