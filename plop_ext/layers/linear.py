@@ -83,5 +83,5 @@ class TransposedLinearAdapter(LayerAdapter):
 
 
 def is_plain_product(adapter: LayerAdapter) -> bool:
-    """Return whether the adapter scores input and output unmodified; only the built-in `LinearAdapter` guarantees it."""
+    """Return whether the adapter scores input and output unmodified, which only `LinearAdapter` guarantees."""
     return type(adapter) is LinearAdapter

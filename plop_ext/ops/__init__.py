@@ -2,9 +2,9 @@
 
 The native kernels live in `csrc/` and register for CPU and CUDA when this package is imported; the PyTorch kernels
 serve every other device and installations without a native build. No op is differentiable: all read detached
-activations and return nothing. `row_sumsq_`, `row_sumsq_pair_` and `gain_totals_` serve every model; the others do
-the work of a block's norms, activation and rotary embedding in the pass that also takes the sums, and the activation's
-in the matrix products before it.
+activations and return nothing. `row_sumsq_`, `row_sumsq_pair_` and `gain_totals_` serve every model. The fused ops
+compute the norms, the activation and the rotary embedding of a block in the pass that also accumulates the sums;
+`gated_projection_` adds the matrix products before the activation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the ops share: their namespace, the types and rows they read, and their argument checks.
+"""Definitions that the ops share: their namespace, the types and rows that they read, and their argument checks.
 
-The native kernels check the same things in the same order (`csrc/checks.h`), with the same texts:
+The native kernels make the same checks in the same order (`csrc/checks.h`), with the same texts:
 "op: arg must be <expected>, got <actual>".
 """
 
@@ -69,13 +69,13 @@ def check_elements(op: str, name: str, tensor: Tensor, elements: int) -> None:
 
 
 def check_aligned(op: str, name: str, tensor: Tensor) -> None:
-    """The kernels read whole vectors; a view that starts inside one would be read past its alignment."""
+    """Check that a tensor starts at a whole vector: the kernels read vectors, which have to be aligned."""
     offset = tensor.storage_offset()
     check(offset % VECTOR == 0, f"{op}: {name} must start at a multiple of {VECTOR} elements, got offset {offset}")
 
 
 def is_aligned(x: Tensor) -> bool:
-    """Return whether the kernels may read `x` from its first element on: in its storage, and in foreign memory."""
+    """Return whether `x` is aligned for the kernels, within its storage and in memory that torch did not allocate."""
     return x.storage_offset() % VECTOR == 0 and x.data_ptr() % 16 == 0
 
 
@@ -85,7 +85,7 @@ def check_step(op: str, step: int, phase: int) -> None:
 
 
 def check_rows(op: str, name: str, sums: Tensor, rows: int, step: int, phase: int, vectors: int = 1) -> None:
-    """`sums` has one element per row read, of each of `vectors` tensors."""
+    """Check that `sums` has one element per row read, of each of `vectors` tensors."""
     expected = -((phase - rows) // step)
     if not torch.compiler.is_compiling():
         expected = max(0, expected)
@@ -93,7 +93,7 @@ def check_rows(op: str, name: str, sums: Tensor, rows: int, step: int, phase: in
 
 
 def given(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Return the optional arguments that are there."""
+    """Return the optional arguments that are not None."""
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
@@ -104,13 +104,13 @@ def check_fused(
     sums: Mapping[str, Tensor],
     dims: Mapping[str, int],
 ) -> None:
-    """The checks of device, dtype and rank that begin every fused op.
+    """Check device, dtype and rank, as every fused op does first.
 
     Args:
-        op: Its name.
-        first: Name and value of the argument that sets device and dtype.
+        op: Name of the op.
+        first: Name and value of the argument that defines device and dtype.
         tensors: The other tensors of that dtype, in the order of the schema.
-        sums: The float32 sums, likewise.
+        sums: The float32 sums, in the order of the schema.
         dims: Rank of each tensor that is not a vector.
     """
     name, x = first

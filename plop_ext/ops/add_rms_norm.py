@@ -1,4 +1,4 @@
-"""`add_rms_norm_`: residual add and RMSNorm of a block, with the sums of squares of what it reads and writes."""
+"""`add_rms_norm_`: residual add and RMSNorm of a block, with the sums of squares of its input and output."""
 
 from __future__ import annotations
 
@@ -47,33 +47,34 @@ def add_rms_norm_(
     step: int = 1,
     phase: int = 0,
 ) -> None:
-    r"""Add a block's output to the residual stream and normalise the sum, with the sums of squares of both ends.
+    r"""Add a block's output to the residual stream and normalize the sum, with the sums of squares of input and
+    output.
 
     \(h = residual + y\) and \(normed = \mathrm{rms}(h) \cdot w\), where \(y\) is \(x\), or with an inner weight
     \(\mathrm{rms}(x) \cdot w_{inner}\) (Gemma norms a block's output before it adds it), and
-    \(\mathrm{rms}(v)_k = v_k / \sqrt{\frac{1}{K} \sum_j v_j^2 + \epsilon}\). The pass that the norm needs anyway emits
-    what the scores need of the projection before it and of those after it: \(\sum_k (x_{rk} - b_k)^2\) and
-    \(\sum_k normed_{rk}^2\).
+    \(\mathrm{rms}(v)_k = v_k / \sqrt{\frac{1}{K} \sum_j v_j^2 + \epsilon}\). The same pass emits the sums of squares
+    of the output of the projection before the norm, \(\sum_k (x_{rk} - b_k)^2\), and of the input of the projections
+    after it, \(\sum_k normed_{rk}^2\).
 
-    Rounds where transformers' modules do: y, h and normed are rounded to `x`'s dtype and everything between them is
-    float32; a plain norm is also rounded before the weight multiplies it, one with `unit_offset` is not. Sums
-    accumulate in float32 over the values as they are stored. The PyTorch kernel gives the bits of the modules; the
-    native ones add in another order, which turns the last bit of a few elements, and give a row the same bits
-    whatever the other rows are.
+    The kernels round where transformers' modules do: y, h and normed are rounded to `x`'s dtype, and everything
+    between them is float32. A plain norm is also rounded before its weight is applied; a norm with `unit_offset` is
+    not. Sums accumulate in float32 over the stored values. The PyTorch kernel is bitwise identical to the modules. The
+    native kernels add in another order, which changes the last bit of a few elements; the result of a row does not
+    depend on other rows.
 
     Args:
         normed: [R, K], written: the input of the projections that follow.
-        hidden: [R, K], written: the residual stream h; None if it is not wanted.
+        hidden: [R, K], written: the residual stream h; None omits it.
         x: [R, K] float32, float16 or bfloat16, K a multiple of 8, at most 16384: the output of the projection before.
         residual: [R, K]; None adds nothing.
-        weight: [K], of the norm.
-        eps: Of the norm.
-        inner_weight: [K], of a norm of x before the add; None for a model without one.
-        inner_eps: Of that norm.
+        weight: [K], weight of the norm.
+        eps: Epsilon of the norm.
+        inner_weight: [K], weight of a norm of x before the add; None for a model without one.
+        inner_eps: Epsilon of that norm.
         unit_offset: The weights are stored as their distance from 1 (Gemma).
-        bias: [K], that the projection added to x; `x_sumsq` is taken without it.
-        x_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None if it is not wanted.
-        normed_sumsq: [N] float32, written; None if it is not wanted.
+        bias: [K], bias of the projection, which `x_sumsq` excludes.
+        x_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None omits it.
+        normed_sumsq: [N] float32, written; None omits it.
         step: Write the sums of every `step`-th row only; normed and hidden are always whole.
         phase: The first row whose sums are written, in [0, step).
 

@@ -23,15 +23,15 @@ def gain_totals_(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor
     The gain of a token is \(r_t = \lVert W z_t \rVert / \lVert z_t \rVert = \sqrt{s^{out}_t / s^{in}_t}\) (PLoP, arXiv
     2506.20629). Each record adds, over the counted rows of every sample, (sum r, sum r^2, tokens, zero-input tokens,
     non-finite tokens) in float64 and in a fixed order. A token whose input is exactly zero or whose sums are not
-    finite only adds to its skip count. Nothing is copied to the device and nothing waits for it.
+    finite only adds to its skip count. The op copies nothing to the device and does not synchronize.
 
     Args:
         totals: [M, B, 5] float64, contiguous; fields as in `TOTALS_FIELDS`.
         sumsq: [C] float32 or float64, contiguous: the sums of squares of all records.
-        counted: [R] bool: False leaves the row out (padding, prompt tokens).
+        counted: [R] bool: False excludes the row (padding, prompt tokens).
         offsets: [G * B + 1] int64, ascending: sample b of group g owns rows offsets[g * B + b] to
             offsets[g * B + b + 1]. A dense layer has one group; the groups of a routed layer are its experts. Rows
-            before the first and after the last offset belong to nobody.
+            before the first and after the last offset belong to no sample.
         records: Flat (module, in_start, out_start) triples: the row in `totals` of the record's first group, the
             others following it, and where its R input and R output sums start in `sumsq`. A module may appear once
             per call.

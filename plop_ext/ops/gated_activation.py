@@ -1,4 +1,4 @@
-"""`gated_activation_`: SwiGLU and GeGLU, with the sums of squares of what it reads and writes."""
+"""`gated_activation_`: SwiGLU and GeGLU, with the sums of squares of inputs and output."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ def gated_activation_(
 ) -> None:
     r"""Multiply `up` by the activation of `gate`, with the sums of squares of all three.
 
-    \(out_{rk} = a(gate_{rk}) \cdot up_{rk}\), where a is SiLU (SwiGLU) or the tanh form of GELU (GeGLU). The pass
-    emits what the scores need of the two projections before it and of the one after it:
-    \(\sum_k (gate_{rk} - b_k)^2\), the same of up, and \(\sum_k out_{rk}^2\).
+    \(out_{rk} = a(gate_{rk}) \cdot up_{rk}\), where a is SiLU (SwiGLU) or the tanh form of GELU (GeGLU). The same pass
+    emits the sums of squares of the outputs of the two projections before it, \(\sum_k (gate_{rk} - b_k)^2\) and the
+    same of up, and of the input of the projection after it, \(\sum_k out_{rk}^2\).
 
-    Rounds where the modules do: the activation is computed in float32 and rounded to `gate`'s dtype, then the product
-    is. Sums accumulate in float32 over the values as they are stored. The PyTorch kernel gives the bits of the
-    modules; the native ones evaluate exp and tanh in their own way, which turns the last bit of a few elements, and
-    give a row the same bits whatever the other rows are.
+    The kernels round where the modules do: the activation is computed in float32 and rounded to `gate`'s dtype, then
+    the product is rounded. Sums accumulate in float32 over the stored values. The PyTorch kernel is bitwise identical
+    to the modules. The native kernels evaluate exp and tanh by other formulas, which changes the last bit of a few
+    elements; the result of a row does not depend on other rows.
 
     Args:
         out: [R, I], written, contiguous: the input of the down projection.
         gate: [R, I] float32, float16 or bfloat16, I a multiple of 8, strides (s, 1) with s a multiple of 8, so that
             the halves of a packed projection can be read in place.
-        up: [R, I], likewise.
+        up: [R, I], with the layout of `gate`.
         activation: `"silu"` or `"gelu_tanh"`.
-        gate_bias: [I], that the projection added to gate; `gate_sumsq` is taken without it.
-        up_bias: [I], likewise.
-        gate_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None if it is not wanted.
-        up_sumsq: [N] float32, written; None if it is not wanted.
-        out_sumsq: [N] float32, written; None if it is not wanted.
+        gate_bias: [I], bias of the projection, which `gate_sumsq` excludes.
+        up_bias: [I], bias of the projection, which `up_sumsq` excludes.
+        gate_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None omits it.
+        up_sumsq: [N] float32, written; None omits it.
+        out_sumsq: [N] float32, written; None omits it.
         step: Write the sums of every `step`-th row only; out is always whole.
         phase: The first row whose sums are written, in [0, step).
 

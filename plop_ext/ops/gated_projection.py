@@ -49,24 +49,25 @@ def gated_projection_(
 
     \(gate = x W_g^T\), \(up = x W_u^T\), \(out_{rk} = a(gate_{rk}) \cdot up_{rk}\), where a is SiLU (SwiGLU) or the
     tanh form of GELU (GeGLU); the sums are \(\sum_k gate_{rk}^2\), \(\sum_k up_{rk}^2\) and \(\sum_k out_{rk}^2\).
-    Neither gate nor up is ever in memory, which saves writing and reading 4 R I elements.
+    Neither gate nor up is written to memory, which saves writing and reading 4 R I elements.
 
-    Rounds where the modules do: gate, up, the activation and the product, to `x`'s dtype. Products accumulate in
-    float32, on Hopper in the order of cuBLAS' kernels without split-K. Sums accumulate in float32 over the rounded
-    values. The native kernel gives a row the same bits whatever the other rows are.
+    The kernels round where the modules do: gate, up, the activation and the product, to `x`'s dtype. Products
+    accumulate in float32, on Hopper in the order of cuBLAS' kernels without split-K. Sums accumulate in float32 over
+    the rounded values. In the native kernel, the result of a row does not depend on other rows.
 
-    The native kernel runs on devices of compute capability 9.0 (`has_gated_projection`); the PyTorch kernel on the
-    CPU and every device that is not CUDA's.
+    The native kernel runs on devices of compute capability 9.0 (`has_gated_projection`); the PyTorch kernel runs on
+    the CPU and on every device other than CUDA.
 
     Args:
-        out: [R, I], written, contiguous, I a multiple of 8: the input of the down projection. Memory of its own.
+        out: [R, I], written, contiguous, I a multiple of 8: the input of the down projection. Shares no memory with
+            the inputs.
         x: [R, K] float16 or bfloat16, contiguous, K a multiple of 8.
         gate_weight: [I, K], contiguous.
         up_weight: [I, K], contiguous.
         activation: `"silu"` or `"gelu_tanh"`.
-        gate_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None if it is not wanted.
-        up_sumsq: [N] float32, written; None if it is not wanted.
-        out_sumsq: [N] float32, written; None if it is not wanted.
+        gate_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None omits it.
+        up_sumsq: [N] float32, written; None omits it.
+        out_sumsq: [N] float32, written; None omits it.
         step: Write the sums of every `step`-th row only; out is always whole.
         phase: The first row whose sums are written, in [0, step).
 

@@ -1,4 +1,4 @@
-"""Finds and loads the native kernels, and says which kernels run and why."""
+"""The loader of the native kernels, and the status that names the kernels in use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Status:
     Attributes:
         loaded: Whether the native library is loaded. Without it the PyTorch kernels in `plop_ext.ops` run.
         cuda: Whether CUDA tensors are served by the native CUDA kernels: the library has them and torch has CUDA.
-        reason: One sentence that says why.
+        reason: The reason, in one sentence.
     """
 
     loaded: bool
@@ -29,7 +29,7 @@ class Status:
     reason: str
 
     def backend(self, device: torch.device | str) -> str:
-        """`"native-cuda"`, `"native-cpu"` or `"pytorch"` for tensors on `device`."""
+        """Return `"native-cuda"`, `"native-cpu"` or `"pytorch"`, for tensors on `device`."""
         kind = torch.device(device).type
         if kind == "cuda" and self.cuda:
             return "native-cuda"
@@ -73,7 +73,7 @@ def _open(path: Path) -> None:
     try:
         from plop_ext import _C
     except ImportError:
-        # `_C` belongs to one Python version, the kernels to none: they still load under another.
+        # `_C` needs the Python version of the build; the kernels load under any version.
         torch.ops.load_library(str(path))
     else:
         _C.load(str(path))

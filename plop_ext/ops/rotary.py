@@ -21,7 +21,7 @@ from plop_ext.ops._schema import (
 from plop_ext.ops.add_rms_norm import rms_norm
 from plop_ext.ops.row_sumsq import write_sumsq
 
-UNIT = 16  # the rotary and the unrotated part of a head are made of so many features each
+UNIT = 16  # both the rotated and the unrotated part of a head are multiples of this
 MAX_HEAD_DIM = 256
 NORMED_HEAD_DIMS = (16, 32, 64, 128, 256)
 
@@ -52,36 +52,36 @@ def rotary_(
     step: int = 1,
     phase: int = 0,
 ) -> None:
-    r"""Rotate queries and keys to their positions, after a norm of each head if there is one, with sums of squares.
+    r"""Rotate queries and keys to their positions, after an optional norm of each head, with sums of squares.
 
-    Each head is taken as it is, \(n = x\), or normed, \(n = \mathrm{rms}(x) \cdot w\) (Qwen3, Gemma 3; see
+    Each head is used directly, \(n = x\), or normed, \(n = \mathrm{rms}(x) \cdot w\) (Qwen3, Gemma 3; see
     `add_rms_norm_`). Its first R features, R the last size of `cos`, are then rotated:
     \(out_d = n_d \cos_d - n_{d+R/2} \sin_d\) in the first half of them and
-    \(out_d = n_d \cos_d + n_{d-R/2} \sin_d\) in the second; the others stay \(n_d\). The pass emits what the scores
-    need of the two projections, over all heads of a token: \(\sum_{hd} (x_{hd} - b_{hd})^2\).
+    \(out_d = n_d \cos_d + n_{d-R/2} \sin_d\) in the second; the others remain \(n_d\). The same pass emits the sums of
+    squares of the outputs of the two projections, over all heads of a token: \(\sum_{hd} (x_{hd} - b_{hd})^2\).
 
-    Every product and every sum is rounded to `q`'s dtype, as the operators of transformers' `apply_rotary_pos_emb`
-    do; without a norm every kernel gives their bits. With one, the native kernels add in another order, which turns
-    the last bit of a few elements. Sums accumulate in float32. The native kernels give a token the same bits
-    whatever the other tokens are.
+    Every product and every sum is rounded to `q`'s dtype, as in the operators of transformers' `apply_rotary_pos_emb`;
+    without a norm, every kernel is bitwise identical to them. With a norm, the native kernels add in another order,
+    which changes the last bit of a few elements. Sums accumulate in float32. In the native kernels, the result of a
+    token does not depend on other tokens.
 
     Args:
         q_out: [B, T, H, D], written, contiguous. Transpose it to get the [B, H, T, D] that attention takes.
         k_out: [B, T, Hk, D], written, contiguous.
         q: [B, T, H, D] float32, float16 or bfloat16, D a multiple of 16, at most 256; strides (T * s, s, D, 1) with s
             a multiple of 8, so that the parts of a packed projection can be read in place.
-        k: [B, T, Hk, D], likewise.
+        k: [B, T, Hk, D], with strides like those of `q`.
         cos: [B or 1, T, R], contiguous, R <= D a multiple of 16.
         sin: Like `cos`.
         q_weight: [D], of the norm of the queries, together with `k_weight`; D is then 16 times a power of two. None
             for a model without the norms.
         k_weight: [D], of the norm of the keys.
-        eps: Of both norms.
+        eps: Epsilon of both norms.
         unit_offset: The weights are stored as their distance from 1 (Gemma).
-        q_bias: [H * D], that the projection added to q; `q_sumsq` is taken without it.
-        k_bias: [Hk * D], likewise.
-        q_sumsq: [N] float32, written, where N = `rows_read(B * T, step, phase)`; None if it is not wanted.
-        k_sumsq: [N] float32, written; None if it is not wanted.
+        q_bias: [H * D], bias of the projection, which `q_sumsq` excludes.
+        k_bias: [Hk * D], bias of the projection, which `k_sumsq` excludes.
+        q_sumsq: [N] float32, written, where N = `rows_read(B * T, step, phase)`; None omits it.
+        k_sumsq: [N] float32, written; None omits it.
         step: Write the sums of every `step`-th token only; q_out and k_out are always whole.
         phase: The first token whose sums are written, in [0, step).
 

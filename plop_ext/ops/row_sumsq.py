@@ -1,4 +1,4 @@
-"""`row_sumsq_`: the sum of squares of each row, the one pass over the activations that every score needs."""
+"""`row_sumsq_`: the sum of squares of each row, the pass over the activations that every score needs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _native = torch.ops.plop_ext.row_sumsq_.default
 def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
     r"""Write the sum of squares of each row of `x` to `out`: \(out_r = \sum_k (x_{rk} - b_k)^2\).
 
-    Accumulates in float32 (float64 for float64 input). NaN and infinite elements make their row NaN or infinite, and
-    so does an element above 1.8e19, whose square leaves float32; `gain_totals_` leaves such rows out. On CUDA the
-    work is enqueued on the current stream and nothing waits for it. A row's result never depends on the other rows,
-    on strides or on alignment, and is bitwise repeatable.
+    The sums accumulate in float32 (float64 for float64 input). NaN and infinite elements make their row NaN or
+    infinite, and so does an element above 1.8e19, whose square overflows float32; `gain_totals_` excludes such rows.
+    On CUDA the work is enqueued on the current stream, without synchronization. The result of a row never depends on
+    other rows, on strides or on alignment, and is bitwise repeatable.
 
-    Inside `torch.compile` it is plain PyTorch, which the compiler fuses into the work around it; Inductor then squares
-    half precision values before it rounds them. A call of `torch.ops.plop_ext.row_sumsq_` stays one kernel.
+    Inside `torch.compile` the op is plain PyTorch, which the compiler fuses with neighbouring operators; Inductor then
+    squares half-precision values before it rounds them. A call of `torch.ops.plop_ext.row_sumsq_` remains one kernel.
 
     Args:
         out: [R] float32 (float64 if `x` is float64), contiguous, where R = `rows_read(rows of x, step, phase)`.
@@ -55,7 +55,7 @@ def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1
 
 
 def traced_sumsq(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: int) -> None:
-    """One reduction over `x` that a compiler can fuse. Views of the wrong size are refused where they are taken."""
+    """Compute the sums as one reduction over `x`, which a compiler can fuse; taking a view checks its size."""
     dtype = sum_dtype(x.dtype)
     values = x.detach().to(dtype)
     if bias is not None:
@@ -106,7 +106,7 @@ def row_sumsq_pytorch(out: Tensor, x: Tensor, bias: Tensor | None = None, step: 
 
 
 def write_sumsq(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: int) -> None:
-    """The PyTorch kernel after its checks."""
+    """Write the sums by PyTorch, without checks."""
     rows = x.flatten(0, -2)[phase::step]
     if bias is not None:
         shift = bias.to(out.dtype)

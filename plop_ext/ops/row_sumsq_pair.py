@@ -33,15 +33,16 @@ def row_sumsq_pair_(
 ) -> None:
     r"""Write the sums of squares of the rows of `x`, then those of `y` less `bias`, to `out`.
 
-    Bit for bit what `row_sumsq_(out[:R], x, None, step, phase)` and `row_sumsq_(out[R:], y, bias, step, phase)` write,
-    and inside `torch.compile` what those are. On CUDA one launch does it for contiguous rows of more than 1 and up to
-    64 KiB that are aligned to 16 bytes, of any dtype but float64, and a bias of the same dtype; else two do, and where
-    a bias is subtracted from more than 4096 rows of less than 8 KiB.
+    The result is bitwise identical to that of `row_sumsq_(out[:R], x, None, step, phase)` and
+    `row_sumsq_(out[R:], y, bias, step, phase)`, also inside `torch.compile`. On CUDA it takes a single launch if the
+    rows are contiguous, aligned to 16 bytes, and of more than 1 and up to 64 KiB, the dtype is not float64, and a bias
+    has the same dtype. Otherwise it takes two launches, and also if a bias is subtracted from more than 4096 rows of
+    less than 8 KiB.
 
     Args:
         out: [2 * R] float32 (float64 if `x` is float64), contiguous, where R = `rows_read(rows of x, step, phase)`.
         x: [T, K] or [N, T, K], any strides, float32, float64, float16 or bfloat16.
-        y: As many rows, [.., M], of the same dtype; any strides.
+        y: [.., M] with as many rows as `x`, of the same dtype; any strides.
         bias: [M] or with a 3-D `y` [T, M], subtracted from `y` first; `y`'s dtype or float32 (float64 if `y` is).
         step: Read every `step`-th row only.
         phase: The first row read, in [0, step).

@@ -76,7 +76,7 @@ def confidence_lines(scores: Scores) -> list[str]:
         of = "" if stop["available"] is None else f" of {stop['available']}"
         watched = f"{stop['types']} lowest types" if stop["modules"] is None else "lowest modules"
         held = f"the {watched} are the same in {stop['stability'] or 0:.1%} of the bootstrap resamples"
-        state = f"settled after {stop['settled_at']} samples" if stop["settled"] else "did not settle"
+        state = f"settled after {stop['settled_at']} samples" if stop["settled"] else "not settled"
         lines.append(f"{state}: {stop['samples']}{of} samples scored, {held}")
     if scores.paper_script:
         return lines
