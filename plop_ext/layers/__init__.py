@@ -6,7 +6,6 @@ from plop_ext.layers.linear import is_plain_product
 from plop_ext.layers.offload import weights_in_place
 from plop_ext.layers.scope import SCOPES
 from plop_ext.layers.split import Split
-from plop_ext.layers.targets import LoraTarget
 from plop_ext.layers.walk import base_model
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "Discovery",
     "LayerAdapter",
     "LinearLayer",
-    "LoraTarget",
     "Part",
     "Split",
     "Unsupported",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -17,10 +17,11 @@ from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
-from plop_ext.layers.targets import LoraTarget, target_of
-from plop_ext.layers.unscored import UnscoredModule
+from plop_ext.layers.targets import target_of
 from plop_ext.layers.walk import base_model, base_modules
+from plop_ext.lora_target import LoraTarget
 from plop_ext.module_types import ModulePath, as_patterns, label_types, matches_suffix, module_path
+from plop_ext.unscored import UnscoredModule
 
 # Weights of two and more dimensions that are no linear map of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
@@ -42,9 +43,9 @@ class LinearLayer:
         out_features: M.
         module: The module itself; parts of one share it.
         adapter: How to read it.
+        target: What PEFT would adapt to reach it.
         part: Its place among the parts of the module.
         split: Layout of the module's outputs if it is packed, else None.
-        target: What PEFT would adapt to reach it.
     """
 
     name: str
@@ -54,9 +55,9 @@ class LinearLayer:
     out_features: int
     module: nn.Module
     adapter: LayerAdapter
+    target: LoraTarget
     part: int = 0
     split: Split | None = None
-    target: LoraTarget = field(default_factory=LoraTarget)
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ def discover(
             candidate.part.out_features,
             candidate.module,
             candidate.adapter,
-            candidate.index,
-            candidate.split,
             target_of(
                 base_model(model), candidate.path.name, candidate.module, candidate.adapter, candidate.index, is_moe
             ),
+            candidate.index,
+            candidate.split,
         )
         for candidate, label in zip(chosen, labels, strict=True)
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from torch import nn
 
 from plop_ext.layers.adapter import LayerAdapter
 from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.lora_target import LoraTarget
 
 # On models with stacked experts PEFT turns entries of `target_modules` with these leaf names into all experts of all
 # layers (`peft.utils.transformers_weight_conversion`), also when an adapter is loaded. The weight itself, as a
@@ -18,29 +19,10 @@ _REFUSING_MODELS = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"
 _REFUSED_LEAVES = {"out_proj", "conv1d"}
 
 
-@dataclass(frozen=True)
-class LoraTarget:
-    """Where LoRA goes for one scored layer.
-
-    Attributes:
-        name: Full name of the module, or of the parameter.
-        parameter: Whether it is an entry of `target_parameters`.
-        size: Parameters that LoRA of rank 1 adds there, for the whole of it.
-        shape: (in_features, out_features) of the module, or the parameter's shape.
-        refused: Why PEFT cannot adapt it; empty if it can.
-    """
-
-    name: str = ""
-    parameter: bool = False
-    size: int = 0
-    shape: tuple[int, ...] = ()
-    refused: str = ""
-
-
 def target_of(
     model: nn.Module, name: str, module: nn.Module, adapter: LayerAdapter, part: int, is_moe: bool
 ) -> LoraTarget:
-    """The target of part `part` of module `name`.
+    """Find what PEFT would have to adapt to reach part `part` of module `name`.
 
     Args:
         model: The model without adapters.
@@ -54,19 +36,14 @@ def target_of(
         parameter = adapter.projections(module)[part // int(module.num_experts)].parameter  # type: ignore[arg-type]
         shape = tuple(getattr(module, parameter).shape)
         return LoraTarget(f"{name}.{parameter}", True, adapter.lora_sizes(module)[parameter], shape)
-    features, size = adapter.features(module), adapter.lora_size(module)
+    target = LoraTarget(name, False, adapter.lora_size(module), adapter.features(module))
     leaf = name.rsplit(".", 1)[-1]
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if leaf in _REFUSED_LEAVES and model_type in _REFUSING_MODELS:
-        return LoraTarget(name, False, size, features, f"PEFT refuses {leaf} on {model_type} models")
+        return replace(target, refused=f"PEFT refuses {leaf} on {model_type} models")
     if not is_moe or leaf not in _REWRITTEN_LEAVES:
-        return LoraTarget(name, False, size, features)
+        return target
     if adapter.weights != "weight" or not isinstance(module, nn.Linear):
-        return LoraTarget(
-            name,
-            False,
-            size,
-            features,
-            f"PEFT would turn {leaf} into the experts, and cannot adapt a quantized weight by itself",
-        )
-    return LoraTarget(f"{name}.weight", True, size, tuple(module.weight.shape))
+        refused = f"PEFT would turn {leaf} into the experts, and cannot adapt a quantized weight by itself"
+        return replace(target, refused=refused)
+    return LoraTarget(f"{name}.weight", True, target.size, tuple(module.weight.shape))

@@ -2,6 +2,5 @@
 
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.selection import STRATEGIES, select
-from plop_ext.placement.targets import Target
 
-__all__ = ["STRATEGIES", "Placement", "Target", "select"]
+__all__ = ["STRATEGIES", "Placement", "select"]

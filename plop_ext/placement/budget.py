@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from plop_ext.errors import InputError
-from plop_ext.placement.cost import WIDTHS, cost
+from plop_ext.placement.cost import WIDTHS
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, largest_rank
 from plop_ext.score_data import ScoreData
@@ -39,7 +39,11 @@ class Budget:
             return False
         if self.max_bytes is None:
             return True
-        return cost(placement, self.dtype, self.batch, self.seq).total_bytes <= self.max_bytes
+        return self.bytes_of(placement) <= self.max_bytes
+
+    def bytes_of(self, placement: Placement) -> int:
+        """Predict the memory that training `placement` adds."""
+        return placement.cost(self.dtype, self.batch, self.seq).total_bytes
 
     def __str__(self) -> str:
         parts = [] if self.max_params is None else [f"{self.max_params:,} parameters"]
@@ -92,17 +96,22 @@ def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | 
         if r is not None and budget.fits(placement):
             return placement
         if r is None and budget.fits(placement):
-            largest = largest_rank(placement, budget.fits)
-            return placement if largest is None else largest
+            return _at_largest_rank(placement, budget)
     last = candidates[-1]()
-    if r is None and (smallest := largest_rank(last, budget.fits)) is not None:
-        return smallest
+    if r is None and budget.fits(replace(last, r=1)):
+        return _at_largest_rank(last, budget)
     rank = r or 1
     least = replace(last, r=rank)
     raise InputError(
         f"nothing fits {budget}: `{last.label}` at rank {rank} has {least.num_parameters():,} parameters and adds "
-        f"{cost(least, budget.dtype, budget.batch, budget.seq).total_bytes / 2**20:,.1f} MiB; allow more, place fewer"
+        f"{budget.bytes_of(least) / 2**20:,.1f} MiB; allow more, place fewer"
     )
+
+
+def _at_largest_rank(placement: Placement, budget: Budget) -> Placement:
+    """Give `placement`, which fits at some rank, the largest that fits and that every target can use."""
+    most = min((target.max_rank for target in placement.lora_targets), default=1)
+    return replace(placement, r=largest_rank(most, lambda rank: budget.fits(replace(placement, r=rank))))
 
 
 def most_types(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> int:

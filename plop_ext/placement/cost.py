@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from plop_ext.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from plop_ext.placement.placement import Placement
+from plop_ext.lora_target import LoraTarget
 
 # Bytes of one value.
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -48,26 +45,38 @@ class Cost:
 
 
 def cost(
-    placement: Placement,
+    targets: Sequence[LoraTarget],
+    ranks: Mapping[str, int],
     model: nn.Module | torch.dtype | str,
     batch: int,
     seq: int,
     *,
-    r: int | None = None,
     adapter_dtype: str = "float32",
 ) -> Cost:
-    """Predict the memory; see `Placement.cost`."""
+    """Predict the memory that training these targets adds; see `Placement.cost`.
+
+    Args:
+        targets: What is adapted.
+        ranks: Name of each target to its rank.
+        model: The model, or the type of its weights.
+        batch: Samples in a step.
+        seq: Tokens in a sample.
+        adapter_dtype: Type of the adapters.
+
+    Raises:
+        InputError: If a size is below 1 or a type is unknown.
+    """
     for name, value in (("batch", batch), ("seq", seq)):
         if value < 1:
             raise InputError(f"`{name}` must be at least 1, got {value}")
     width, adapter_width = _width(model), _width(adapter_dtype)
-    parameters = placement.num_parameters(r)
+    parameters = sum(ranks[target.name] * target.size for target in targets)
     tokens = batch * seq
-    modules = {target.name: target.shape for target in placement.lora_targets if not target.parameter}
+    modules = {target.name: target.shape for target in targets if not target.parameter}
     kept = tokens * _kept_per_token(modules, width, adapter_width)
-    kept += tokens * adapter_width * sum(placement.rank_of(name, r) for name in modules)
+    kept += tokens * adapter_width * sum(ranks[name] for name in modules)
     # PEFT adds the whole update to a parameter in each forward; the product's backward needs that sum.
-    kept += width * sum(math.prod(target.shape) for target in placement.lora_targets if target.parameter)
+    kept += width * sum(math.prod(target.shape) for target in targets if target.parameter)
     return Cost(
         trainable_parameters=parameters,
         parameter_bytes=parameters * adapter_width,

@@ -14,8 +14,9 @@ from plop_ext._warnings import warn
 from plop_ext.errors import InputError
 from plop_ext.placement.budget import Budget, fit, make_budget, most_types
 from plop_ext.placement.enough_samples import warn_of_samples
+from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
-from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn
+from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
 from plop_ext.placement.targets import notes_of, targets_of
 from plop_ext.score_data import ScoreData
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
@@ -88,7 +89,7 @@ def _with_ranks(
     ranks: str | None,
 ) -> Placement:
     placement = replace(candidates[0](), r=r or DEFAULT_RANK) if budget is None else fit(candidates, budget, r)
-    if ranks is None:
+    if ranks is None or not placement.lora_targets:
         return placement
     allowed = placement.num_parameters()
 
@@ -96,16 +97,22 @@ def _with_ranks(
         same = other.num_parameters() <= allowed
         return same if budget is None else budget.fits(other) and (r is None or same)
 
-    uneven = inverse_nfn(placement, _target_nfn(scores, placement), fits)
-    return placement if uneven is None else uneven
+    caps = {target.name: target.max_rank for target in placement.lora_targets}
+    uneven = inverse_nfn(caps, _target_nfn(scores, placement), lambda ranks: fits(_at(placement, ranks)))
+    return placement if uneven is None else _at(placement, uneven)
+
+
+def _at(placement: Placement, ranks: dict[str, int]) -> Placement:
+    """Give each target its rank, and the placement the most common one."""
+    return replace(placement, r=most_common(ranks), ranks=ranks)
 
 
 def _target_nfn(scores: ScoreData, placement: Placement) -> dict[str, float]:
     """NFN of what PEFT adapts: of several parts in one weight, the mean of those that were chosen."""
     chosen, values = set(placement.modules), dict[str, list[float]]()
     for module, value in zip(scores.modules, scores.nfn.tolist(), strict=True):
-        if module.name in chosen and not module.refused:
-            values.setdefault(module.target or module.name, []).append(value)
+        if module.name in chosen and not module.target.refused:
+            values.setdefault(module.target.name, []).append(value)
     return {name: sum(members) / len(members) for name, members in values.items()}
 
 
@@ -210,16 +217,16 @@ def _placement_of_modules(scores: ScoreData, chosen: list[int], strategy: str, l
 
 def _make(scores: ScoreData, chosen: list[int], types: tuple[str, ...], strategy: str, label: str) -> Placement:
     modules = [scores.modules[i] for i in sorted(chosen)]
-    emitted = targets_of(modules, scores.modules)
+    targets = targets_of(modules)
     return Placement(
         modules=tuple(module.name for module in modules),
         types=types,
         strategy=strategy,
         label=label,
-        shapes={module.name: (module.in_features, module.out_features) for module in modules},
         model=str(scores.provenance["model"]["class"]),
-        emitted=emitted,
-        notes=notes_of(modules, emitted),
+        lora_targets=targets,
+        fingerprints=fingerprints_of(targets, scores.modules),
+        notes=notes_of(modules, scores.modules),
     )
 
 

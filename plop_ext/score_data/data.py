@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.score_data import paper_script
 from plop_ext.score_data.frozen import freeze
 from plop_ext.score_data.modules import FewTokenModules, ScoredModule
@@ -19,6 +18,7 @@ from plop_ext.score_data.samples import SampleScores, token_moments
 from plop_ext.score_data.types import TypeScore, members_by_type, score_types
 from plop_ext.statistics import GainTable, Signal, Statistics, find_signal, summarize
 from plop_ext.totals import Totals
+from plop_ext.unscored import UnscoredModule
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plop_ext.lora_target import LoraTarget
 from plop_ext.totals import Totals
 
 # An expert that saw fewer is left out: its mean would be mostly noise.
@@ -28,15 +29,10 @@ class ScoredModule:
         out_features: M.
         baseline: b, its gain on random inputs.
         weight_norm: ||W||_F, or None where the weight cannot be read.
+        target: What PEFT adapts to reach it.
         kind: What it is: `"linear"`, `"Conv1D (transposed)"`, `"stacked experts"`, `"bitsandbytes 4-bit"`, ...
         baseline_from: What b comes from: the `"weight"`, the `"dequantized"` weight, the `"identity"` pushed through
             the module where its weight cannot be read, or random inputs (`"probe"`).
-        target: Full name of the module, or of the parameter, that PEFT adapts to reach it; several parts of a packed
-            weight and all experts of a layer share one. Empty: the module itself.
-        target_parameter: Whether `target` is an entry of `target_parameters`.
-        target_size: Parameters that LoRA of rank 1 adds to the whole target; 0: in_features + out_features.
-        target_shape: (in_features, out_features) of the target module, or the shape of the target parameter.
-        refused: Why PEFT cannot adapt it; empty if it can.
     """
 
     name: str
@@ -46,13 +42,9 @@ class ScoredModule:
     out_features: int
     baseline: float
     weight_norm: float | None
+    target: LoraTarget
     kind: str = "linear"
     baseline_from: str = "weight"
-    target: str = ""
-    target_parameter: bool = False
-    target_size: int = 0
-    target_shape: tuple[int, ...] = ()
-    refused: str = ""
 
 
 @dataclass(frozen=True, eq=False)

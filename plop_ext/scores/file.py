@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_text_atomic
-from plop_ext.layers.unscored import UnscoredModule
+from plop_ext.lora_target import LoraTarget
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.totals import TOTALS_FIELDS, Totals
+from plop_ext.unscored import UnscoredModule
 
 FORMAT = "plop_ext.scores"
 FORMAT_VERSION = 3
@@ -54,7 +55,11 @@ def write(scores: ScoreData, path: str | os.PathLike[str]) -> None:
 def _with_totals(modules: Sequence[ScoredModule], totals: Totals) -> list[dict[str, Any]]:
     fields = totals.fields()
     return [
-        {**vars(module), "totals": {name: table[index].tolist() for name, table in fields.items()}}
+        {
+            **vars(module),
+            "target": module.target.to_dict(),
+            "totals": {name: table[index].tolist() for name, table in fields.items()},
+        }
         for index, module in enumerate(modules)
     ]
 
@@ -88,7 +93,7 @@ def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, .
     tables = [module.pop("totals") for module in entries]
     for module in entries:
         module.pop("nfn_interval", None)
-    modules = (ScoredModule(**{**module, "target_shape": tuple(module["target_shape"])}) for module in entries)
+    modules = (ScoredModule(**{**module, "target": LoraTarget.from_dict(module["target"])}) for module in entries)
     fields = {name: _numbers([table[name] for table in tables], "if", np.float64) for name in TOTALS_FIELDS}
     return tuple(modules), Totals.from_fields(fields)
 
@@ -106,11 +111,8 @@ def _check(scores: ScoreData) -> None:
     for module in (*scores.modules, *(() if few is None else few.modules)):
         sizes = (module.in_features, module.out_features)
         _require(all(type(size) is int and size > 0 for size in sizes))
-        _require(all(type(size) is int and size > 0 for size in module.target_shape))
-        _require(type(module.target_size) is int and module.target_size >= 0)
         _require(module.layer is None or (type(module.layer) is int and abs(module.layer) < 2**31))
-        _require(type(module.target_parameter) is bool)
-        texts = (module.name, module.type, module.kind, module.baseline_from, module.target, module.refused)
+        texts = (module.name, module.type, module.kind, module.baseline_from)
         _require(all(isinstance(text, str) for text in texts))
         _require(_is_number(module.baseline) and module.baseline > 0)
         _require(module.weight_norm is None or _is_number(module.weight_norm))

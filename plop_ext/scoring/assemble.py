@@ -17,13 +17,13 @@ from plop_ext._warnings import warn
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
-from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.provenance import versions
 from plop_ext.score_data import FewTokenModules, ScoredModule
 from plop_ext.score_data.modules import FEW_ROUTED, MIN_EXPERT_TOKENS, few_routed_detail
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baselines
 from plop_ext.totals import Totals
+from plop_ext.unscored import UnscoredModule
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +136,9 @@ def _scored(layer: LinearLayer, norm: float, value: float, probed: bool) -> Scor
         layer.out_features,
         value,
         norm if math.isfinite(norm) else None,
+        layer.target,
         kind=layer.adapter.kind,
         baseline_from="probe" if probed else layer.adapter.weights,
-        target=layer.target.name,
-        target_parameter=layer.target.parameter,
-        target_size=layer.target.size,
-        target_shape=layer.target.shape,
-        refused=layer.target.refused,
     )
 
 

@@ -132,6 +132,12 @@ def test_imports_stay_light(statement: str) -> None:
     assert json.loads(done.stdout) == []
 
 
+def test_scores_and_placements_load_no_kernels() -> None:
+    """So that a machine without them can choose from a file, and is told of them only where they would run."""
+    code = "import sys; from plop_ext import Scores, Placement; print('plop_ext.ops' in sys.modules)"
+    assert python(code).stdout == "False\n"
+
+
 def test_every_public_name_is_there_and_an_unknown_one_is_an_attribute_error() -> None:
     for name in plop_ext.__all__:
         assert getattr(plop_ext, name) is not None

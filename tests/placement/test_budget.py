@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from plop_ext.errors import InputError
 from plop_ext.placement import Placement
 from plop_ext.placement.budget import MIN_RANK
-from plop_ext.placement.ranks import rank_pattern
+from plop_ext.placement.exports.peft import rank_pattern
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
 from tests.support.gain_tables import scores, table

@@ -16,9 +16,9 @@ from torch import nn
 import plop_ext
 from plop_ext import InputError, Placement, Scores
 from plop_ext.placement import STRATEGIES
-from plop_ext.score_data import ScoredModule
 from tests.support import tiny_models
 from tests.support.architectures import ARCHITECTURES
+from tests.support.scored_modules import scored_module
 from tests.support.totals import make_totals
 
 # Each type's NFN in layers 0 and 1; the means are 1.0, 0.65, 1.1 and 1.6.
@@ -34,7 +34,7 @@ def scores() -> Scores:
         for name, values in NFN.items():
             part = "self_attn" if name in ("q_proj", "v_proj") else "mlp"
             shape = (8, 4) if name == "v_proj" else (8, 8)
-            modules.append(ScoredModule(f"layers.{layer}.{part}.{name}", name, layer, *shape, 1.0, 1.0))
+            modules.append(scored_module(f"layers.{layer}.{part}.{name}", name, layer, *shape, 1.0, 1.0))
             gains.append([values[layer]])
     provenance = {"settings": {"compat": None}, "model": {"class": "Made"}}
     totals = make_totals(len(modules), 1, sum_gain=gains, sum_gain_sq=np.square(gains), tokens=1)
@@ -217,7 +217,7 @@ def test_check_model_tells_checkpoints_of_one_shape_apart(build: Callable[[], nn
     everything = plop_ext.score(build(), [tiny_models.token_batch([20, 31])], progress=False)
     everything.place(strategy="all").save(tmp_path / "placement.json")
     placement = Placement.load(tmp_path / "placement.json")
-    assert all(target.weight_norm for target in placement.lora_targets)
+    assert set(placement.fingerprints) == {target.name for target in placement.lora_targets}
     placement.check_model(build())
     placement.check_model(build().bfloat16())
     other = build()
@@ -256,15 +256,20 @@ def test_round_trip_and_other_files(tmp_path: Path) -> None:
     scores().save(path)
     with pytest.raises(InputError, match=r"is not a plop_ext.placement file but plop_ext.scores; .*`plop place`"):
         Placement.load(path)
-    target = content["emitted"][0]
-    norms = [{"emitted": [{**target, "weight_norm": norm}]} for norm in ("x", float("nan"))]
+    target, fingerprint = content["lora_targets"][0], {"kind": "linear", "norm": 1.0}
     for changes in (
-        *norms,
-        {"shapes": {"a": [1]}},
-        {"shapes": [3]},
+        *({"fingerprints": {"a": {**fingerprint, "norm": norm}}} for norm in ("x", float("nan"), None)),
+        {"fingerprints": {"a": 1.0}},
+        {"fingerprints": [fingerprint]},
+        *({"lora_targets": [{**target, "shape": shape}]} for shape in ([8], "88", [8, 0], None)),
+        {"lora_targets": [{**target, "size": "8"}]},
+        {"lora_targets": [3]},
+        {"lora_targets": None},
         {"modules": 3},
         {"types": None},
-        {"shapes": {"a": "x"}},
+        {"r": "x"},
+        {"ranks": [1]},
+        {"ranks": {"a": "x"}},
     ):
         path.write_text(json.dumps({**content, **changes}))
         with pytest.raises(InputError, match="is a damaged placement; write it again with `plop place`"):

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from plop_ext.errors import InputError
 from plop_ext.finetuning.comparison import Comparison, ComparisonRow
-from plop_ext.layers.unscored import UnscoredModule
 from plop_ext.report import plots, tables
 from plop_ext.report.grid import layer_grid
-from plop_ext.score_data import ScoredModule
 from plop_ext.scores import Scores
+from plop_ext.unscored import UnscoredModule
+from tests.support.scored_modules import scored_module
 from tests.support.totals import make_totals
 
 TYPES = ("q_proj", "v_proj", "down_proj")
@@ -27,7 +27,7 @@ def make_scores(layers: int) -> Scores:
     """NFN of q_proj 2, v_proj 0.5, down_proj 1, the same in each layer."""
     gains = {"q_proj": 2.0, "v_proj": 0.5, "down_proj": 1.0}
     modules = tuple(
-        ScoredModule(f"layers.{layer}.{label}", label, layer, 8, 8, 1.0, 8.0**0.5)
+        scored_module(f"layers.{layer}.{label}", label, layer, 8, 8, 1.0, 8.0**0.5)
         for layer in range(layers)
         for label in TYPES
     )

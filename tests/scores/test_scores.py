@@ -18,9 +18,9 @@ import torch
 
 import plop_ext
 from plop_ext import InputError, Scores
-from plop_ext.layers.unscored import UnscoredModule
-from plop_ext.score_data import ScoredModule
+from plop_ext.unscored import UnscoredModule
 from tests.support import tiny_models
+from tests.support.scored_modules import scored_module
 from tests.support.totals import make_totals
 
 TOTALS = make_totals(
@@ -38,9 +38,9 @@ def made(compat: str | None = None, **changes: Any) -> Scores:
     """Three modules of two types on two samples, with totals that are easily added up."""
     fields: dict[str, Any] = {
         "modules": (
-            ScoredModule("layers.0.q_proj", "q_proj", 0, 4, 8, 0.5, 2.0),
-            ScoredModule("layers.1.q_proj", "q_proj", 1, 4, 8, 2.0, 4.0),
-            ScoredModule("layers.0.up_proj", "up_proj", 0, 4, 16, 1.5, None),
+            scored_module("layers.0.q_proj", "q_proj", 0, 4, 8, 0.5, 2.0),
+            scored_module("layers.1.q_proj", "q_proj", 1, 4, 8, 2.0, 4.0),
+            scored_module("layers.0.up_proj", "up_proj", 0, 4, 16, 1.5, None),
         ),
         "totals": TOTALS,
         "sample_ids": np.array([7, 3]),
@@ -215,7 +215,15 @@ def setting(value: Any, *keys: Any) -> Callable[[Any], None]:
         setting("4", "modules", 0, "in_features"),
         setting(4.5, "modules", 0, "in_features"),
         setting(0, "modules", 0, "out_features"),
-        setting(["4", "8"], "modules", 0, "target_shape"),
+        setting(["4", "8"], "modules", 0, "target", "shape"),
+        setting([4], "modules", 0, "target", "shape"),
+        setting(0, "modules", 0, "target", "size"),
+        setting(None, "modules", 0, "target"),
+        setting("q_proj", "modules", 0, "target"),
+        setting(3, "modules", 0, "target", "name"),
+        setting(0, "modules", 0, "target", "parameter"),
+        setting(None, "modules", 0, "target", "refused"),
+        setting(1, "modules", 0, "target", "surplus"),
         setting(math.nan, "modules", 0, "weight_norm"),
         setting("x", "modules", 0, "layer"),
         setting(10**30, "modules", 0, "layer"),

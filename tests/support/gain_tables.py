@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from plop_ext.score_data import ScoredModule
 from plop_ext.scores import Scores
 from plop_ext.statistics import GainTable
+from tests.support.scored_modules import scored_module
 from tests.support.totals import make_totals
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
@@ -61,7 +61,7 @@ def table(
 def scores(source: GainTable, *, data: str | None = "toy", first_id: int = 0, **model: Any) -> Scores:
     """Scores with the totals of `source`, of square modules in float32."""
     modules = tuple(
-        ScoredModule(f"layers.{layer}.{source.types[t]}", source.types[t], int(layer), 64, int(rows), 1.0, 8.0)
+        scored_module(f"layers.{layer}.{source.types[t]}", source.types[t], int(layer), 64, int(rows), 1.0, 8.0)
         for t, layer, rows in zip(source.type_index, source.layer, source.out_features, strict=True)
     )
     gain_sq = np.divide(source.sum_gain**2, source.tokens, where=source.tokens > 0, out=np.zeros_like(source.sum_gain))

@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement
 
 PAD, BOS, EOS = 0, 1, 2
@@ -64,16 +65,16 @@ def tiny_llama(dtype: torch.dtype = torch.float32, **config: object) -> LlamaFor
 
 def placement(model: LlamaForCausalLM, *types: str, strategy: str = "types") -> Placement:
     """Place LoRA on all modules of the named types, or on all linear ones inside the blocks."""
-    shapes = {
-        name: (module.in_features, module.out_features)
+    targets = tuple(
+        LoraTarget.of_module(name, module.in_features, module.out_features)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and "layers" in name and (not types or name.endswith(types))
-    }
+    )
     return Placement(
-        modules=tuple(shapes),
+        modules=tuple(target.name for target in targets),
         types=types,
         strategy=strategy,
         label="+".join(types) or "all-linear",
-        shapes=shapes,
         model="LlamaForCausalLM",
+        lora_targets=targets,
     )

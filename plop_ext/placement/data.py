@@ -1,0 +1,91 @@
+"""What was chosen, and what that makes LoRA adapt at which rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from plop_ext.errors import InputError
+from plop_ext.lora_target import LoraTarget
+from plop_ext.placement.fingerprint import Fingerprint
+from plop_ext.placement.ranks import DEFAULT_RANK
+
+
+@dataclass(frozen=True)
+class PlacementData:
+    """The modules that get LoRA, and what it takes to configure and check them.
+
+    What was chosen and what PEFT adapts can differ: PEFT knows modules and parameters, not the parts of a packed
+    weight or single experts, and it refuses a few modules. `notes` says where. `plop_ext.Placement` adds what hands
+    it to PEFT, saves and loads it.
+
+    Attributes:
+        modules: Full names of the chosen modules and parts, in the model's order.
+        types: Labels of the types they belong to, lowest NFN first.
+        strategy: How they were chosen.
+        label: Short name for tables, for instance `lowest-3`.
+        model: Class of the model that was scored.
+        lora_targets: The modules and parameters that PEFT adapts, each once.
+        fingerprints: Name of each target whose weight is known to what tells it from another.
+        notes: One line for each way in which the targets differ from what was chosen.
+        r: LoRA rank, where no other is asked for.
+        ranks: Name of each target to its rank, where they differ; empty for one rank.
+        reason: Why so many types, where that was not asked for by number.
+    """
+
+    modules: tuple[str, ...]
+    types: tuple[str, ...]
+    strategy: str
+    label: str
+    model: str
+    lora_targets: tuple[LoraTarget, ...]
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    r: int = DEFAULT_RANK
+    ranks: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+
+    def ranks_at(self, r: int | None = None) -> dict[str, int]:
+        """Map the name of each target to its rank: `r` for all, or the placement's own.
+
+        Raises:
+            InputError: If `r` is below 1.
+        """
+        if r is not None and r < 1:
+            raise InputError(f"`r` must be at least 1, got {r}")
+        return {target.name: self.ranks.get(target.name, self.r) if r is None else r for target in self.lora_targets}
+
+    def num_parameters(self, r: int | None = None) -> int:
+        """Count trainable LoRA parameters as PEFT does: r * (in + out) for a matrix, and for each expert.
+
+        Args:
+            r: One rank for all; default the placement's own.
+
+        Raises:
+            InputError: If `r` is below 1.
+        """
+        ranks = self.ranks_at(r)
+        return sum(ranks[target.name] * target.size for target in self.lora_targets)
+
+    def rank_for(self, max_params: int) -> int:
+        """Find the largest rank, the same for all modules, whose parameters fit into `max_params`.
+
+        Raises:
+            InputError: If even rank 1 does not fit.
+        """
+        self.check_not_empty()
+        rank = max_params // self.num_parameters(1)
+        if rank < 1:
+            raise InputError(
+                f"`max_params`={max_params} is too small for `{self.label}`: rank 1 has {self.num_parameters(1)} "
+                "parameters; allow more or place fewer modules"
+            )
+        return rank
+
+    def check_not_empty(self) -> None:
+        """Check that there is something to adapt.
+
+        Raises:
+            InputError: If PEFT can adapt nothing of what was chosen.
+        """
+        if not self.lora_targets:
+            raise InputError(f"PEFT can adapt nothing of `{self.label}`: {'; '.join(self.notes)}; place other modules")

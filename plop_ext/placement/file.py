@@ -1,0 +1,55 @@
+"""The JSON form of placements."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from plop_ext.errors import InputError
+from plop_ext.files import read_json, write_text_atomic
+from plop_ext.lora_target import LoraTarget
+from plop_ext.placement.data import PlacementData
+from plop_ext.placement.fingerprint import Fingerprint
+
+FORMAT = "plop_ext.placement"
+FORMAT_VERSION = 2
+
+PlacementT = TypeVar("PlacementT", bound=PlacementData)
+
+
+def write(placement: PlacementData, path: str | os.PathLike[str]) -> None:
+    """Write JSON to `path`, whole or not at all."""
+    content = {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(placement)}
+    write_text_atomic(path, json.dumps(content, indent=1) + "\n")
+
+
+def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:
+    """Read what `write` wrote as a `cls`."""
+    content = read_json(path, FORMAT, FORMAT_VERSION, "`plop place`")
+    try:
+        return cls(
+            modules=tuple(content["modules"]),
+            types=tuple(content["types"]),
+            strategy=content["strategy"],
+            label=content["label"],
+            model=content["model"],
+            lora_targets=tuple(LoraTarget.from_dict(item) for item in content["lora_targets"]),
+            fingerprints={name: _fingerprint(item) for name, item in content["fingerprints"].items()},
+            notes=tuple(content["notes"]),
+            r=int(content["r"]),
+            ranks={name: int(rank) for name, rank in content["ranks"].items()},
+            reason=content["reason"],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error
+
+
+def _fingerprint(fields: Mapping[str, Any]) -> Fingerprint:
+    fingerprint = Fingerprint(**fields)
+    if not math.isfinite(fingerprint.norm):
+        raise ValueError(f"no weight norm: {fingerprint.norm}")
+    return fingerprint
