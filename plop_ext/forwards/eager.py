@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plop_ext.collecting.collector import Collector
 from plop_ext.forwards.batch import batch_to_device, input_device
-from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_idle_masks
+from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_all_ones_masks
 
 
 class EagerForwards:
@@ -49,7 +49,7 @@ class EagerForwards:
         """Score a batch; see `Forwards.run`."""
         with ExitStack() as stack:
             if self._decides_masks:
-                inputs = without_idle_masks(batch)
+                inputs = without_all_ones_masks(batch)
                 try:
                     stack.enter_context(decided_masks(inputs, plain=True))
                     batch = inputs

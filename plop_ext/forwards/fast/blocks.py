@@ -94,7 +94,7 @@ class FusedBlock:
             if norm is not None:
                 bindings.add(norm.module, self._norm_forward(norm))
         for norm in block.head_norms or ():  # part of the rotary kernel
-            bindings.add(norm.module, _same)
+            bindings.add(norm.module, _identity)
         # The family's own code, in which one global name means something else.
         code = block.rotary_forward
         names = {**code.__globals__, ROTARY: self.rotary}
@@ -197,8 +197,8 @@ class FusedBlock:
 def _is_observed(module: nn.Module) -> bool:
     """Whether something has been attached to a module, since the run began, that a kernel would pass by."""
     forward = vars(module).get("forward")
-    return bool(module._forward_hooks or module._forward_pre_hooks) or forward not in (None, _same)
+    return bool(module._forward_hooks or module._forward_pre_hooks) or forward not in (None, _identity)
 
 
-def _same(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x

@@ -108,12 +108,12 @@ class Block:
     bypassed: tuple[nn.Module, ...]
 
 
-def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: False) -> tuple[list[Block], list[str]]:
+def find_blocks(model: nn.Module, owns: Callable[[Any], bool] = lambda hook: False) -> tuple[list[Block], list[str]]:
     """The blocks of `model` that the fast path knows, and why each of the others of these families is left out.
 
     Args:
         model: Any module.
-        ours: Whether a forward hook only reads, before anything else does.
+        owns: Whether a forward hook is one of the run, which reads before anything else does.
     """
     blocks: list[Block] = []
     reasons: list[str] = []
@@ -125,7 +125,7 @@ def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: Fal
             for module in members:
                 family = family_of(module)
                 try:
-                    known.append(None if family is None else describe(module, family, ours))
+                    known.append(None if family is None else describe(module, family, owns))
                 except NotFast as error:
                     known.append(None)
                     reasons.append(str(error))
@@ -142,15 +142,15 @@ def find_blocks(model: nn.Module, ours: Callable[[Any], bool] = lambda hook: Fal
 def family_of(module: nn.Module) -> Family | None:
     """The family of a decoder layer, by its very class: a subclass may compute anything."""
     kind = type(module)
-    return _BY_CLASS.get(kind.__name__) if is_own_class(kind) else None
+    return _BY_CLASS.get(kind.__name__) if is_transformers_class(kind) else None
 
 
-def is_own_class(kind: type) -> bool:
+def is_transformers_class(kind: type) -> bool:
     """Whether a class is of a model that comes with transformers."""
     return kind.__module__.startswith(_PACKAGE)
 
 
-def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
+def describe(module: Any, family: Family, owns: Callable[[Any], bool]) -> Block:
     """The pieces of a decoder layer, whose following norm is not known yet.
 
     Raises:
@@ -159,7 +159,7 @@ def describe(module: Any, family: Family, ours: Callable[[Any], bool]) -> Block:
     _check_code(type(module))
     attention = _piece(module, "self_attn", family, "Attention")
     mlp = _piece(module, "mlp", family, "MLP")
-    _refuse_changes(module, ours)
+    _refuse_changes(module, owns)
     between = family.norms_before_adding
     rotary_forward = inspect.unwrap(type(attention).forward)
     if ROTARY not in rotary_forward.__code__.co_names or ROTARY not in rotary_forward.__globals__:
@@ -228,7 +228,7 @@ def _last_norm(parent: nn.Module, family: Family) -> Norm | None:
     return None if "forward" in vars(norm.module) else norm
 
 
-def _refuse_changes(block: nn.Module, ours: Callable[[Any], bool]) -> None:
+def _refuse_changes(block: nn.Module, owns: Callable[[Any], bool]) -> None:
     """Raise for a block in which anything else than its own classes' code runs.
 
     A hook may change in place what a kernel reads after it, and a norm that is part of a kernel is never called.
@@ -239,12 +239,12 @@ def _refuse_changes(block: nn.Module, ours: Callable[[Any], bool]) -> None:
         name = type(module).__name__
         if "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None:
             raise NotFast(f"the forward of a {name} has been replaced")
-        hooks = [hook for hook in module._forward_hooks.values() if not ours(hook) and not captures(hook)]
+        hooks = [hook for hook in module._forward_hooks.values() if not owns(hook) and not is_output_capturing(hook)]
         if hooks or module._forward_pre_hooks:
             raise NotFast(f"there is a hook on a {name}")
 
 
-def captures(hook: Any) -> bool:
+def is_output_capturing(hook: Any) -> bool:
     """Whether a forward hook is one by which transformers returns the outputs of blocks."""
     return getattr(hook, "__module__", "") == _CAPTURING
 

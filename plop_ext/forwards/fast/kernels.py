@@ -73,7 +73,7 @@ def takes_weights(x: Tensor, linears: Sequence[Any]) -> bool:
         and ops.has_gated_projection(x.device)
         and not torch_module._global_forward_hooks
         and not torch_module._global_forward_pre_hooks
-        and _is_torchs(nn.Linear.forward)
+        and _is_defined_in_torch(nn.Linear.forward)
         and all(is_plain(linear) and _reads(linear, x) for linear in linears)
         and linears[0].weight.shape == linears[-1].weight.shape
         and len(linears[0].weight) % (8 * (3 - len(linears))) == 0
@@ -241,7 +241,7 @@ def _projected_gelu_scale(x: Tensor, gate_weight: Tensor, up_weight: Tensor, **o
 
 
 @functools.cache
-def _is_torchs(function: Any) -> bool:
+def _is_defined_in_torch(function: Any) -> bool:
     return is_defined_in(function, "torch")
 
 

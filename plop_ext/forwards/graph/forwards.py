@@ -20,8 +20,8 @@ from plop_ext.forwards.batch import batch_to_device, input_device
 from plop_ext.forwards.eager import EagerForwards
 from plop_ext.forwards.graph import capture
 from plop_ext.forwards.graph.inputs import Ungraphable, launch_key, on_device, tensors
-from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_idle_masks
-from plop_ext.forwards.masks.known_models import is_own_code
+from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_all_ones_masks
+from plop_ext.forwards.masks.known_models import runs_library_code
 
 # A graph keeps its launches on the device, in memory that torch does not count, and capturing takes as long as several
 # forwards. Eight are the phases of `token_step=8`, or as many lengths; data of more lengths rarely come back to one.
@@ -63,9 +63,9 @@ class GraphedForwards:
         model: Prepared for scoring, on a CUDA device.
         forward: Runs a batch. Its Python code is not called at a replay.
         collector: Entered.
-        plain: Whether `forward` is `default_forward`. Only then, and of a model that `is_own_code`, is it known on
-            which values of a batch the masks depend. Any other model that looks at them, as transformers' own do,
-            makes the host wait, and is not captured.
+        plain: Whether `forward` is `default_forward`. Only then, and only of a model that `runs_library_code`, is it
+            known on which values of a batch the masks depend. Any other model that looks at them, as transformers' own
+            do, synchronises, and is not captured.
 
     Attributes:
         reason: Why forwards are not graphed any more, or not at all; None while they are.
@@ -78,7 +78,7 @@ class GraphedForwards:
         self._model = model
         self._forward = forward
         self._collector = collector
-        self._plain = plain and is_own_code(model)
+        self._plain = plain and runs_library_code(model)
         self._eager = EagerForwards(model, forward, collector)
         self._device = input_device(model)
         self._recorder = capture.Recorder(self._device)
@@ -102,7 +102,7 @@ class GraphedForwards:
     def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
         """Score a batch; see `Forwards.run`."""
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            inputs = without_idle_masks(batch) if self._plain and self.reason is None else batch
+            inputs = without_all_ones_masks(batch) if self._plain and self.reason is None else batch
             key = self._key(inputs, size, counted, step, phase)
             graph = self._graphs.get(key)
             if key is not None and graph is None:

@@ -30,7 +30,7 @@ class UnknownMasks(Exception):
     """This transformers decides on masks in a way that is not known here; the message says which."""
 
 
-def without_idle_masks(batch: Any) -> Any:
+def without_all_ones_masks(batch: Any) -> Any:
     """The batch with None for each attention mask that masks nothing, which means the same to a transformers model.
 
     It computes attention without a mask either way, but of a mask of ones it must look at every value to know. A batch
@@ -41,10 +41,10 @@ def without_idle_masks(batch: Any) -> Any:
     if not isinstance(batch, Mapping) or not batch.keys().isdisjoint(_CONTEXT):
         return batch
 
-    def is_idle(name: Any, value: Any) -> bool:
+    def is_all_ones(name: Any, value: Any) -> bool:
         return _is_mask(name, value) and value.shape in _extents(batch, name) and bool((value == 1).all())
 
-    return {name: None if is_idle(name, value) else value for name, value in batch.items()}
+    return {name: None if is_all_ones(name, value) else value for name, value in batch.items()}
 
 
 @contextmanager
@@ -53,9 +53,9 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
 
     Left to itself it looks at the values of masks and positions, for which the host waits; during a capture it takes
     every mask for one that masks something and every batch for a packed one, so that other, slower kernels run. Here
-    the masks that are still there after `without_idle_masks` mask something, and the model counts positions by itself,
-    so that nothing is packed. Nor does it look for padding among unmasked tokens, to advise a mask. Where that is not
-    known a capture looks as well, and fails. Other threads notice nothing.
+    the masks that are still there after `without_all_ones_masks` mask something, and the model counts positions by
+    itself, so that nothing is packed. Nor does it look for padding among unmasked tokens, to advise a mask. Where that
+    is not known a capture looks as well, and fails. Other threads notice nothing.
 
     Args:
         inputs: The batch.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from plop_ext.forwards.defined_in import is_defined_in
-from plop_ext.forwards.fast.families import captures, family_of, is_own_class
+from plop_ext.forwards.fast.families import family_of, is_output_capturing, is_transformers_class
 
 _ATTENTION = ("eager", "sdpa")
 
@@ -21,7 +21,7 @@ def may_omit_masks(model: nn.Module) -> bool:
     So it is with transformers' own models of the families in
     `plop_ext.forwards.fast.families`, bare or in a `PeftModel`, and attention by sdpa or eager.
     """
-    if not is_own_code(model):
+    if not runs_library_code(model):
         return False
     inner = _without_peft(model)
     blocks = [module for module in inner.modules() if family_of(module) is not None]
@@ -32,7 +32,7 @@ def may_omit_masks(model: nn.Module) -> bool:
     )
 
 
-def is_own_code(model: nn.Module) -> bool:
+def runs_library_code(model: nn.Module) -> bool:
     """Whether only transformers', PEFT's and torch's own code sees the masks that a transformers model is called with.
 
     Whatever else does may need one of ones: a larger model around it, a class, a forward or a hook of the user's, a
@@ -51,7 +51,7 @@ def is_own_code(model: nn.Module) -> bool:
         _is_model(_without_peft(model))
         and not torch_module._global_forward_hooks
         and not torch_module._global_forward_pre_hooks
-        and all(_is_as_made(module) for module in around)
+        and all(_is_unmodified(module) for module in around)
         and all(_makes_its_masks(module) for module in around if _is_model(module))
     )
 
@@ -82,15 +82,15 @@ def _takes_mask(kind: type[nn.Module]) -> bool:
         return False
 
 
-def _is_as_made(module: nn.Module) -> bool:
+def _is_unmodified(module: nn.Module) -> bool:
     """Whether nothing but transformers', PEFT's or torch's own code sees what the module is called with."""
     kind = type(module)
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    if "forward" in vars(module) or not all(map(captures, hooks)):
+    if "forward" in vars(module) or not all(map(is_output_capturing, hooks)):
         return False
     if kind is nn.ModuleList:
         return True
-    package = "transformers" if is_own_class(kind) else "peft" if _is_of_peft(kind) else None
+    package = "transformers" if is_transformers_class(kind) else "peft" if _is_of_peft(kind) else None
     is_called_as_made = kind.__call__ is nn.Module.__call__ or is_defined_in(kind.__call__, "transformers")
     return package is not None and is_called_as_made and is_defined_in(kind.forward, package)
 

@@ -161,8 +161,8 @@ def test_forwards_that_stand_aside_keep_no_outputs_alive() -> None:
         collector.begin(3, batch["attention_mask"].bool())
         with torch.inference_mode():
             model(**batch, use_cache=False)
-        batch_run = collector.recording.batch
-        assert batch_run is not None and [len(arena.deferred) for arena in batch_run.arenas.values()] == [0]
+        running = collector.recording.batch
+        assert running is not None and [len(arena.deferred) for arena in running.arenas.values()] == [0]
         collector.end()
 
 

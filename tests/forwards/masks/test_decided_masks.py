@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plop_ext.forwards.masks.decide import decided_masks, without_idle_masks
-from plop_ext.forwards.masks.known_models import is_own_code
+from plop_ext.forwards.masks.decide import decided_masks, without_all_ones_masks
+from plop_ext.forwards.masks.known_models import runs_library_code
 from tests.support.architectures import ARCHITECTURES
 from tests.support.fast_models import make
 from tests.support.graphed import Batch, padded, plain, scored
@@ -32,18 +32,18 @@ def test_only_masks_that_mask_nothing_are_left_out() -> None:
     some = ones.clone()
     some[1, 3] = 0
     batch = {"attention_mask": ones, "decoder_attention_mask": some, "input_ids": ones, "x_attention_mask": ones[0]}
-    assert {name: value is None for name, value in without_idle_masks(batch).items()} == {
+    assert {name: value is None for name, value in without_all_ones_masks(batch).items()} == {
         "attention_mask": True,
         "decoder_attention_mask": False,
         "input_ids": False,
         "x_attention_mask": False,
     }
-    decoder = without_idle_masks({"labels": ones, "decoder_attention_mask": ones, "attention_mask": ones})
+    decoder = without_all_ones_masks({"labels": ones, "decoder_attention_mask": ones, "attention_mask": ones})
     assert decoder["decoder_attention_mask"] is None and decoder["attention_mask"] is ones
     assert batch["attention_mask"] is ones
     packed = batch | {"position_ids": ones}  # without a mask they would say where samples start
-    assert without_idle_masks(packed) is packed
-    assert without_idle_masks(ones) is ones
+    assert without_all_ones_masks(packed) is packed
+    assert without_all_ones_masks(ones) is ones
 
 
 def attention_masks(model: nn.Module, batch: Any) -> list[Any]:
@@ -79,7 +79,7 @@ def test_trial_and_capture_make_the_masks_of_an_eager_forward_and_look_at_nothin
     model.config.pad_token_id = 0  # some look for it where there is no mask
     batch = {key: make(2, 24, 1)[key] for key in ("input_ids", "attention_mask")}
     eager = attention_masks(model, batch)
-    inputs = without_idle_masks(batch)
+    inputs = without_all_ones_masks(batch)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     if name != "qwen3_moe":  # its experts on a CPU look at the numbers of rows
         for method in ("__bool__", "item", "tolist"):
@@ -154,16 +154,16 @@ def test_packed_samples_stay_apart(llama: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_models_of_transformers_are_graphed_as_such(name: str) -> None:
-    assert is_own_code(ARCHITECTURES[name].build())
+    assert runs_library_code(ARCHITECTURES[name].build())
 
 
 def test_a_hook_within_a_block_may_see_the_mask_of_the_batch() -> None:
     model = ARCHITECTURES["mamba"].build()
     mixer = next(module for name, module in model.named_modules() if name.endswith(".mixer"))
     handle = mixer.register_forward_pre_hook(lambda *inputs: None, with_kwargs=True)
-    assert not is_own_code(model)
+    assert not runs_library_code(model)
     handle.remove()
-    assert is_own_code(model)
+    assert runs_library_code(model)
 
 
 @pytest.mark.filterwarnings("ignore:`graph`")
@@ -176,7 +176,7 @@ def test_whatever_may_need_its_mask_gets_it(
     expected = scored(make("llama", device=graphing), data)
     with monkeypatch.context() as patched:
         model = change(make("llama", device=graphing), patched)
-        assert not is_own_code(model)
+        assert not runs_library_code(model)
         graphed = scored(model, data, graph=True)
     assert graphed.totals.values.tobytes() == expected.totals.values.tobytes()
     if graphing.type == "cuda":

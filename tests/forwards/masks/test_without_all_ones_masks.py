@@ -16,7 +16,7 @@ from plop_ext.forwards.batch import default_forward
 from plop_ext.forwards.choose import choose_forwards
 from plop_ext.forwards.eager import EagerForwards
 from plop_ext.forwards.graph import capture
-from plop_ext.forwards.masks.decide import without_idle_masks
+from plop_ext.forwards.masks.decide import without_all_ones_masks
 from plop_ext.forwards.masks.known_models import may_omit_masks
 from plop_ext.layers import discover
 from tests.support.fast_models import FAMILIES, batches, make, needs_native
@@ -230,13 +230,13 @@ def test_whatever_may_need_its_mask_gets_it(change: Any, monkeypatch: pytest.Mon
 def test_a_mask_for_the_labels_alone_is_for_no_input() -> None:
     batch = batches(1, padded=False)[0]
     batch |= {"labels": torch.ones(3, 16, dtype=torch.long), "attention_mask": torch.ones(3, 16, dtype=torch.long)}
-    assert without_idle_masks(batch)["attention_mask"] is batch["attention_mask"]
+    assert without_all_ones_masks(batch)["attention_mask"] is batch["attention_mask"]
 
 
 def test_a_mask_of_segments_is_no_mask_of_ones() -> None:
     batch = batches(1, padded=False)[0]
     batch["attention_mask"] = batch["attention_mask"].cumsum(1)
-    assert without_idle_masks(batch)["attention_mask"] is batch["attention_mask"]
+    assert without_all_ones_masks(batch)["attention_mask"] is batch["attention_mask"]
 
 
 def test_a_cache_is_filled_with_the_mask_it_came_with() -> None:
@@ -294,7 +294,7 @@ def test_a_larger_model_around_known_blocks_is_given_its_masks(monkeypatch: pyte
     fast = plop_ext.score(model, [batch], fast=True, progress=False, max_samples=None)
     assert made == [False, False] and fast.provenance["fast"]["blocks"] == 2
     assert_close(fast.totals, plain.totals, rtol=1e-5)
-    assert without_idle_masks(batch)["feature_attention_mask"] is batch["feature_attention_mask"]
+    assert without_all_ones_masks(batch)["feature_attention_mask"] is batch["feature_attention_mask"]
 
 
 @pytest.mark.gpu

@@ -1,0 +1,29 @@
+"""The rooms that run a model import only what lies below them, wherever in a file the import stands."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.support.paths import ROOT
+
+BELOW = {
+    "collecting": {"layers", "ops", "totals"},
+    "forwards": {"_warnings", "collecting", "errors", "layers", "ops", "totals"},
+}
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_imports_what_lies_below_it(room: str) -> None:
+    found = set()
+    for path in (ROOT / "plop_ext" / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif modules == ["plop_ext"]:
+                modules = [f"plop_ext.{alias.name}" for alias in node.names]
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
+            found |= {module.split(".")[1] for module in modules if module.startswith("plop_ext.")}
+    assert found - {room} <= BELOW[room]
