@@ -1,4 +1,4 @@
-"""`plop compare MODEL DATA --scores SCORES`: which placement learns the task best at equal parameters?"""
+"""`plop compare MODEL DATA --scores SCORES`: compare placements at equal trainable parameters."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ def add_parser(commands: Any) -> None:
     options.add_data(parser)
     parser.add_argument("--scores", required=True, metavar="FILE", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the comparison as JSON")
-    parser.add_argument("--plot", default=None, metavar="FILE", help="draw it (.png, .svg, .pdf)")
+    parser.add_argument("--plot", default=None, metavar="FILE", help="draw the comparison (.png, .svg, .pdf)")
     parser.add_argument(
         "--strategies",
         default="lowest,inverse",
-        help="what to compare (default: lowest,inverse); all-linear is always added; random:1 is random with seed 1",
+        help="strategies (default: lowest,inverse); all-linear is always added; random:1 is random with seed 1",
     )
     parser.add_argument(
         "--types", type=int, default=None, help="module types of lowest, inverse and random (default: 3)"
     )
-    parser.add_argument("--max-params", type=int, default=None, help="default: what the first has at --rank")
+    parser.add_argument(
+        "--max-params",
+        type=int,
+        default=None,
+        help="trainable parameters of each (default: those of the first at --rank)",
+    )
     parser.add_argument("--rates", default="5e-4,2e-3,8e-3", help="learning rates to tune over (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the final runs (default: 3)")
     add_training(parser)

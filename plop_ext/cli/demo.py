@@ -1,4 +1,4 @@
-"""`plop demo`: the whole path on the model and data that ship with the package, offline, on a CPU."""
+"""`plop demo`: score, place and finetune the model that ships with the package, offline, on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RATE = 3e-3
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="score, place and finetune the embedded model, in under 3 minutes")
+    parser = commands.add_parser("demo", help="score, place and finetune the packaged model, in under 3 minutes")
     parser.add_argument("-o", "--output", default="runs/demo", metavar="FOLDER", help="default: runs/demo")
     parser.add_argument("--steps", type=int, default=_STEPS, help=f"optimizer steps per placement (default: {_STEPS})")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

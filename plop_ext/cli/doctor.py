@@ -1,4 +1,4 @@
-"""`plop doctor`: which kernels run here, and why."""
+"""`plop doctor`: print which kernels run on this machine, and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plop_ext.cli.options import console
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("doctor", help="say which kernels run here, and why")
+    parser = commands.add_parser("doctor", help="print which kernels run on this machine, and why")
     parser.set_defaults(run=run)
 
 

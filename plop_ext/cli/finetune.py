@@ -11,7 +11,7 @@ from plop_ext.cli.options import console
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Held-out data and the training budget; shared with `plop compare`."""
+    """Add the options for held-out data and training, which `plop compare` has too."""
     parser.add_argument("--eval", default=None, metavar="DATA", help="held-out data; default: a part of DATA")
     parser.add_argument("--eval-samples", type=int, default=256, help="held-out samples at most (default: 256)")
     parser.add_argument("--rank", "-r", type=int, default=None, help="LoRA rank (default: the placement's, or 16)")
@@ -20,7 +20,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def check_training(args: argparse.Namespace) -> None:
-    """Refuse sizes that are out of range, before anything takes time."""
+    """Check sizes before anything slow runs."""
     check_whole(r=args.rank, max_steps=args.steps, batch_size=args.batch_size, max_length=args.max_length)
     check_whole(**{"--eval-samples": args.eval_samples})
     check_seed(seed=args.seed)

@@ -1,4 +1,4 @@
-"""Entry point of the `plop` command. A user's mistake is one line on stderr and exit code 2."""
+"""Entry point of the `plop` command. Invalid input gives one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; default `sys.argv`.
 
     Returns:
-        Exit code: 0; 2 for a user's mistake; 130 if interrupted.
+        Exit code: 0, 2 for invalid input, 130 if interrupted.
     """
     parser = argparse.ArgumentParser(prog="plop", description="Where in this model should LoRA go for this task?")
     parser.add_argument("--version", action="version", version=f"plop_ext {__version__}")

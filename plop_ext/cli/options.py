@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and the models and data they name."""
+"""Options that several subcommands share, and the loading of the models and data that they name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 # Without a terminal rich assumes 80 columns and wraps the tables.
 console = Console(width=None if Console().is_terminal else 120)
-# What is no result, so that results on stdout can be piped.
+# For all messages other than results, so that the results on stdout can be piped.
 messages = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @contextmanager
 def status(text: str, quiet: bool) -> Iterator[None]:
-    """Say on stderr what is going on while the context lasts: a spinner on a terminal, else one line."""
+    """Show `text` on stderr while the block runs: with a spinner on a terminal, otherwise as one line."""
     if quiet:
         yield
     elif messages.is_terminal:
@@ -39,26 +39,28 @@ def status(text: str, quiet: bool) -> Iterator[None]:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --dtype, --device."""
-    parser.add_argument("model", metavar="MODEL", help="model folder, hub name, or the embedded plop-tiny")
+    """Add MODEL, --dtype and --device."""
+    parser.add_argument("model", metavar="MODEL", help="model folder, hub name, or the packaged plop-tiny")
     parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, ...")
     parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """DATA and how to read it."""
+    """Add DATA and the options for reading it."""
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="a .jsonl, .json, .csv, .parquet or .txt file, a hub dataset, or the embedded arithmetic or prose",
+        help="a .jsonl, .json, .csv, .parquet or .txt file, a hub data set, or the packaged arithmetic or prose",
     )
     parser.add_argument("--column", default=None, help="the text column; default: text, prompt+completion or messages")
-    parser.add_argument("--split", default="train", help="split of a hub dataset (default: train)")
-    parser.add_argument("--max-length", type=int, default=1024, help="cut samples to this many tokens (default: 1024)")
+    parser.add_argument("--split", default="train", help="split of a hub data set (default: train)")
+    parser.add_argument(
+        "--max-length", type=int, default=1024, help="truncate samples to this many tokens (default: 1024)"
+    )
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """--seed and --quiet."""
+    """Add --seed and --quiet."""
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -82,7 +84,7 @@ def load_data(
     split: str | None = None,
     mask: Literal["attention", "completion"] = "attention",
 ) -> list[Encoded]:
-    """Encoded samples of the data that `args` names."""
+    """Return encoded samples of the data that `args` names."""
     from plop_ext.data import encode, load_rows
 
     with status(f"reading {source or args.data}", args.quiet):
@@ -98,7 +100,7 @@ def scoring(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def data_name(args: argparse.Namespace) -> str:
-    """Name of the data for the provenance: with the split, unless it is the default one or a file has none."""
+    """Return the name of the data for the provenance, with the split unless it is the default or DATA is a file."""
     name = str(args.data)
     return name if args.split == "train" or Path(name).is_file() else f"{name} ({args.split})"
 
@@ -106,9 +108,9 @@ def data_name(args: argparse.Namespace) -> str:
 def train_and_held_out(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Encoded], list[Encoded]]:
-    """Training and held-out samples: `--eval DATA`, the test split of an embedded data set, or a part cut off.
+    """Return training and held-out samples, each with a token to predict.
 
-    All have a token to predict.
+    Held-out samples are those of `--eval`, the test split of a packaged data set, or a part split off from DATA.
     """
     import random
 
@@ -137,13 +139,13 @@ def train_and_held_out(
 
 
 def check_output(path: str | None) -> None:
-    """Refuse an output file that cannot be written, before anything takes time."""
+    """Check that an output file can be written, before anything slow runs."""
     if path is not None:
         check_writable(path)
 
 
 def check_picture(path: str | None) -> None:
-    """Refuse a picture that cannot be written or drawn, before anything takes time."""
+    """Check that an image file can be written and its format is supported, before anything slow runs."""
     from plop_ext.report import plots
 
     if path is not None:

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("place", help="choose where LoRA goes, from scores")
     parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the placement as JSON")
-    parser.add_argument("--types", default=None, help="how many types (default: 3), auto, or names: v_proj,o_proj")
+    parser.add_argument("--types", default=None, help="number of types (default: 3), auto, or names: v_proj,o_proj")
     parser.add_argument("--modules", default=None, help="single modules instead: a count (24) or a fraction (0.25)")
     parser.add_argument("--max-nfn", type=float, default=None, help="all single modules with at most this NFN")
     parser.add_argument(
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         batch=args.batch_size,
         seq=args.seq,
     )
-    # Without a file the targets are the result, and stdout is theirs alone.
+    # Without an output file, the targets are the result, and stdout holds nothing else.
     prose = console if args.output else options.messages
     for line in tables.placement_lines(placement):
         prose.print(line, highlight=False)

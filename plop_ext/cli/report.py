@@ -1,4 +1,4 @@
-"""`plop report SCORES`: tables, figures and a page on how sure the ranking is."""
+"""`plop report SCORES`: tables, figures and a page on the certainty of the ranking."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("report", help="say how sure a ranking is: tables, figures, a page")
+    parser = commands.add_parser("report", help="show how certain a ranking is: tables, figures, a page")
     parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write a self-contained HTML page")
     parser.add_argument("--figures", default=None, metavar="FOLDER", help="write each figure as PNG and SVG")
     parser.add_argument("--against", default=None, metavar="SCORES", help="compare with another file")
-    parser.add_argument("--types", default=None, help="how many types to mark as chosen (default: 3), or auto")
-    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank that costs are for (default: 16)")
+    parser.add_argument("--types", default=None, help="number of types to mark as chosen (default: 3), or auto")
+    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank of the costs (default: 16)")
     parser.add_argument("--batch-size", type=int, default=8, help="samples per training step (default: 8)")
     parser.add_argument("--seq", type=int, default=1024, help="tokens per sample (default: 1024)")
     parser.set_defaults(run=run)
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placement, Cost | None]]:
-    """Return the chosen placement, automatic k and all linear layers; none without a signal.
+    """Return the chosen placement, that of automatic k and all-linear, or none without a signal.
 
-    Each with its cost, where the width of the model's values is known.
+    Each comes with its cost, or None if the type of the model's values is unknown.
     """
     from plop_ext.placement.cost import WIDTHS
 

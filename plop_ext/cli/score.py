@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plop_ext.scores import Scores
     from plop_ext.statistics import StopRule
 
-# What the provenance says of how the data were read.
+# Options for reading the data that the provenance records.
 _DATA = ("column", "split", "max_length", "batch_size", "pad_to_multiple_of")
 
 
@@ -28,13 +28,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--stop",
         default=None,
-        help="settled (default without --samples): end once the set is sure; none",
+        help="settled (default without --samples): stop once the set of lowest types is stable; none",
     )
-    parser.add_argument("--settle-types", type=int, default=None, metavar="K", help="watch the K lowest (default: 3)")
     parser.add_argument(
-        "--settle-modules", type=int, default=None, metavar="N", help="watch the N lowest single modules instead"
+        "--settle-types", type=int, default=None, metavar="K", help="wait for the K lowest types (default: 3)"
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run that was to write OUTPUT")
+    parser.add_argument(
+        "--settle-modules", type=int, default=None, metavar="N", help="wait for the N lowest single modules instead"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the killed run of this OUTPUT")
     parser.add_argument("--batch-size", type=int, default=8, help="samples per forward (default: 8)")
     parser.add_argument("--mask", default="attention", help="which tokens count: attention (default) or completion")
     parser.add_argument("--baseline", default="frobenius", help="frobenius (default), or probe as in the paper")
@@ -45,7 +47,7 @@ def add_parser(commands: Any) -> None:
         "--scope", default="language", help="part of a multimodal model: language (default), vision, audio or all"
     )
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
-    parser.add_argument("--fast", action="store_true", help="run blocks of known families by fused kernels")
+    parser.add_argument("--fast", action="store_true", help="run blocks of supported families on fused kernels")
     parser.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
     parser.add_argument(
         "--pad-to-multiple-of", type=int, default=1, metavar="N", help="pad batches to few lengths, for --graph"
@@ -64,15 +66,15 @@ def run(args: argparse.Namespace) -> None:
     options.check_output(args.output)
     options.check_picture(args.heatmap)
     if args.resume and not args.output:
-        raise InputError("`--resume` continues the run that was to write `--output`; name it")
+        raise InputError("`--resume` continues the run of an `--output`; name its file")
     rule = _stop_rule(args)
     if args.dry_run:
         stream.dry_run(args)
         return
-    # A streamed run has a state of its own, and leaves the journal of another run alone.
+    # A streamed run has its own state, and must not touch the journal of another run.
     journal = None if args.output is None or args.stream else Path(f"{args.output}.partial")
     scores = stream.score(args) if args.stream else _score(args, journal, rule)
-    if args.output:  # before anything else: what follows may fail, and the scores took long
+    if args.output:  # first, because later steps may fail and the scores are expensive
         scores.save(args.output)
         if args.stream:
             remove(stream.state_folder(args.output))
@@ -121,7 +123,7 @@ def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None
 
 
 def _stop_rule(args: argparse.Namespace) -> StopRule | None:
-    """Return when to end, as `--stop` and `--samples` say."""
+    """Return the stop rule of `--stop` and `--samples`, or None."""
     from plop_ext.statistics import StopRule
 
     if args.stop not in (None, "settled", "none"):
@@ -135,5 +137,5 @@ def _stop_rule(args: argparse.Namespace) -> StopRule | None:
     if watched:
         option = f"--{watched[0].replace('_', '-')}"
         fix = "leave it out" if args.stream or args.compat else "add --stop settled, or leave it out"
-        raise InputError(f"`{option}` says what an early stop watches, and this run has none; {fix}")
+        raise InputError(f"`{option}` configures the early stop, and this run has none; {fix}")
     return None

@@ -1,4 +1,4 @@
-"""`plop score --stream`: score a model block by block, or print what that would take."""
+"""`plop score --stream`: score a model block by block, or print the plan for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--stream and what goes with it."""
+    """Add --stream and its options."""
     group = parser.add_argument_group("models that fit neither the device nor the RAM")
     group.add_argument("--stream", action="store_true", help="one block at a time, straight from the files")
     group.add_argument("--memory-budget", default=None, metavar="SIZE", help="6GiB: device and RAM stay below it")
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that need `--stream`, or exclude it."""
+    """Check options that need `--stream`, or exclude it."""
     for name in ("memory_budget", "dry_run"):
         if getattr(args, name) and not args.stream:
             raise InputError(f"`--{name.replace('_', '-')}` needs --stream")
@@ -46,7 +46,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace) -> Scores:
-    """Score as `args` says."""
+    """Run streamed scoring with the options of `args`."""
     from transformers import AutoTokenizer
 
     from plop_ext.data import batches
@@ -77,7 +77,7 @@ def score(args: argparse.Namespace) -> Scores:
 
 
 def state_folder(output: str) -> Path:
-    """Return where a run that is to write `output` keeps what is needed to continue it."""
+    """Return the folder of the state from which a run with this `output` can be resumed."""
     return Path(f"{output}.stream")
 
 
@@ -88,7 +88,7 @@ def _samples(args: argparse.Namespace) -> int:
 
 
 def peaks_line(streaming: dict[str, Any]) -> str:
-    """Return what a run took, in one line."""
+    """Return the measured peaks and reads of a run, in one line."""
     from plop_ext.streaming.memory import format_size
 
     parts = [f"peak RAM {format_size(streaming['peak_rss'])}"]
@@ -103,7 +103,7 @@ def peaks_line(streaming: dict[str, Any]) -> str:
 
 
 def dry_run(args: argparse.Namespace) -> None:
-    """Print the plan. Every sample counts as `--max-length` tokens long; the data are not read."""
+    """Print the plan for samples of `--max-length` tokens each, without reading the data."""
     from plop_ext.models import parse_dtype
     from plop_ext.streaming import memory, plan, rates, skeleton
     from plop_ext.streaming.checkpoint import Checkpoint
@@ -162,7 +162,7 @@ def _plan_table(figures: Plan, measured: Rates, model: str, device: torch.device
         rows.append(("copy to device, measured", f"{measured.to_device / 1e9:.1f} GB/s"))
     rows.append(("matrix product, measured", f"{measured.flops / 1e12:.2f} TFLOP/s"))
     rows += [(f"{name} alone", _duration(value)) for name, value in seconds.items()]
-    rows.append(("expected time", f"{_duration(seconds[slowest])}, bound by {slowest}"))
+    rows.append(("expected time", f"{_duration(seconds[slowest])}, limited by {slowest}"))
     for name, figure in rows:
         table.add_row(name, figure)
     return table

@@ -1,11 +1,11 @@
-"""Messages of the API in the words of the command line."""
+"""Messages of the API with the option names of the command line."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-# What the command's arguments are called where they differ from the API's; other options are its names with dashes.
+# Options whose names differ from the API's; all others are the API's names with dashes.
 _RENAMED = {
     "name_or_path": "MODEL",
     "model": "MODEL",
@@ -32,11 +32,11 @@ _WORDS = _RENAMED | {name: f"--{name.replace('_', '-')}" for name in _OPTIONS}
 
 
 def command_words(message: str, own: Mapping[str, str] | None = None) -> str:
-    """Replace the API's names for arguments, which stand in backticks, by those of the command line.
+    """Replace argument names of the API in backticks by the options of the command line.
 
     Args:
-        message: What the API says.
-        own: Names that a command has for itself.
+        message: Message of the API.
+        own: Further names, of a single command.
     """
     words = {**_WORDS, **(own or {})}
     return re.sub(r"`(\w+)`", lambda match: f"`{words.get(match[1], match[1])}`", message)

@@ -1,4 +1,4 @@
-"""Loads blocks while others run: at most two are there, each in a buffer of its own that is used again."""
+"""The loader of blocks: while one block runs, the next is loaded into the second of two reused buffers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plop_ext.layers import LinearLayer
 from plop_ext.scoring.baseline import WeightNorms, frobenius_norms
 from plop_ext.streaming.reader import Pending, Reader, buffer_size
 from plop_ext.streaming.skeleton import Skeleton
-from plop_ext.streaming.weights import Part, Weights, meta_left, on_device
+from plop_ext.streaming.weights import BlockTensors, Weights, meta_left, on_device
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class LoadedBlock:
 
     Attributes:
         index: Its number.
-        module: A copy of the skeleton's block; whatever its forward leaves on it goes with it.
+        module: A copy of the skeleton's block, so that state left on it by its forward is dropped with the copy.
         layers: The layers to score in it.
         norms: Their weight norms.
-        ready: On CUDA, recorded when the weights are in place.
+        ready: On CUDA, an event recorded when the weights are in place.
     """
 
     index: int
@@ -40,7 +40,7 @@ class LoadedBlock:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A block of which the reading has begun before its buffer is free."""
+    """A block whose reading began before its buffer was free."""
 
     index: int
     writable: threading.Event
@@ -48,15 +48,15 @@ class _Ahead:
 
 
 class BlockLoader:
-    """Puts weights into the skeleton: what is outside of the blocks at once, blocks one ahead of their use.
+    """Loads weights into the skeleton: those outside of the blocks at once, each block one ahead of its use.
 
     Args:
         skeleton: The model.
         weights: The checkpoint's tensors.
-        device: Where they go.
+        device: Device to load to.
 
     Attributes:
-        reader: Does the reading.
+        reader: The reader of the files.
     """
 
     def __init__(self, skeleton: Skeleton, weights: Weights, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class BlockLoader:
         self._ahead: _Ahead | None = None
 
     def load_outside(self) -> None:
-        """Load what the model needs before its blocks, in this thread."""
+        """Load the weights that the model needs before its blocks, in this thread."""
         inside = {id(module) for module in self._skeleton.blocks.modules()}
         for module in self._skeleton.model.modules():
             if id(module) not in inside:
@@ -90,7 +90,7 @@ class BlockLoader:
         on_device(self._skeleton.model, self._device)
 
     def _tie(self) -> None:
-        """Give modules that share a parameter the one that was loaded for any of them."""
+        """Set a shared parameter, which was loaded for one module, in all modules that share it."""
         loaded: dict[int, nn.Parameter] = {}
         for module, name, pristine in self._outside:
             value = module._parameters[name]
@@ -101,13 +101,13 @@ class BlockLoader:
                 module._parameters[name] = loaded.get(id(pristine), pristine)
 
     def drop_outside(self) -> None:
-        """Give the memory of these weights back."""
+        """Release the memory of the weights outside of the blocks."""
         for module, name, value in self._outside:
             module._parameters[name] = value
         self._outside.clear()
 
     def start(self, index: int) -> None:
-        """Begin to load block `index`. The one before the last loaded must not be used after this call."""
+        """Begin to load block `index`, in the buffer of block `index - 2`, which must not be used from now on."""
         if self.reader.stream is not None:
             used = torch.cuda.Event()
             used.record(torch.cuda.current_stream(self._device))
@@ -118,7 +118,7 @@ class BlockLoader:
         self._next = self._thread.submit(self._load, index, ahead)
 
     def wait(self) -> LoadedBlock:
-        """Return the block that `start` was called for last."""
+        """Wait for the block of the last `start` and return it."""
         assert self._next is not None
         block = self._next.result()
         self._next = None
@@ -138,13 +138,13 @@ class BlockLoader:
         pristine, part = self._pristine[index], self._weights.blocks[index]
         with self.reader.on_stream():
             tensors = None if ahead is None else self.reader.finish(ahead.pending)
-            if tensors is None or ahead is None or ahead.index != index:  # a resumed run goes on at another block
+            if tensors is None or ahead is None or ahead.index != index:  # a resumed run continues at another block
                 tensors = self.reader.read(part.plain, self._buffer(index))
             module = _copied(pristine)
             self._skeleton.blocks[index] = module
             try:
                 self._place_groups(part)
-                self._ahead = self._begin(index + 1)  # the disk goes on while this block is put together
+                self._ahead = self._begin(index + 1)  # read on while this block is being assembled
                 if tensors:
                     self._weights.place(tensors, self._codes)
             finally:
@@ -165,9 +165,9 @@ class BlockLoader:
         return LoadedBlock(index, module, layers, norms, ready)
 
     def _begin(self, index: int) -> _Ahead | None:
-        """Read as much of block `index` as fits into pinned memory while its buffer is in use.
+        """Begin to read as much of block `index` as fits into pinned memory while its buffer is in use.
 
-        Not while the weights outside of the blocks are there: a second buffer would be one too many.
+        Return None while the weights outside of the blocks are loaded: a second buffer would exceed the plan.
         """
         if index >= len(self._weights.blocks) or self.reader.stream is None or self._outside:
             return None
@@ -181,9 +181,9 @@ class BlockLoader:
             self._buffers[index % 2] = torch.empty(self._size, dtype=torch.uint8, device=self._device)
         return self._buffers[index % 2]
 
-    def _place_groups(self, part: Part) -> None:
+    def _place_groups(self, part: BlockTensors) -> None:
         for group in part.groups.values():
-            # Memory of its own: what it is converted to may be a view of it, or a copy that outlives it.
+            # A separate buffer, because the converted parameter may be a view of it.
             stored = torch.empty(buffer_size(group), dtype=torch.uint8, device=self._device)
             self._weights.place(self.reader.read(group, stored), self._codes)
 
@@ -192,7 +192,7 @@ class BlockLoader:
 
 
 def _copied(block: nn.Module) -> nn.Module:
-    """Return a copy of a block, which shares its configuration and the weights that are not there."""
+    """Return a copy of a block that shares its configuration and its weights on the meta device."""
     memo: dict[int, Any] = {id(weight): weight for weight in block.parameters() if weight.device.type == "meta"}
     for module in block.modules():
         config = getattr(module, "config", None)

@@ -1,4 +1,4 @@
-"""The tensors of a safetensors checkpoint: where each lies in which file. Checks the files before anything is read."""
+"""The tensors of a safetensors checkpoint and their places in the files, which are checked before anything is read."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class TensorEntry:
         key: Its name in the checkpoint.
         path: The file.
         start: Offset of its first byte in the file.
-        n_bytes: How many bytes.
+        n_bytes: Its size in bytes.
         dtype: Its type.
-        code: The type as safetensors writes it.
+        code: Name of the type in safetensors.
         shape: Its shape.
     """
 
@@ -74,7 +74,7 @@ class Checkpoint:
                 self.entries[entry.key] = entry
         for key, path in listed.items():
             if key not in self.entries:
-                raise InputError(f"`{path}` lacks {key}, which {_INDEX} says it holds; download or save it again")
+                raise InputError(f"`{path}` lacks {key}, which {_INDEX} lists for it; download or save it again")
 
     def float_dtype(self) -> torch.dtype | None:
         """Return the type of the first floating-point tensor."""
@@ -82,7 +82,7 @@ class Checkpoint:
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """Return the files, and which the index says each key is in."""
+    """Return the files, and the file of each key according to the index."""
     index = folder / _INDEX
     if (folder / _SINGLE).is_file() and not index.is_file():
         return [folder / _SINGLE], {}
@@ -104,7 +104,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
 
 
 def _read_header(path: Path) -> Iterator[TensorEntry]:
-    """Yield the tensors of one file, whose length has to be what its header says."""
+    """Yield the tensors of one file, after a check of the file's length against its header."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         prefix = file.read(8)
@@ -127,6 +127,7 @@ def _read_header(path: Path) -> Iterator[TensorEntry]:
         if dtype is None:
             raise InputError(f"`{path}`: {key} has the type {item['dtype']}, which cannot be streamed")
         start, stop = spans[key]
-        if stop - start != math.prod(item["shape"]) * dtype.itemsize:
-            raise InputError(f"`{path}`: {key} has {stop - start} bytes, its shape asks for another number")
+        wanted = math.prod(item["shape"]) * dtype.itemsize
+        if stop - start != wanted:
+            raise InputError(f"`{path}`: {key} has {stop - start} bytes, its shape and type need {wanted}")
         yield TensorEntry(key, path, 8 + length + start, stop - start, dtype, item["dtype"], tuple(item["shape"]))

@@ -1,4 +1,4 @@
-"""How much memory there is, how much the process holds, and sizes as people write them."""
+"""Available memory, memory of the process, and the format of sizes such as 6GiB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 1 << 30
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 # The memory limit of the process's control group, version 2 and 1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-# Of what it uses, the pages of files that the system drops when memory is wanted.
+# Fields of its usage for the page cache, which the system drops when memory is needed.
 _CACHED = (("active_file", "inactive_file"), ("total_active_file", "total_inactive_file"))
 _USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
@@ -22,11 +22,11 @@ def parse_size(size: int | str, name: str) -> int:
     """Return the bytes of a size such as `6GiB`, `500MB` or a plain number of bytes.
 
     Args:
-        size: What the user wrote.
-        name: The argument it was given for.
+        size: The size.
+        name: Name of the argument, for the error.
 
     Raises:
-        InputError: If it is no positive size.
+        InputError: If `size` is not a positive size.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", str(size).lower())
     if match is None or match[2] == "i" or float(match[1]) <= 0:
@@ -35,22 +35,22 @@ def parse_size(size: int | str, name: str) -> int:
 
 
 def format_size(n_bytes: float) -> str:
-    """`1.50 GiB`, or `12.0 MiB` below one."""
+    """Return the size as text: `1.50 GiB`, or `12.0 MiB` below one GiB."""
     return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:.1f} MiB"
 
 
 def rss() -> int:
-    """Return the bytes of RAM that the process holds now."""
+    """Return the bytes of RAM that the process uses at present."""
     return _status("VmRSS")
 
 
 def peak_rss() -> int:
-    """Return most bytes of RAM that the process has held since `reset_peak_rss`, or since its start."""
+    """Return the peak bytes of RAM that the process has used since `reset_peak_rss`, or since its start."""
     return _status("VmHWM")
 
 
 def reset_peak_rss() -> bool:
-    """Let `peak_rss` start again; False where the system does not offer that."""
+    """Reset `peak_rss`; return False if the system does not support it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a streamed run takes: memory, bytes and operations, worked out before it starts."""
+"""The plan of a streamed run: its memory, bytes and operations, computed before it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
 from plop_ext.streaming.weights import Weights, loaded_bytes, parameter_bytes
 from plop_ext.totals import TOTALS_FIELDS
 
-# Allocators keep some of what was given back, and libraries load more of their code while they run.
+# Allocators keep some freed memory, and libraries load more of their code while they run.
 _CPU_MARGIN = 192 * MIB
 # CUDA's libraries keep much more on the host, and load it when a kernel is first used.
 _HOST_MARGIN = 1024 * MIB
@@ -43,11 +43,11 @@ class Plan:
     Attributes:
         blocks: Blocks that run.
         block: Largest block, loaded.
-        conversion: What converting its weights takes on top while it is loaded.
-        outside: Weights before the first block; gone when the blocks start.
-        read: Read from the files in all.
+        conversion: Additional memory for the conversion of its weights while it is loaded.
+        outside: Weights before the first block; released when the blocks start.
+        read: Bytes read from the files in total.
         hidden: Hidden states of all batches.
-        activations: Upper bound of what one batch has alive inside a block.
+        activations: Upper bound of the live activations of one batch inside a block.
         totals: Table of the results.
         staging: Pinned memory between disk and device; none on a CPU.
         flops: Floating-point operations of the matrix products.
@@ -68,17 +68,17 @@ class Plan:
 
     @property
     def device_least(self) -> int:
-        """What the device must offer, hidden states elsewhere."""
+        """Memory needed on the device, without hidden states."""
         weights = max(self.outside + self.block, 2 * self.block) + self.conversion
         return weights + self.activations + _DEVICE_MARGIN
 
     def ram_least(self, device: torch.device, held: int) -> int:
-        """Return what the RAM must offer, hidden states on disk, where the process already holds `held` bytes."""
+        """Return the RAM needed without hidden states, if the process already uses `held` bytes."""
         own = self.device_least if device.type == "cpu" else self.staging
         return held + own + self.totals + (_CPU_MARGIN if device.type == "cpu" else _HOST_MARGIN)
 
     def least(self, device: torch.device, held: int) -> int:
-        """Return the smallest memory budget that can be kept: the larger of what the device and the RAM must offer."""
+        """Return the smallest sufficient memory budget: the larger of the needs of device and RAM."""
         ram = self.ram_least(device, held)
         return ram if device.type == "cpu" else max(ram, self.device_least)
 
@@ -90,20 +90,25 @@ class Plan:
         """
         least = self.least(device, held)
         if budget < least:
-            # Rounded up: another process of the same kind holds some megabytes more or less.
+            # Rounded up: the next process may use some megabytes more.
             named = math.ceil(least / MIB / 32 + 0.5) * 32
             raise InputError(
-                f"`memory_budget` of {format_size(budget)} is too small for this model and batch size; the least that "
-                f"would do is {named}MiB; smaller batches need less"
+                f"`memory_budget` of {format_size(budget)} is too small for this model and batch size; it needs at "
+                f"least {named}MiB; smaller batches need less"
             )
         in_ram = budget - self.ram_least(device, held)
         return (in_ram, 0) if device.type == "cpu" else (budget - self.device_least, in_ram)
 
     def rooms_in_free(self, device: torch.device, on_device: int, in_ram: int) -> tuple[int, int]:
-        """Return the same where there is no budget, but so many bytes of either may be taken beyond what is held.
+        """Return the same for a run without a budget, which may take these bytes beyond those already used.
+
+        Args:
+            device: Device of the run.
+            on_device: Bytes that may be taken on the device.
+            in_ram: Bytes that may be taken in RAM.
 
         Raises:
-            InputError: If that is too little even with all hidden states on disk.
+            InputError: If they are too few even with all hidden states on disk.
         """
         ram = self.ram_least(device, 0)
         needs = [("RAM", ram, in_ram)]
@@ -119,13 +124,13 @@ class Plan:
 
 
 def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent], device: torch.device) -> Plan:
-    """Work out the figures of a run.
+    """Compute the plan of a run.
 
     Args:
         skeleton: The model.
-        weights: The checkpoint's tensors; None where there is only a configuration.
-        extents: Of each batch.
-        device: Where it will run.
+        weights: The checkpoint's tensors; None if there is only a configuration.
+        extents: Extent of each batch.
+        device: Device of the run.
     """
     blocks = [parameter_bytes(skeleton.blocks[index]) for index in range(skeleton.last + 1)]
     head = _head_bytes(skeleton.model)
@@ -135,7 +140,7 @@ def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent],
     largest = max(extents, key=lambda extent: extent.rows)
     samples = sum(extent.samples for extent in extents)
     width, per_token = _widths(skeleton)
-    # Masks: one byte per pair of positions, and as much again in the type of the model where a kernel adds them.
+    # Masks: one byte per pair of positions, plus one element of the model's type for kernels that add the mask.
     pairs = largest.rows * largest.tokens
     masks = pairs * (1 + element)
     config = skeleton.model.config.get_text_config(decoder=True)
@@ -146,7 +151,7 @@ def make(skeleton: Skeleton, weights: Weights | None, extents: Sequence[Extent],
     else:
         parts = weights.blocks
         read = weights.outside.stored_bytes + sum(part.stored_bytes for part in parts)
-        # transformers stacks and then concatenates: two copies beside the stored one.
+        # transformers stacks and then concatenates: two copies in addition to the stored one.
         conversion = 2 * max(part.largest_group for part in (*parts, weights.outside))
         block = max(max(part.plain_bytes, size) for part, size in zip(parts, blocks, strict=True))
     macs = sum(layer.in_features * layer.out_features * share for layer, share in _shares(skeleton))

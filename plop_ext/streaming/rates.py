@@ -1,4 +1,4 @@
-"""How fast this machine reads, copies and multiplies: what a streamed run is bound by."""
+"""The rates of disk, copy and matrix product on this machine, which limit a streamed run."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def measure(device: torch.device, dtype: torch.dtype, files: Sequence[Path]) -> 
     """Measure the rates in a few seconds.
 
     Args:
-        device: Where the model would run.
-        dtype: In which type.
-        files: Of the checkpoint; without any, a temporary file of 256 MiB is read instead.
+        device: Device of the run.
+        dtype: Type of the weights.
+        files: Files of the checkpoint; without files, a temporary file of 256 MiB is read instead.
     """
     return Rates(_disk(files), to_device_rate(device), _flops(device, dtype))
 
 
 def forget_cached(paths: Sequence[Path]) -> None:
-    """Ask the system to drop what it has cached of these files, so that the next read is from the disk."""
+    """Ask the system to drop these files from the page cache, so that the next read is from the disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -69,7 +69,7 @@ def read_rate(path: Path, n_bytes: int) -> float:
     reader, buffer = Reader(torch.device("cpu")), torch.empty(n_bytes, dtype=torch.uint8)
     try:
         entry = TensorEntry("", path, 0, n_bytes, torch.uint8, "U8", (n_bytes,))
-        buffer.zero_()  # the first touch of the memory is not the disk's time
+        buffer.zero_()  # page faults of the first write do not belong to the disk's time
         reader.read([entry], buffer)
         return n_bytes / reader.seconds
     finally:

@@ -1,6 +1,6 @@
-"""Reads tensors from files to a device: many at once, through pinned memory, on a stream of its own.
+"""The reader of tensors from files to a device: in parallel, through pinned memory, on a separate stream.
 
-Plain reads into buffers that are used again, not a memory map: the pages of a map count as the process's memory.
+It reads into reused buffers instead of a memory map, whose pages would count towards the memory of the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from plop_ext.errors import InputError
 from plop_ext.streaming.checkpoint import TensorEntry
 
-# Large enough for the disk and the bus to run at full speed, small enough that a ring of them is no burden.
+# Large enough for the full speed of disk and bus, small enough for a ring of several.
 CHUNK = 32 << 20
 READERS = 8
 # Tensors start at multiples of this in a buffer, as in memory that torch allocates itself.
@@ -45,11 +45,11 @@ def buffer_size(entries: Iterable[TensorEntry]) -> int:
 
 @dataclass(frozen=True)
 class Pending:
-    """Tensors on their way.
+    """Tensors that are being read.
 
     Attributes:
-        views: Where they will be, by key.
-        chunks: The reads that bring them.
+        views: Views of the buffer that will hold them, by key.
+        chunks: The reads.
     """
 
     views: dict[str, Tensor]
@@ -60,12 +60,12 @@ class Reader:
     """Reads tensors into device memory.
 
     Args:
-        device: Where the tensors go.
+        device: Device to read to.
 
     Attributes:
         stream: The stream of the copies; None on a CPU.
-        bytes_read: So far.
-        seconds: Time in which at least one read from a file was under way.
+        bytes_read: Bytes read so far.
+        seconds: Time during which at least one read was in progress.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -87,14 +87,14 @@ class Reader:
             self._ring.put((staging, torch.cuda.Event()))
 
     def on_stream(self) -> AbstractContextManager[object]:
-        """Within the context, work goes to the stream of the copies."""
+        """Return a context in which work is enqueued on the stream of the copies."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def read(self, entries: Sequence[TensorEntry], buffer: Tensor) -> dict[str, Tensor]:
         """Read `entries` into `buffer`, a uint8 tensor of at least `buffer_size`.
 
         Returns:
-            Views of the buffer by key. On CUDA they are complete once the stream has run to here.
+            Views of the buffer by key. On CUDA they are complete when `stream` has run the work enqueued so far.
         """
         return self.finish(self.begin(entries, buffer))
 
@@ -104,10 +104,10 @@ class Reader:
         """Begin to read `entries` into `buffer`.
 
         Args:
-            entries: What to read.
+            entries: The tensors to read.
             buffer: As for `read`.
-            writable: Set when the buffer may be written. Until then as much is read as the pinned memory holds; on a
-                CPU, nothing. Every other reading has to be finished before one begins that waits.
+            writable: Set when the buffer may be written. Until then, reading stops when the pinned memory is full; on
+                a CPU, it does not start. Finish every other reading before you begin one with `writable`.
         """
         views, pieces, place = {}, [], 0
         for entry in sorted(entries, key=lambda entry: (entry.path, entry.start)):
@@ -121,13 +121,13 @@ class Reader:
         return Pending(views, jobs)
 
     def finish(self, pending: Pending) -> dict[str, Tensor]:
-        """Wait until what `begin` began is read; see `read`."""
+        """Wait for the reads of `begin`; return what `read` returns."""
         for chunk in pending.chunks:
             chunk.result()
         return pending.views
 
     def close(self, writable: threading.Event | None = None) -> None:
-        """Close the files and end the threads; `writable` is what a reading still waits for."""
+        """Close the files and end the threads; `writable` is the event of an unfinished reading."""
         self._closed = True
         if writable is not None:
             writable.set()
@@ -173,7 +173,7 @@ class Reader:
             self._count(-1, sum(piece.n_bytes for piece in pieces))
 
     def _count(self, change: int, n_bytes: int) -> None:
-        """Keep the clock running while anything is being read."""
+        """Count reads in progress, and the time while there are any."""
         with self._lock:
             if self._reading == 0:
                 self._began = time.perf_counter()
@@ -184,7 +184,7 @@ class Reader:
 
 
 def _chunks(pieces: Sequence[_Piece]) -> Iterable[list[_Piece]]:
-    """Neighbouring pieces that fill at most one chunk together; larger ones are cut."""
+    """Yield neighbouring pieces that together fill at most one chunk; larger pieces are cut."""
     chunk: list[_Piece] = []
     for piece in pieces:
         for offset in range(0, piece.n_bytes, CHUNK):

@@ -1,8 +1,8 @@
-"""Learns what each block is called with: recorders in place of the blocks, and one run of the rest of the model.
+"""Records the arguments of each block: the rest of the model runs once, with recorders in place of the blocks.
 
-Blocks of one model get different arguments (masks, positions, per-layer inputs), so all are recorded. The model fits
-the pattern if every block is called once, in order, on exactly what the block before it returned; whatever else a
-model does between its blocks shows here and is refused.
+Blocks of one model get different arguments (masks, positions, per-layer inputs), so all are recorded. A model can be
+streamed if every block is called once, in order, on exactly the output of the block before it. Any other operation
+between the blocks is detected here, and the model is refused.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from plop_ext.errors import InputError
 from plop_ext.streaming.skeleton import ALTERNATIVE, Skeleton, output_head
 
 _HIDDEN = "hidden_states"
-_MORE = "its blocks hand on more than a hidden state"
+_MORE = "its blocks pass on more than a hidden state"
 
 
-class _Stop(Exception):
+class _StopForward(Exception):
     """The last block of interest was reached."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Stands for tensor number `index` of a batch."""
+    """Placeholder of tensor number `index` of a batch."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """Stands for mutable object number `index` of a batch."""
+    """Placeholder of mutable object number `index` of a batch."""
 
     index: int
 
 
 class _Rest:
-    """Stands for what a block returns beside its hidden state: no later block may ask for it."""
+    """Placeholder of a value that a block returns beside its hidden state; no later block may use it."""
 
 
 class _Here:
-    """Stands for the hidden state that a block is called on."""
+    """Placeholder of the hidden state on which a block is called."""
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Calls:
     """The calls of all blocks in one batch.
 
     Attributes:
-        tensors: The tensors among the arguments, each once however many blocks share it.
-        arguments: (args, kwargs) of each block, with stand-ins for tensors.
-        shared: Mutable objects that blocks hand on to each other: what one writes, a later one reads.
+        tensors: The tensors among the arguments, each once, also if several blocks share it.
+        arguments: (args, kwargs) of each block, with placeholders for tensors.
+        shared: Mutable objects that one block writes and a later one reads.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -79,20 +79,20 @@ class Calls:
 def record(
     run: Callable[[], object], skeleton: Skeleton, result: Result, *, to_the_end: bool = False
 ) -> tuple[Tensor, Calls]:
-    """Run the model on one batch with recorders for blocks.
+    """Run the model on one batch with recorders in place of the blocks.
 
     Args:
         run: Calls the model.
-        skeleton: The model; what comes before its blocks has its weights.
-        result: How its blocks return.
-        to_the_end: Go on after the last block that is wanted, up to the output head, to see whether the model comes
-            back to a block (ALBERT runs one of them many times).
+        skeleton: The model, with the weights that it needs before its blocks.
+        result: Return format of its blocks.
+        to_the_end: Continue after the last block that is needed, up to the output head, to detect a second call of a
+            block (ALBERT runs one block many times).
 
     Returns:
-        What the first block is called on, and the calls.
+        The hidden state on which the first block is called, and the calls.
 
     Raises:
-        InputError: If the model does not fit the pattern.
+        InputError: If the model cannot be streamed.
     """
     recorder = _Recorder(skeleton, result, to_the_end)
     real = list(skeleton.blocks)
@@ -100,14 +100,14 @@ def record(
     handle = None if head is None else head.register_forward_pre_hook(_stop)
     try:
         for index, block in enumerate(real):
-            skeleton.blocks[index] = _Stub(block, index, recorder)
+            skeleton.blocks[index] = _RecordingBlock(block, index, recorder)
         run()
-    except _Stop:
+    except _StopForward:
         pass
     except InputError:
         raise
     except Exception as error:
-        # What comes after the blocks lacks its weights, or what blocks that are none have not given it.
+        # Errors after the last block are expected: modules there lack their weights, and the recorders' results.
         if not recorder.done:
             if any(isinstance(item, _Rest) for item in result.rest) and isinstance(error, (AttributeError, TypeError)):
                 raise _unfit(skeleton, _MORE) from error
@@ -124,35 +124,35 @@ def record(
 
 @dataclass(frozen=True)
 class Result:
-    """How a block returns its hidden state: alone, or first of a tuple or list."""
+    """Return format of a block: its hidden state alone, or as the first item of a tuple or list."""
 
     container: type | None = None
     rest: tuple[Any, ...] = ()
 
     def wrap(self, hidden: Tensor) -> Any:
-        """Return what a block would return."""
+        """Return `hidden` in this format."""
         return hidden if self.container is None else self.container((hidden, *self.rest))
 
     @staticmethod
     def hidden(output: Any) -> Tensor:
-        """Return the hidden state among what a block returned."""
+        """Return the hidden state from a block's output."""
         return output if isinstance(output, Tensor) else output[0]
 
 
 def learn_result(run: Callable[[], object], skeleton: Skeleton, first: nn.Module) -> Result:
-    """Run the model up to its first block, which is loaded, to see how a block returns."""
+    """Run the model up to and including its first block, which is loaded, to find the return format of blocks."""
     outputs: list[Any] = []
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output)
-        raise _Stop
+        raise _StopForward
 
     real = skeleton.blocks[0]
     skeleton.blocks[0] = first
     handle = first.register_forward_hook(stop)
     try:
         run()
-    except _Stop:
+    except _StopForward:
         pass
     finally:
         handle.remove()
@@ -169,7 +169,7 @@ def learn_result(run: Callable[[], object], skeleton: Skeleton, first: nn.Module
 
 
 def _stop(module: nn.Module, args: Any) -> None:
-    raise _Stop
+    raise _StopForward
 
 
 class _Recorder:
@@ -202,21 +202,21 @@ class _Recorder:
         kept = tuple(self._stripped(value) for value in args[1:])
         named = {name: self._stripped(value) for name, value in kwargs.items() if args or name != _HIDDEN}
         if any(value is hidden for value in self.calls.tensors):
-            raise _unfit(self.skeleton, "its blocks get the hidden state twice, of which one may be an earlier one")
+            raise _unfit(self.skeleton, "its blocks get the hidden state twice, and the second may be an earlier one")
         if args:
             self.calls.arguments.append(((_Here(), *kept), named))
         else:
             self.calls.arguments.append(((), {**named, _HIDDEN: _Here()}))
         self.done = index == self.skeleton.last
         if self.done and not self.to_the_end:
-            raise _Stop
-        if self.done:  # what comes after the blocks may work in place, and `first` is this tensor
+            raise _StopForward
+        if self.done:  # modules after the blocks may work in place, and `first` is this tensor
             return self.result.wrap(hidden.clone())
         self._last, self._version = hidden, version
         return self.result.wrap(hidden)
 
     def _stripped(self, value: Any) -> Any:
-        """`value` with stand-ins for its tensors."""
+        """Return `value` with placeholders for its tensors."""
         if isinstance(value, Tensor):
             if id(value) not in self._places:
                 self._places[id(value)] = len(self.calls.tensors)
@@ -233,8 +233,8 @@ class _Recorder:
         return _rebuilt(value, self._stripped)
 
 
-class _Stub(nn.Module):
-    """Takes a block's place, returns the hidden state as it is, and answers for the block's attributes."""
+class _RecordingBlock(nn.Module):
+    """Replaces a block: records its call, returns the hidden state unchanged, and forwards attribute access to it."""
 
     def __init__(self, real: nn.Module, index: int, recorder: _Recorder) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class _Stub(nn.Module):
 
 
 def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a tuple, list or filled dict with changed items; anything else, and an empty dict, as it is."""
+    """Return a tuple, list or non-empty dict with changed items, and any other value unchanged."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(change(item) for item in value))
     if type(value) in (tuple, list):

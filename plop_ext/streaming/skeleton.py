@@ -17,23 +17,23 @@ from plop_ext.models import explained, model_class, quiet
 
 ALTERNATIVE = 'load it with `device_map="auto"` and give it to `plop_ext.score` instead'
 
-# Those whose layers are whole as soon as their tensors are read, and are found before.
+# Quantizers whose layers are recognized before, and complete after, their tensors are read.
 _QUANTIZERS = ("bitsandbytes", "fp8")
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What is known of a model before any of its weights is read.
+    """A model before any of its weights is read.
 
     Attributes:
         model: The model with its parameters on the meta device and its buffers on the CPU, in eval mode.
-        dtype: The type its floating-point weights are loaded in.
-        quantizer: What transformers loads a quantized checkpoint with; None for any other.
+        dtype: Type of its loaded floating-point weights.
+        quantizer: Quantizer of transformers for a quantized checkpoint; None for any other.
         prefix: Name of the list of blocks.
         blocks: The list itself.
         found: The layers to score, all of them in blocks.
         last: Index of the last block that holds one.
-        running: All linear layers of the blocks up to that one, scored or not: what runs, and takes memory.
+        running: All linear layers of the blocks up to `last`, scored or not, which run and take memory.
     """
 
     model: Any
@@ -46,7 +46,7 @@ class Skeleton:
     running: tuple[LinearLayer, ...]
 
     def block_of(self, name: str) -> int | None:
-        """Return the index of the block that a module or parameter is in."""
+        """Return the index of the block that holds a module or parameter."""
         return _index_in(self.prefix, name)
 
 
@@ -64,17 +64,17 @@ def build(
     """Build the model that `folder`'s config.json describes, without weights, and find what to score.
 
     Args:
-        folder: Of the model.
-        dtype: `"auto"`: as config.json says, else as the checkpoint is stored.
-        stored: Type of the checkpoint's tensors, where there are any.
-        device: Where it will run.
-        attn_implementation: Attention kernel; None: the model's own choice.
+        folder: Folder of the model.
+        dtype: Type of the weights; `"auto"` uses that of config.json, or else that of the checkpoint.
+        stored: Type of the checkpoint's tensors, if there are any.
+        device: Device of the run.
+        attn_implementation: Attention kernel; None uses the model's default.
         include: As for `plop_ext.score`.
         exclude: As for `plop_ext.score`.
         scope: As for `plop_ext.score`.
 
     Raises:
-        InputError: If the model cannot be built, or its layers do not sit in one list of blocks.
+        InputError: If the model cannot be built, or its layers are not in one list of blocks.
     """
     model, resolved, quantizer = _meta_model(folder, dtype, stored, device, attn_implementation)
     with _weights_elsewhere(model):
@@ -99,7 +99,7 @@ def build(
 
 
 def _index_in(prefix: str, name: str) -> int | None:
-    """Return which item of the list `prefix` the module or parameter `name` is in."""
+    """Return the index of the item of the list `prefix` that holds the module or parameter `name`."""
     if not name.startswith(prefix + "."):
         return None
     return int(name[len(prefix) + 1 :].partition(".")[0])
@@ -143,7 +143,7 @@ def _meta_model(
                 quantizer.preprocess_model(
                     model=model, dtype=resolved, device_map={"": device}, checkpoint_files=None, use_kernels=False
                 )
-    model.tie_weights()  # moving its parameters to meta one by one has untied them
+    model.tie_weights()  # `init_empty_weights` has untied them
     model.requires_grad_(False)
     return model.eval(), resolved, quantizer
 
@@ -161,20 +161,20 @@ def input_embedding(model: Any) -> nn.Module | None:
 def _asked(model: Any, method: str) -> nn.Module | None:
     try:
         found = getattr(model, method)()
-    except (AttributeError, NotImplementedError):  # of models that are not made of tokens
+    except (AttributeError, NotImplementedError):  # models without tokens
         return None
     return found if isinstance(found, nn.Module) else None
 
 
 class _Elsewhere:
-    """Says of a module what accelerate says of one that it offloads: the weights come when they are needed."""
+    """Marks a module as accelerate marks an offloaded one: its weights are loaded when they are needed."""
 
     offload = True
 
 
 @contextmanager
 def _weights_elsewhere(model: nn.Module) -> Iterator[None]:
-    """Within the block the weights on the meta device count as present, and quantized ones as quantized."""
+    """Make weights on the meta device count as present, and quantized ones as quantized, within the block."""
     modules: list[Any] = list(model.modules())
     weights = []
     for module in modules:
@@ -200,7 +200,7 @@ def _quantized_stand_in(weight: Any) -> Any:
 
 
 def _block_list(model: nn.Module, name: str) -> str | None:
-    """Name of the outermost list of modules that `name` is in."""
+    """Return the name of the outermost list of modules that holds `name`."""
     parts = name.split(".")
     module: Any = model
     for position, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""What a killed run leaves behind, so that another continues at the last finished block."""
+"""The state of a streamed run on disk, from which another run continues at the last finished block."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _FILE = "state.json"
 class State:
     """A folder with the hidden states after the last finished block, and the results of all finished ones.
 
-    `state.json` is written last and by rename: it never speaks of a block whose files are not whole.
+    `state.json` is written last and atomically, so it never refers to a block with incomplete files.
 
     Args:
-        folder: Made if it is not there.
-        identity: What must be the same for a run to be continued.
+        folder: The folder, which is created if it does not exist.
+        identity: Values that must be equal for a run to be continued.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -35,10 +35,10 @@ class State:
         self._identity = json.loads(json.dumps(identity))
 
     def finished(self) -> int:
-        """Return how many blocks are finished.
+        """Return the number of finished blocks.
 
         Raises:
-            InputError: If there is no state, or it is of another run.
+            InputError: If there is no state, or the state belongs to another run.
         """
         if not (self.folder / _FILE).is_file():
             raise InputError(f"`{self.folder}` holds no state of a streamed run; start without `resume`")
@@ -51,17 +51,17 @@ class State:
         return int(content["finished"])
 
     def start(self) -> None:
-        """Remove what an earlier run left and make the folder.
+        """Remove the state of an earlier run and create the folder.
 
         Raises:
-            InputError: If the folder holds something else, or cannot be made.
+            InputError: If the folder holds other files, or cannot be created.
         """
         remove(self.folder)
         try:
             self.folder.mkdir(exist_ok=True)
             if any(self.folder.iterdir()):
                 raise InputError(f"`{self.folder}` is not empty and no state of a streamed run; name another folder")
-            # From here on it is ours, also if the run is killed within its first block.
+            # Marks the folder as a state, also if the run is killed within its first block.
             self._declare(0)
         except OSError as error:
             raise InputError(f"cannot write the state folder `{self.folder}`: {error.strerror}") from error
@@ -69,7 +69,7 @@ class State:
     def save_hidden(
         self, block: int, batch: int, tensors: Sequence[Tensor], shared: Sequence[Mapping[Any, Any]]
     ) -> None:
-        """Write what batch number `batch` carries from `block` to the next."""
+        """Write the tensors and shared objects that batch number `batch` passes from `block` to the next block."""
         folder = self.folder / f"hidden-{block}"
         folder.mkdir(exist_ok=True)
         save_tensors(folder / f"{batch}.pt", tensors)
@@ -77,7 +77,7 @@ class State:
             torch.save([dict(item) for item in shared], folder / f"{batch}-shared.pt")
 
     def load_hidden(self, block: int, batch: int, device: torch.device) -> tuple[list[Tensor], list[dict[Any, Any]]]:
-        """Read it again."""
+        """Read the tensors and shared objects that `save_hidden` wrote."""
         folder = self.folder / f"hidden-{block}"
         shared = folder / f"{batch}-shared.pt"
         return (
@@ -86,7 +86,7 @@ class State:
         )
 
     def finish(self, block: int, result: dict[str, Any]) -> None:
-        """Declare `block` finished, whose hidden states are written."""
+        """Record `block` as finished, after its hidden states were written."""
         torch.save(result, self.folder / f"result-{block}.pt")
         self._declare(block + 1)
         shutil.rmtree(self.folder / f"hidden-{block - 1}", ignore_errors=True)
@@ -96,11 +96,11 @@ class State:
         write_text_atomic(self.folder / _FILE, json.dumps(content, indent=1) + "\n")
 
     def result(self, block: int) -> dict[str, Any]:
-        """Return what `finish` was given."""
+        """Return the result that `finish` stored for a block."""
         return dict(torch.load(self.folder / f"result-{block}.pt", weights_only=True))
 
 
 def remove(folder: Path) -> None:
-    """Remove the state in `folder`, once its scores are saved; a folder that holds none is left alone."""
+    """Remove the state in `folder`, once its scores are saved; leave a folder without a state alone."""
     if (folder / _FILE).is_file():
         shutil.rmtree(folder, ignore_errors=True)

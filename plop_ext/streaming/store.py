@@ -1,4 +1,4 @@
-"""Keeps the tensors of each batch between blocks: on the device, in RAM or on disk, whichever has room."""
+"""The store of each batch's tensors between blocks: on the device, in RAM or on disk, whichever has room."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Store:
     """Lists of tensors by name.
 
     Args:
-        device: Where the tensors come from and are wanted.
-        device_room: Bytes they may take there. On a CPU this is the RAM.
-        ram_room: Bytes they may take in RAM; on a CPU nothing, since that is the device.
-        folder: Where a folder for those on disk may be made; None: the system's folder for temporary files.
+        device: Device of the tensors.
+        device_room: Bytes that they may take on the device; on a CPU, in RAM.
+        ram_room: Bytes that they may take in RAM; ignored on a CPU, where RAM is the device.
+        folder: Parent of the folder for tensors on disk; None uses the system's folder for temporary files.
 
     Attributes:
-        most: The most bytes held in each place so far.
+        most: Peak bytes in each place so far.
     """
 
     def __init__(self, device: torch.device, device_room: int, ram_room: int, folder: Path | None = None) -> None:
@@ -47,7 +47,7 @@ class Store:
         self.most = dict(self._used)
 
     def put(self, name: str, tensors: Sequence[Tensor]) -> None:
-        """Keep `tensors` under `name`, in place of what was there."""
+        """Keep `tensors` under `name`, and drop those kept before."""
         self.drop(name)
         n_bytes = tensor_bytes(tensors)
         tier = next((tier for tier, room in self._room.items() if self._used[tier] + n_bytes <= room), DISK)
@@ -65,7 +65,7 @@ class Store:
         self.most[tier] = max(self.most[tier], self._used[tier])
 
     def get(self, name: str) -> list[Tensor]:
-        """Return what `put` kept, on the device."""
+        """Return the tensors that `put` kept, on the device."""
         held = self._held[name]
         if held.path is not None:
             return load_tensors(held.path, self._device)
@@ -73,7 +73,7 @@ class Store:
         return [to_device(tensor, self._device) for tensor in held.tensors]
 
     def drop(self, name: str) -> None:
-        """Forget `name`, if it is there."""
+        """Drop the tensors of `name`, if there are any."""
         held = self._held.pop(name, None)
         if held is not None:
             self._used[held.tier] -= held.n_bytes
@@ -81,7 +81,7 @@ class Store:
                 held.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Forget everything and remove the files."""
+        """Drop all tensors and remove the files."""
         self._held.clear()
         if self._files is not None:
             self._files.cleanup()
@@ -90,11 +90,11 @@ class Store:
 
 def save_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
     """Write `tensors` to `path`."""
-    # A view would be written with all of its storage.
+    # Saving a view would write its whole storage.
     torch.save([tensor.to("cpu").clone(memory_format=torch.contiguous_format) for tensor in tensors], path)
 
 
 def load_tensors(path: Path, device: torch.device) -> list[Tensor]:
-    """Read what `save_tensors` wrote."""
+    """Read tensors that `save_tensors` wrote."""
     tensors: list[Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return [to_device(tensor, device) for tensor in tensors]

@@ -1,8 +1,8 @@
-"""Which tensors of a checkpoint each block needs, and how they become the parameters of a module.
+"""The tensors of a checkpoint that each block needs, and their conversion to the parameters of a module.
 
-Names and layouts in files differ from the model's (experts one by one, old prefixes, quantized parts). transformers
-knows how to convert them; its loader takes any subset of the tensors. Those functions are no public interface of it:
-`_loading` is the one place that touches them, and says so where they have changed.
+Names and layouts in files differ from the model's (experts one by one, old prefixes, quantized parts). The loader of
+transformers converts them, and accepts any subset of the tensors. Its functions are not public: `_Loading` is the only
+class that uses them, and raises an error if they have changed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 @dataclass
-class Part:
+class BlockTensors:
     """The tensors of one block, or of all that is outside of the blocks.
 
     Attributes:
-        plain: Tensors that are parameters as they are stored.
-        groups: Tensors that are converted, by the parameter that they become the first of.
+        plain: Tensors that become parameters without conversion.
+        groups: Tensors that are converted together, by the first parameter that they become.
     """
 
     plain: list[TensorEntry] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Part:
 
     @property
     def plain_bytes(self) -> int:
-        """Size of the buffer that the plain tensors take."""
+        """Size of the buffer for the plain tensors."""
         return buffer_size(self.plain)
 
     @property
@@ -55,7 +55,7 @@ class Part:
 
     @property
     def all(self) -> list[TensorEntry]:
-        """All its tensors."""
+        """All tensors."""
         return [*self.plain, *(entry for group in self.groups.values() for entry in group)]
 
 
@@ -67,8 +67,8 @@ class Weights:
         checkpoint: Its files.
 
     Attributes:
-        blocks: What each block needs, up to the last one to score.
-        outside: What the model needs before its first block, or after its last; never the output head.
+        blocks: Tensors of each block, up to the last one to score.
+        outside: Tensors that the model needs before its first block or after its last, without the output head.
 
     Raises:
         InputError: If the checkpoint lacks weights.
@@ -77,8 +77,8 @@ class Weights:
     def __init__(self, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
         self._skeleton = skeleton
         self._loading = _Loading(skeleton)
-        self.blocks = [Part() for _ in range(skeleton.last + 1)]
-        self.outside = Part()
+        self.blocks = [BlockTensors() for _ in range(skeleton.last + 1)]
+        self.outside = BlockTensors()
         covered: set[str] = set()
         head, embedding = _head_and_embedding(skeleton.model)
         heads: list[TensorEntry] = []
@@ -103,11 +103,11 @@ class Weights:
         self._refuse_missing(covered, head)
 
     def place(self, tensors: Mapping[str, Tensor], codes: Mapping[str, str]) -> None:
-        """Put tensors of the checkpoint into the model as its parameters, on their own device."""
+        """Set tensors of the checkpoint as parameters of the model, on the tensors' device."""
         self._loading.load(tensors, codes)
 
     def block_bytes(self, index: int) -> int:
-        """Return the memory that block `index` takes once it is loaded."""
+        """Return the memory of block `index` when it is loaded."""
         return parameter_bytes(self._skeleton.blocks[index])
 
     def _refuse_missing(self, covered: set[str], head: set[str]) -> None:
@@ -204,7 +204,7 @@ class _Loading:
 
 
 class _Slice:
-    """A tensor that answers as a slice of a safetensors file does."""
+    """A tensor with the interface of a slice of a safetensors file."""
 
     def __init__(self, tensor: Tensor, code: str) -> None:
         self._tensor = tensor
@@ -222,7 +222,7 @@ class _Slice:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the context transformers converts on the calling thread, which alone is on the right stream."""
+    """Make transformers convert on the calling thread within the block, because only it uses the right stream."""
     before = os.environ.get(_NO_THREADS)
     os.environ[_NO_THREADS] = "1"
     try:
@@ -235,7 +235,7 @@ def one_thread() -> Iterator[None]:
 
 
 def parameter_bytes(module: nn.Module) -> int:
-    """Return the memory that the parameters of a module of the skeleton take once they are loaded."""
+    """Return the memory of the parameters of a module of the skeleton when they are loaded."""
     return sum(loaded_bytes(parameter) for parameter in module.parameters())
 
 
@@ -245,8 +245,8 @@ def loaded_bytes(parameter: nn.Parameter) -> int:
     if not kind.__module__.startswith("bitsandbytes"):
         return values * parameter.element_size()
     if kind.__name__ == "Params4bit":
-        scales = math.ceil(values / getattr(parameter, "blocksize", 64))  # float32, as are the 16 values of the code
-        if getattr(parameter, "compress_statistics", False):  # scales of one byte, 256 by 256, and the code of these
+        scales = math.ceil(values / getattr(parameter, "blocksize", 64))  # float32, like the 16 values of the code
+        if getattr(parameter, "compress_statistics", False):  # one-byte scales in blocks of 256, and their code
             scales = math.ceil(scales / 4) + math.ceil(scales / 256) + 256
         return math.ceil(values / 2) + 4 * (scales + 16)
     return values + 4 * parameter.shape[0]
@@ -258,12 +258,12 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def meta_left(module: nn.Module) -> str | None:
-    """Name of a parameter without values."""
+    """Return the name of a parameter on the meta device, or None."""
     return next((name for name, value in module.named_parameters() if value.device.type == "meta"), None)
 
 
 def _head_and_embedding(model: Any) -> tuple[set[str], str]:
-    """Parameter names of the output head, and the name of the embedding's matrix."""
+    """Return the parameter names of the output head, and the name of the embedding's matrix."""
     head, embedding = output_head(model), input_embedding(model)
     names = {id(module): name for name, module in model.named_modules()}
     head_name = names.get(id(head))

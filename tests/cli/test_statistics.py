@@ -124,8 +124,8 @@ def test_finetune_takes_the_ranks_of_the_placement(tmp_path: Path) -> None:
         ([*SCORE, "--stop", "soon"], "`--stop` must be settled or none"),
         ([*SCORE, "--settle-types", "0"], "`--settle-types` of the stop rule"),
         ([*SCORE, "--settle-types", "2", "--settle-modules", "5"], "exclude each other; give one"),
-        ([*SCORE, "--settle-types", "2", "--stream"], "watches, and this run has none; leave it out"),
-        ([*SCORE, "--settle-modules", "9", "--stream", "--dry-run"], "`--settle-modules` says what an early stop"),
+        ([*SCORE, "--settle-types", "2", "--stream"], "early stop, and this run has none; leave it out"),
+        ([*SCORE, "--settle-modules", "9", "--stream", "--dry-run"], "`--settle-modules` configures the early stop"),
         (
             [*SCORE, "--settle-modules", "9", "--samples", "8"],
             "this run has none; add --stop settled, or leave it out",

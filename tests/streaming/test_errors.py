@@ -154,7 +154,7 @@ def test_blocks_that_hand_on_more_than_a_hidden_state(tmp_path: Path) -> None:
     folder = saved(case.build(), tmp_path)
     names = [name for name, module in case.build().named_modules() if isinstance(module, nn.Linear)]
     encoder = [name for name in names if name.startswith("encoder.block")]
-    with pytest.raises(InputError, match="cannot be streamed: its blocks hand on more than a hidden state") as caught:
+    with pytest.raises(InputError, match="cannot be streamed: its blocks pass on more than a hidden state") as caught:
         stream_quietly(folder, [case.batch()], device="cpu", include=encoder)
     assert str(caught.value).endswith(ADVICE)
 
