@@ -46,11 +46,17 @@ class LayerAdapter:
         kind: What it is, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
         weights: Where ||W||_F comes from: "weight", "dequantized" or "identity" (see `OpaqueAdapter`).
         routed: Whether each part sees the tokens that are routed to it instead of all.
+        priority: Adapters are asked from the highest priority to the lowest, and of equal priority the latest
+            registered first. 0, the default, suits an adapter that names its class. Go below 0 to claim modules only
+            if no adapter of their class does: the package has -10 for any `nn.Linear` with a floating-point weight
+            (`LinearAdapter`), and -100 for the fallback (`OpaqueAdapter`). Go above 0 to be asked before adapters that
+            are registered later.
     """
 
     kind = "linear"
     weights = "weight"
     routed = False
+    priority = 0
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is of this kind."""
@@ -149,7 +155,17 @@ AdapterT = TypeVar("AdapterT", bound=type[LayerAdapter])
 
 
 def register_adapter(adapter: AdapterT) -> AdapterT:
-    """Class decorator: make a `LayerAdapter` known. The latest registered is asked first.
+    """Make a `LayerAdapter` known; a class decorator.
+
+    The first adapter whose `matches` accepts a module serves it. They are asked by `LayerAdapter.priority`, highest
+    first, and of equal priority the latest registered first: an adapter of yours with the default priority is asked
+    before all of the package's. The order of imports within the package has no influence.
+
+    Args:
+        adapter: The class; one instance is made.
+
+    Returns:
+        The class.
 
     Example:
         >>> from plop_ext.layers import LayerAdapter, register_adapter
@@ -164,9 +180,10 @@ def register_adapter(adapter: AdapterT) -> AdapterT:
         ...         yield module.weight * module.scale[:, None]
     """
     _ADAPTERS.insert(0, adapter())
+    _ADAPTERS.sort(key=lambda known: known.priority, reverse=True)  # stable: the latest stays first
     return adapter
 
 
 def adapter_for(module: nn.Module) -> LayerAdapter | None:
-    """The adapter that knows `module`'s kind, or None."""
+    """Return the adapter that knows `module`'s kind, or None."""
     return next((adapter for adapter in _ADAPTERS if adapter.matches(module)), None)

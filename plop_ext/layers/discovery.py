@@ -9,7 +9,7 @@ from torch import nn
 
 from plop_ext.errors import InputError
 
-# Each registers its adapters; the last imported is asked first, so `quantized` has to follow `opaque`.
+# Each registers its adapters, in any order.
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
 from plop_ext.layers.experts import ExpertsAdapter, holds_stacked_experts

@@ -38,6 +38,8 @@ def is_plain_linear(module: nn.Module) -> bool:
 class LinearAdapter(LayerAdapter):
     """`y = z @ weight.T + bias` with weight [out_features, in_features]."""
 
+    priority = -10  # after the quantized subclasses of `nn.Linear`, whose weight is a plain one until they quantize it
+
     def matches(self, module: nn.Module) -> bool:
         return is_plain_linear(module)
 

@@ -26,6 +26,7 @@ class OpaqueAdapter(LayerAdapter):
 
     kind = "unreadable weight"
     weights = "identity"
+    priority = -100  # the fallback: it claims whatever has sizes
 
     def matches(self, module: nn.Module) -> bool:
         sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))

@@ -36,7 +36,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     model, batch, scores = scored(case)
 
     # Every matrix is scored or reported with a reason.
-    targets = {module.target for module in scores.modules}
+    targets = {module.target.name for module in scores.modules}
     reported = {item.name for item in scores.unscored}
     assert all(item.reason for item in scores.unscored)
     for parameter_name, parameter in model.named_parameters():

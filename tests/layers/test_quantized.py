@@ -126,7 +126,7 @@ def check(model: nn.Module, kind: str, baseline_from: str, rel: float, **kwargs:
         batch = text_batch()
         scores = score(model, [batch], progress=False, **kwargs)
         modules = dict(model.named_modules())
-        weights = {name: by_identity(modules[name]) for name in {module.target for module in scores.modules}}
+        weights = {name: by_identity(modules[name]) for name in {module.target.name for module in scores.modules}}
         expected = oracle(model, batch, scores, weights=weights, packed=ARCHITECTURES["phi3"].packed)
     assert {module.kind for module in scores.modules} == {kind}
     assert {module.baseline_from for module in scores.modules} == {baseline_from}
@@ -198,7 +198,7 @@ def test_parts_of_a_quantized_fused_weight() -> None:
     batch = text_batch()
     scores = score(model, [batch], progress=False)
     modules = dict(model.named_modules())
-    weights = {name: by_identity(modules[name]) for name in {module.target for module in scores.modules}}
+    weights = {name: by_identity(modules[name]) for name in {module.target.name for module in scores.modules}}
 
     def qkv(columns: int) -> dict[str, Tensor]:
         return dict(zip("qkv", torch.arange(columns).split([64, 32, 32]), strict=True))
