@@ -85,7 +85,7 @@ def test_a_bad_shard_is_named(harm: Callable[[Path], object], message: str, mode
 def test_a_shard_of_another_checkpoint_lacks_what_the_index_says(model: Path) -> None:
     first, second = shards(model)[:2]
     shutil.copy(second, first)
-    with pytest.raises(InputError, match=rf"`\S*{first.name}` lacks \S+, which model.safetensors.index.json says"):
+    with pytest.raises(InputError, match=rf"`\S*{first.name}` lacks \S+, which model.safetensors.index.json lists"):
         streamed(model)
 
 
@@ -280,7 +280,7 @@ def test_a_checkpoint_without_a_tokenizer(model: Path, capsys: pytest.CaptureFix
         (["--dry-run"], "`--dry-run` needs --stream"),
         (["--memory-budget", "1GiB"], "`--memory-budget` needs --stream"),
         (["--stream", "--compat", "paper-script"], "`--compat` scores the output head"),
-        (["--stream", "--resume"], "`--resume` continues the run that was to write `--output`; name it"),
+        (["--stream", "--resume"], "`--resume` continues the run of an `--output`; name its file"),
         (["--stream", "--stop", "settled"], "`--stop` ends between batches"),
         (["--stream", "--dry-run", "--samples", "0"], "must be at least 1"),
     ],

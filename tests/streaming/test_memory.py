@@ -50,9 +50,9 @@ def test_peak_rss_sees_what_was_held_for_a_moment() -> None:
 
 def test_a_budget_too_small_is_refused_with_one_that_is_enough(tmp_path: Path) -> None:
     folder = saved(llama(), tmp_path)
-    with pytest.raises(InputError, match=r"`memory_budget` of 10.0 MiB is too small .* would do is \d+MiB") as caught:
+    with pytest.raises(InputError, match=r"`memory_budget` of 10.0 MiB is too small .* at least \d+MiB") as caught:
         stream_quietly(folder, BATCHES, device="cpu", memory_budget="10MiB")
-    named = re.search(r"would do is (\d+MiB)", str(caught.value))
+    named = re.search(r"needs at least (\d+MiB)", str(caught.value))
     assert named is not None
     scores = stream_quietly(folder, BATCHES, device="cpu", memory_budget=named[1])
     streaming = scores.provenance["streaming"]
