@@ -95,8 +95,16 @@ def load_data(
 
 def scoring(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `plop score` passes on to scoring in memory and to streaming alike."""
-    names = ("mask", "baseline", "probes", "include", "exclude", "scope", "token_step", "seed", "resume")
-    return {name: getattr(args, name) for name in names} | {"data_name": data_name(args), "progress": not args.quiet}
+    from plop_ext.score_data.settings import NAMES
+
+    # `--samples` limits what is read of the data, and what is streamed cannot follow the published script.
+    names = [name for name in NAMES if name not in ("max_samples", "compat")]
+    return {
+        **{name: getattr(args, name) for name in names},
+        "resume": args.resume,
+        "data_name": data_name(args),
+        "progress": not args.quiet,
+    }
 
 
 def data_name(args: argparse.Namespace) -> str:

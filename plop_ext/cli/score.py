@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> None:
 def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None) -> Scores:
     """Load the model and score it."""
     from plop_ext.data import batches
+    from plop_ext.scoring.extent import DEFAULT_SAMPLES
     from plop_ext.scoring.score import score
-    from plop_ext.scoring.settings import DEFAULT_SAMPLES
 
     model, tokenizer = options.load_model(args)
     encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)

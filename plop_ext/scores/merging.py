@@ -11,10 +11,9 @@ import numpy as np
 from plop_ext.errors import InputError
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.score_data.modules import MIN_EXPERT_TOKENS, few_routed_detail
+from plop_ext.score_data.settings import MUST_AGREE
 from plop_ext.totals import Totals
 
-# What two runs must share to be one statistic. The cap, the stop rule and the seed of the token phase need not agree.
-SETTINGS = ("mask", "baseline", "probes", "include", "exclude", "compat")
 # Devices and kernels differ by rounding; another checkpoint differs by far more.
 _BASELINE_TOLERANCE = 1e-4
 
@@ -87,7 +86,7 @@ def _check(
         values = first.provenance["model"].get(key), other.provenance["model"].get(key)
         if values[0] != values[1]:
             raise InputError(f"scores {number} are of another model: {key} {values[1]}, not {values[0]}")
-    for key in SETTINGS:
+    for key in MUST_AGREE:
         values = first.provenance["settings"].get(key), other.provenance["settings"].get(key)
         if values[0] != values[1]:
             raise InputError(f"scores {number} have {key}={values[1]}, the first {key}={values[0]}; score alike")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from plop_ext import ops
 from plop_ext.layers import LinearLayer, Unsupported, weights_in_place
 from plop_ext.layers.experts import ExpertsAdapter
-
-BASELINES = ("frobenius", "probe")
+from plop_ext.progress import progress_bar
+from plop_ext.score_data.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,16 @@ def frobenius_norms(layers: Sequence[LinearLayer], advance: Callable[[int], None
             continue
         totals += [torch.tensor(math.nan, dtype=torch.float64)] * len(parts)
     return WeightNorms([math.sqrt(total) for total in _to_host(totals)], failures)
+
+
+def compute_baselines(
+    layers: Sequence[LinearLayer], norms: WeightNorms, settings: Settings, progress: bool = False
+) -> list[float]:
+    """Return the baseline of each layer, of the kind that `settings` ask for; `progress` shows a bar of probes."""
+    if settings.baseline == "frobenius":
+        return frobenius_baselines(layers, norms.values)
+    with progress_bar("probing", len(layers), progress) as advance:
+        return probe_baselines(layers, probes=settings.probes, seed=settings.seed, advance=advance)
 
 
 def frobenius_baselines(layers: Sequence[LinearLayer], norms: Sequence[float]) -> list[float]:

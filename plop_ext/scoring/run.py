@@ -14,6 +14,7 @@ from torch import nn
 from plop_ext.collecting.collector import Collector
 from plop_ext.forwards.batch import batch_size, input_device, take_sample_ids, token_mask
 from plop_ext.forwards.protocol import Forwards
+from plop_ext.score_data.settings import Settings
 from plop_ext.scoring.digest import data_hash, digest, on_host
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.stopping import StopWatch
@@ -47,11 +48,8 @@ def run_batches(
     dataloader: Iterable[Any],
     collector: Collector,
     forwards: Forwards,
+    settings: Settings,
     *,
-    mask: str,
-    token_step: int,
-    seed: int,
-    max_samples: int | None,
     journal: Journal | None = None,
     watch: StopWatch | None = None,
     advance: Callable[[int], None] = lambda samples: None,
@@ -68,10 +66,7 @@ def run_batches(
         dataloader: Batches, as for `score`.
         collector: Entered.
         forwards: Entered within it.
-        mask: Which tokens count.
-        token_step: Read every `token_step`-th token.
-        seed: Of the first token read.
-        max_samples: Stop after the batch that completes this many.
+        settings: Which tokens count and how many are read; the last batch completes `max_samples`.
         journal: Where to write totals, and which batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
@@ -79,7 +74,7 @@ def run_batches(
     done = Samples()
     device = input_device(model)
     late = 1 if device.type == "cuda" else 0
-    phases = random.Random(seed)
+    phases = random.Random(settings.seed)
     pending: deque[tuple[int, Record | Callable[[], Record]]] = deque()
     announced = closed = 0
 
@@ -98,7 +93,7 @@ def run_batches(
         return record
 
     for number, batch in enumerate(dataloader):
-        phase = phases.randrange(token_step)
+        phase = phases.randrange(settings.token_step)
         batch, sample_ids = take_sample_ids(batch)
         size = batch_size(batch)
         ids = tuple(sample_ids) if sample_ids is not None else tuple(range(announced, announced + size))
@@ -110,14 +105,14 @@ def run_batches(
             pending.append((number, known))
         else:
             noted = set(collector.unassigned)
-            counted = token_mask(batch, mask)
-            forwards.run(batch, size, counted, step=token_step, phase=phase)
+            counted = token_mask(batch, settings.mask)
+            forwards.run(batch, size, counted, step=settings.token_step, phase=phase)
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
             pending.append((number, partial(close, closed, ids, fingerprint, unassigned)))
             closed += 1
         settled = receive(0 if watch is not None and watch.first_is_due(announced) else late)
         advance(size)
-        if settled or (max_samples is not None and announced >= max_samples):
+        if settled or (settings.max_samples is not None and announced >= settings.max_samples):
             break
     receive(0)
     return done

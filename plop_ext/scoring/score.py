@@ -17,17 +17,20 @@ from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
 from plop_ext.forwards.choose import choose_forwards
 from plop_ext.layers import discover
-from plop_ext.module_types import as_patterns
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
+from plop_ext.score_data.settings import Settings
 from plop_ext.scores import Scores
-from plop_ext.scoring import baseline as baselines
-from plop_ext.scoring.assemble import assemble, describe_run, warn_about
+from plop_ext.scoring.assemble import assemble
+from plop_ext.scoring.baseline import compute_baselines, frobenius_norms
+from plop_ext.scoring.describe import check_data_info, describe_run
+from plop_ext.scoring.extent import available_samples, extent
 from plop_ext.scoring.journal import Journal
+from plop_ext.scoring.outcome import Outcome
 from plop_ext.scoring.run import run_batches
-from plop_ext.scoring.settings import available_samples, check_arguments, check_data_info, extent
 from plop_ext.scoring.stopping import StopWatch
+from plop_ext.scoring.warn_about import warn_about
 from plop_ext.statistics import StopRule
 from plop_ext.totals import Totals
 
@@ -119,61 +122,46 @@ def score(
         InputError: If an argument is out of range, the data is empty or fully masked, or no module can be scored.
     """
     limit, rule = extent(max_samples, stop, compat)
-    check_arguments(mask, baseline, compat, limit, token_step, probes)
+    settings = Settings(
+        mask=mask,
+        baseline=baseline,
+        probes=probes,
+        include=include,
+        exclude=exclude,
+        scope=scope,
+        max_samples=limit,
+        token_step=token_step,
+        seed=seed,
+        compat=compat,
+    )
     if fast and compat is not None:
         raise InputError(f"`fast` reads outputs together, and `compat`={compat!r} each by itself; leave one out")
-    if compat == "paper-script":
-        mask, baseline, token_step = "all", "probe", 1
-    facts = check_data_info(data_info)
+    data = check_data_info(data_info)
     model = getattr(model, "_orig_mod", model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
     collector = Collector(model, found.layers, last_call_only=compat is not None)
     forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
     started = time.perf_counter()
-    settings = {
-        "mask": mask,
-        "baseline": baseline,
-        "probes": probes if baseline == "probe" else None,
-        "include": None if include is None else list(as_patterns(include, "include")),
-        "exclude": list(as_patterns(exclude, "exclude")),
-        "scope": scope,
-        "max_samples": limit,
-        "token_step": token_step,
-        "seed": seed,
-        "compat": compat,
-    }
     if rule is not None and hasattr(dataloader, "in_random_order"):
         dataloader = dataloader.in_random_order(seed)
 
     with random_state(), evaluating(model):
         with progress_bar("reading weights", len(found.layers), progress) as advance:
-            norms = baselines.frobenius_norms(found.layers, advance)
-        if baseline == "probe":
-            with progress_bar("probing", len(found.layers), progress) as advance:
-                values = baselines.probe_baselines(found.layers, probes=probes, seed=seed, advance=advance)
-        else:
-            values = baselines.frobenius_baselines(found.layers, norms.values)
-        watch = None if rule is None else StopWatch(rule, found.layers, values)
+            norms = frobenius_norms(found.layers, advance)
+        baselines = compute_baselines(found.layers, norms, settings, progress)
+        watch = None if rule is None else StopWatch(rule, found.layers, baselines)
         described = describe_model(model)
-        identity = {"model": described, "data": data_name, **settings, "stop": str(rule), "fast": fast}
+        identity = {"model": described, "data": data_name, **settings.to_dict(), "stop": str(rule), "fast": fast}
         identity["modules"] = [layer.name for layer in found.layers]
-        record = nullcontext() if journal is None else Journal(journal, identity, values, resume)
+        record = nullcontext() if journal is None else Journal(journal, identity, baselines, resume)
         total = limit if limit is not None else length(dataloader)
-        with (
-            record as written,
-            collector,
-            forwards,
-            progress_bar("scoring", total, progress) as advance,
-        ):
+        with record as written, collector, forwards, progress_bar("scoring", total, progress) as advance:
             done = run_batches(
                 model,
                 dataloader,
                 collector,
                 forwards,
-                mask=mask,
-                token_step=token_step,
-                seed=seed,
-                max_samples=limit,
+                settings,
                 journal=written,
                 watch=watch,
                 advance=lambda samples: advance(samples if limit is not None else 1),
@@ -181,15 +169,22 @@ def score(
             report = forwards.report()
     if not done.ids:
         raise InputError("`dataloader` is empty; give it at least one batch")
-    totals = Totals.join_samples(done.tables)
+    outcome = Outcome(
+        Totals.join_samples(done.tables),
+        norms,
+        baselines,
+        done.ids,
+        done.batches,
+        collector.unmasked,
+        collector.unassigned,
+        collector.experts_implementation,
+    )
     available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
-
-    stop_report = None if watch is None else watch.report(len(done.ids), available)
-    facts |= {"name": data_name, "samples": len(done.ids), "hash": done.fingerprint}
-    provenance = describe_run(described, facts, settings, collector, input_device(model), started, stop=stop_report)
-    provenance |= report
-    scores = assemble(found, collector, totals, norms, values, done.ids, done.batches, provenance)
-    warn_about(scores, collector)
+    ended = None if watch is None else watch.report(len(done.ids), available)
+    data |= {"name": data_name, "hash": done.fingerprint}
+    provenance = describe_run(described, data, settings, outcome, input_device(model), started, ended)
+    scores = assemble(found, outcome, provenance | report)
+    warn_about(scores, outcome)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )

@@ -16,7 +16,9 @@ from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import batch_size, batch_to_device, take_sample_ids, token_mask
 from plop_ext.progress import progress_bar
-from plop_ext.scoring import baseline as baselines
+from plop_ext.score_data.settings import Settings
+from plop_ext.scoring.baseline import WeightNorms, compute_baselines
+from plop_ext.scoring.outcome import Outcome
 from plop_ext.streaming.blocks import BlockLoader, LoadedBlock
 from plop_ext.streaming.plan import Extent
 from plop_ext.streaming.recorders import Calls, Result, learn_result, record
@@ -24,6 +26,7 @@ from plop_ext.streaming.skeleton import Skeleton
 from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights
+from plop_ext.totals import Totals
 
 
 @dataclass(frozen=True)
@@ -54,42 +57,26 @@ class Batches:
     numbers: list[int] = field(default_factory=list)
 
 
-@dataclass
-class Outcome:
-    """What the blocks gave, layer by layer in their order."""
-
-    totals: list[Tensor] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-    values: list[float] = field(default_factory=list)
-    unmasked: set[str] = field(default_factory=set)
-    unassigned: dict[str, str] = field(default_factory=dict)
-    experts_implementation: str | None = None
-
-    def add(self, result: dict[str, Any]) -> None:
-        """Add the result of one more block."""
-        self.totals.append(result["totals"])
-        self.norms += result["norms"]
-        self.failures |= result["failures"]
-        self.values += result["values"]
-        self.unmasked |= set(result["unmasked"])
-        self.unassigned |= result["unassigned"]
-        self.experts_implementation = self.experts_implementation or result["experts_implementation"]
+def join(results: Sequence[dict[str, Any]], data: Batches) -> Outcome:
+    """Join the results of all blocks, in their order."""
+    implementations = [result["experts_implementation"] for result in results]
+    return Outcome(
+        totals=Totals.join_modules([Totals(result["totals"].numpy()) for result in results]),
+        norms=WeightNorms(
+            [norm for result in results for norm in result["norms"]],
+            {name: why for result in results for name, why in result["failures"].items()},
+        ),
+        baselines=[value for result in results for value in result["values"]],
+        ids=data.ids,
+        batches=data.numbers,
+        unmasked={name for result in results for name in result["unmasked"]},
+        unassigned={name: why for result in results for name, why in result["unassigned"].items()},
+        experts_implementation=next((name for name in implementations if name), None),
+    )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How tokens are counted and baselines made; see `plop_ext.score`."""
-
-    mask: str
-    baseline: str
-    probes: int
-    token_step: int
-    seed: int
-
-
-def collect_batches(dataloader: Iterable[Any], max_samples: int | None, settings: Settings) -> Batches:
-    """Read the batches, up to the one that completes `max_samples`."""
+def collect_batches(dataloader: Iterable[Any], settings: Settings) -> Batches:
+    """Read the batches, up to the one that completes `settings.max_samples`."""
     phases = random.Random(settings.seed)
     found = Batches()
     for number, batch in enumerate(dataloader):
@@ -100,7 +87,7 @@ def collect_batches(dataloader: Iterable[Any], max_samples: int | None, settings
         found.batches.append(Batch(inputs, size, counted, phase, _extent(inputs, size)))
         found.ids += sample_ids if sample_ids is not None else range(len(found.ids), len(found.ids) + size)
         found.numbers += [number] * size
-        if max_samples is not None and len(found.ids) >= max_samples:
+        if settings.max_samples is not None and len(found.ids) >= settings.max_samples:
             break
     if not found.batches:
         raise InputError("`dataloader` is empty; give it at least one batch")
@@ -143,17 +130,17 @@ class Stream:
         self._first: LoadedBlock | None = None
         self.loader = BlockLoader(skeleton, weights, device)
 
-    def run(self, forward: Callable[[nn.Module, Any], Any], finished: int, progress: bool) -> Outcome:
-        """Run the blocks, but not the first `finished` ones, whose results the state holds."""
-        outcome = Outcome()
+    def run(self, forward: Callable[[nn.Module, Any], Any], finished: int, progress: bool) -> list[dict[str, Any]]:
+        """Run the blocks, but not the first `finished` ones, whose results the state holds; return those of all."""
+        results = []
         blocks = self._skeleton.last + 1
         with progress_bar("streaming blocks", blocks, progress) as advance:
             for index in range(finished):
                 assert self._state is not None
-                outcome.add(self._state.result(index))
+                results.append(self._state.result(index))
             advance(finished)
             if finished == blocks:
-                return outcome
+                return results
             self._record(forward)
             if finished:
                 self._first = None
@@ -162,14 +149,14 @@ class Stream:
             began = time.perf_counter()
             read = self.loader.reader.bytes_read
             for block in self._loaded(finished):
-                outcome.add(self._run_block(block))
+                results.append(self._run_block(block))
                 done = block.index + 1 - finished
                 seconds = time.perf_counter() - began
                 tokens = sum(batch.extent.rows for batch in self._batches) * done / blocks
                 rate = (self.loader.reader.bytes_read - read) / seconds / 1e9
                 advance(1, note=f"{tokens / seconds:,.0f} tokens/s, {rate:.2f} GB/s read")
                 del block
-        return outcome
+        return results
 
     def _record(self, forward: Callable[[nn.Module, Any], Any]) -> None:
         """Find out what each block is called with in each batch, and keep what the first is called on."""
@@ -215,17 +202,13 @@ class Stream:
 
     def _run_block(self, block: LoadedBlock) -> dict[str, Any]:
         """Run all batches through `block` and collect the totals of its layers."""
-        settings = self._settings
-        if settings.baseline == "probe":
-            values = baselines.probe_baselines(block.layers, probes=settings.probes, seed=settings.seed)
-        else:
-            values = baselines.frobenius_baselines(block.layers, block.norms.values)
+        values = compute_baselines(block.layers, block.norms, self._settings)
         collector = Collector(block.module, block.layers)
         with collector:
             for number, (batch, calls) in enumerate(zip(self._batches, self._calls, strict=True)):
                 (hidden,) = self._store.get(f"hidden-{number}")
                 arguments = self._store.get(f"arguments-{number}")
-                collector.begin(batch.samples, batch.counted, step=settings.token_step, phase=batch.phase)
+                collector.begin(batch.samples, batch.counted, step=self._settings.token_step, phase=batch.phase)
                 hidden = Result.hidden(calls.call(block.module, block.index, hidden, arguments))
                 collector.end()
                 if block.index < self._skeleton.last:

@@ -17,18 +17,18 @@ from plop_ext.hub import cached_when_offline
 from plop_ext.models import parse_device, parse_dtype, quiet
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
+from plop_ext.score_data.settings import Settings
 from plop_ext.scores import Scores
-from plop_ext.scoring.assemble import assemble, describe_run, warn_about
-from plop_ext.scoring.baseline import WeightNorms
+from plop_ext.scoring.assemble import assemble
+from plop_ext.scoring.describe import describe_run
 from plop_ext.scoring.digest import data_hash, digest
-from plop_ext.scoring.settings import check_arguments
+from plop_ext.scoring.warn_about import warn_about
 from plop_ext.streaming import memory, plan, skeleton
 from plop_ext.streaming.checkpoint import Checkpoint
-from plop_ext.streaming.run import Settings, Stream, collect_batches, streaming
+from plop_ext.streaming.run import Stream, collect_batches, join, streaming
 from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights, one_thread
-from plop_ext.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def score_streaming(
     mask: str = "attention",
     baseline: str = "frobenius",
     probes: int = 256,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     scope: str = "language",
     token_step: int = 1,
     seed: int = 0,
@@ -105,7 +105,17 @@ def score_streaming(
         >>> scores.provenance["streaming"]["blocks"]
         8
     """
-    check_arguments(mask, baseline, None, max_samples, token_step, probes)
+    settings = Settings(
+        mask=mask,
+        baseline=baseline,
+        probes=probes,
+        include=include,
+        exclude=exclude,
+        scope=scope,
+        max_samples=max_samples,
+        token_step=token_step,
+        seed=seed,
+    )
     if resume and state is None:
         raise InputError("`resume` needs `state`, the folder that the killed run wrote")
     started = time.perf_counter()
@@ -113,8 +123,7 @@ def score_streaming(
     chosen = run_device(device)
     folder = model_folder(path)
     checkpoint = Checkpoint(folder)
-    settings = Settings(mask, baseline, probes, token_step, seed)
-    data = collect_batches(dataloader, max_samples, settings)
+    data = collect_batches(dataloader, settings)
     model = skeleton.build(
         folder,
         dtype=parse_dtype(dtype),
@@ -134,18 +143,6 @@ def score_streaming(
     memory.reset_peak_rss()
     rooms = _rooms(figures, chosen, budget)
 
-    described = {
-        "mask": mask,
-        "baseline": baseline,
-        "probes": probes if baseline == "probe" else None,
-        "include": None if include is None else list(include),
-        "exclude": list(exclude),
-        "scope": scope,
-        "max_samples": max_samples,
-        "token_step": token_step,
-        "seed": seed,
-        "compat": None,
-    }
     fingerprint = data_hash([digest(batch.inputs) for batch in data.batches])
     kept = None
     finished = 0
@@ -153,7 +150,7 @@ def score_streaming(
         identity = {
             "checkpoint": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint.files},
             "data": fingerprint,
-            "settings": described,
+            "settings": settings.to_dict(),
             "dtype": str(model.dtype),
             "device": chosen.type,
             "versions": dict(versions()),
@@ -167,13 +164,14 @@ def score_streaming(
     with random_state(), torch.no_grad(), one_thread(), quiet():
         stream = Stream(model, weights, data.batches, settings, chosen, store, kept)
         with streaming(stream, store):
-            outcome = stream.run(default_forward(model.model, []), finished, progress)
+            results = stream.run(default_forward(model.model, []), finished, progress)
     peaks = {
         "peak_rss": memory.peak_rss(),
         "peak_device": torch.cuda.max_memory_allocated(chosen) if chosen.type == "cuda" else None,
     }
-    facts = {"name": data_name, "samples": len(data.ids), "hash": fingerprint}
-    provenance = describe_run(describe_model(model.model), facts, described, outcome, chosen, started)
+    outcome = join(results, data)
+    facts = {"name": data_name, "hash": fingerprint}
+    provenance = describe_run(describe_model(model.model), facts, settings, outcome, chosen, started)
     provenance["streaming"] = {
         **vars(figures),
         "memory_budget": budget,
@@ -183,9 +181,7 @@ def score_streaming(
         "read_seconds": round(stream.loader.reader.seconds, 3),
         "resumed_at": finished,
     }
-    totals = Totals(torch.cat(outcome.totals).numpy())
-    norms = WeightNorms(outcome.norms, outcome.failures)
-    scores = assemble(model.found, outcome, totals, norms, outcome.values, data.ids, data.numbers, provenance)
+    scores = assemble(model.found, outcome, provenance)
     warn_about(scores, outcome)
     if budget is not None and max(peaks["peak_rss"] or 0, peaks["peak_device"] or 0) > budget:
         logger.warning(

@@ -1,19 +1,14 @@
-"""What `score` may be asked for, and how much data it reads."""
+"""How much data a scoring run reads."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from plop_ext.arguments import check_whole
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import length
-from plop_ext.scoring.baseline import BASELINES
 from plop_ext.statistics import StopRule
 
-MASKS = ("attention", "completion", "all")
-COMPATS = (None, "paper-script")
 # What is read at most where the caller leaves it to the stop rule.
 DEFAULT_SAMPLES = 128
 
@@ -21,7 +16,7 @@ DEFAULT_SAMPLES = 128
 def extent(
     max_samples: int | str | None, stop: str | StopRule | None, compat: str | None
 ) -> tuple[int | None, StopRule | None]:
-    """How many samples to read at most, and when to stop before that."""
+    """Return how many samples to read at most, and when to stop before that."""
     if isinstance(max_samples, str) and max_samples != "auto":
         raise InputError(f"`max_samples` must be a number, None or 'auto', got {max_samples!r}")
     if isinstance(stop, str) and stop not in ("auto", "settled"):
@@ -50,24 +45,3 @@ def available_samples(dataloader: Iterable[Any], limit: int | None, batch: int) 
         known = None if batches is None else batches * batch
     bounds = [value for value in (known, limit) if value is not None]
     return min(bounds) if bounds else None
-
-
-def check_arguments(
-    mask: str, baseline: str, compat: str | None, max_samples: int | None, token_step: int, probes: int
-) -> None:
-    """Refuse what is out of range."""
-    if mask not in MASKS:
-        raise InputError(f"`mask` must be one of {', '.join(MASKS)}, got {mask!r}")
-    if baseline not in BASELINES:
-        raise InputError(f"`baseline` must be one of {', '.join(BASELINES)}, got {baseline!r}")
-    if compat not in COMPATS:
-        raise InputError(f"`compat` must be None or 'paper-script', got {compat!r}")
-    check_whole(max_samples=max_samples, token_step=token_step, probes=probes)
-
-
-def check_data_info(data_info: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the caller wants recorded of the data; refused before the run if the scores could not be saved with it."""
-    try:
-        return json.loads(json.dumps(dict(data_info or {})))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"`data_info` must be a dict of plain JSON values ({error})") from error

@@ -1,0 +1,61 @@
+"""The settings of a scoring run: which modules and tokens count, and what their gains are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from plop_ext.arguments import check_whole
+from plop_ext.errors import InputError
+from plop_ext.module_types import as_patterns
+
+_CHOICES = {"mask": ("attention", "completion", "all"), "baseline": ("frobenius", "probe")}
+# Runs with other values of these still measure the same: they choose modules, which a merge compares by name, and how
+# much of the data is read.
+_MAY_DIFFER = {"scope", "max_samples", "token_step", "seed"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a scoring run measures, in memory or streamed; see `plop_ext.score` for each.
+
+    Journals, the states of streamed runs and merges compare them; scores record them in their provenance.
+
+    Raises:
+        InputError: If one is out of range; the message names it.
+    """
+
+    mask: str
+    baseline: str
+    probes: int
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str]
+    scope: str
+    max_samples: int | None
+    token_step: int
+    seed: int
+    compat: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.compat not in (None, "paper-script"):
+            raise InputError(f"`compat` must be None or 'paper-script', got {self.compat!r}")
+        check_whole(max_samples=self.max_samples, token_step=self.token_step, probes=self.probes)
+        if self.include is not None:
+            object.__setattr__(self, "include", as_patterns(self.include, "include"))
+        object.__setattr__(self, "exclude", as_patterns(self.exclude, "exclude"))
+        if self.compat == "paper-script":
+            for name, value in {"mask": "all", "baseline": "probe", "token_step": 1}.items():
+                object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name, for provenance and comparisons; `probes` is None where none are drawn."""
+        return {**vars(self), "probes": self.probes if self.baseline == "probe" else None}
+
+
+NAMES = tuple(field.name for field in fields(Settings))
+# What runs must share to be one statistic.
+MUST_AGREE = tuple(name for name in NAMES if name not in _MAY_DIFFER)

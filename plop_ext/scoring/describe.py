@@ -1,0 +1,60 @@
+"""The provenance of a scoring run: what was scored on what, how, and with which software."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from plop_ext import ops
+from plop_ext.errors import InputError
+from plop_ext.provenance import versions
+from plop_ext.score_data.settings import Settings
+from plop_ext.scoring.outcome import Outcome
+
+
+def check_data_info(data_info: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the caller wants recorded of the data; refused before the run if no file could hold it."""
+    try:
+        return json.loads(json.dumps(dict(data_info or {})))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`data_info` must be a dict of plain JSON values ({error})") from error
+
+
+def describe_run(
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    settings: Settings,
+    outcome: Outcome,
+    device: torch.device,
+    started: float,
+    stop: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a run that began at `started` (`time.perf_counter`) and ended as `stop` reports.
+
+    Args:
+        model: What was scored, as `plop_ext.provenance.describe_model` says.
+        data: `name` and `hash` of the data, and what else is known of them.
+        settings: How it was scored.
+        outcome: What the run gave.
+        device: Where it ran.
+        started: When.
+        stop: How much data was needed; None without a stop rule.
+    """
+    return {
+        "model": dict(model),
+        "data": {**data, "samples": len(outcome.ids)},
+        "settings": settings.to_dict(),
+        "stop": stop,
+        "experts_implementation": outcome.experts_implementation,
+        "backend": ops.STATUS.backend(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "versions": dict(versions()),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+    }

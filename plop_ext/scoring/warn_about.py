@@ -1,0 +1,70 @@
+"""What a user should know of the scores of a run."""
+
+from __future__ import annotations
+
+import logging
+
+from plop_ext._warnings import warn
+from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.score_data.modules import FEW_ROUTED, MIN_EXPERT_TOKENS
+from plop_ext.scores import Scores
+from plop_ext.scoring.outcome import Outcome
+
+logger = logging.getLogger(__name__)
+
+# A sample with fewer counted tokens is a sample of little.
+FEW_TOKENS = 16
+
+
+def warn_about(scores: Scores, outcome: Outcome) -> None:
+    """One warning per thing the user should know about the result."""
+    fast = scores.provenance.get("fast")
+    if fast is not None and fast["reason"] is not None:
+        effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
+        warn(f"`fast=True` {effect}: {fast['reason']}")
+    per_sample = scores.totals.tokens.max(axis=0)
+    step = scores.provenance["settings"]["token_step"]
+    unread = int((per_sample == 0).sum()) if step > 1 else 0
+    if unread:
+        warn(
+            f"`token_step`={step} read no token of {unread} of {len(per_sample)} samples, which have few that count; "
+            "lower it"
+        )
+    # What a sample holds, not what was read of it.
+    few = int((per_sample * step < FEW_TOKENS).sum()) - unread
+    if few:
+        warn(
+            f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
+            "use longer samples, or more of them"
+        )
+    nonfinite = scores.totals.skipped_nonfinite.sum(axis=1)
+    if nonfinite.any():
+        worst = int(nonfinite.argmax())
+        warn(
+            f"{int(nonfinite.sum())} token features are NaN or infinite and were left out, most in "
+            f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})"
+        )
+    zero = scores.totals.skipped_zero.sum(axis=1)
+    if zero.any() and scores.provenance["settings"]["compat"] is None:  # the script counts them as a gain of zero
+        worst = int(zero.argmax())
+        warn(
+            f"{int(zero.sum())} token features have an input of zeros and were left out, most in "
+            f"`{scores.modules[worst].name}` ({int(zero[worst])})"
+        )
+    few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]
+    if few_routed:
+        scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
+        warn(
+            f"{len(few_routed)} expert projections of {len(few_routed) + scored} are not scored: fewer than "
+            f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples"
+        )
+    missing = [item for item in scores.unscored if item.wanted and item not in few_routed]
+    if missing:
+        names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warn(f"not scored: {names}{more}: {missing[0].reason}")
+    if outcome.unmasked and (scores.provenance["settings"]["mask"] != "all"):
+        partly = sorted(outcome.unmasked)
+        logger.info(
+            "all rows of %d modules count, because they are not the tokens of the mask: %s", len(partly), partly
+        )

@@ -1,0 +1,107 @@
+"""`Settings`: what runs are asked for, however they run; recorded alike, compared by merges, given by the command."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plop_ext
+from plop_ext import InputError, Scores
+from plop_ext.cli import options
+from plop_ext.cli import score as command
+from plop_ext.score_data.settings import MUST_AGREE, NAMES, Settings
+from tests.support.checkpoint import saved
+from tests.support.gain_tables import scores, table
+from tests.support.quiet import quietly, stream_quietly
+from tests.support.tiny_models import llama, token_batch
+
+DEFAULTS = {name: item.default for name, item in inspect.signature(plop_ext.score).parameters.items()}
+# Other than the default, and as a user may write it.
+OTHERS: dict[str, Any] = {
+    "mask": "all",
+    "baseline": "probe",
+    "probes": 8,
+    "include": "q_proj",
+    "exclude": "up_proj",
+    "scope": "all",
+    "max_samples": 2,
+    "token_step": 2,
+    "seed": 5,
+}
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{**{name: DEFAULTS[name] for name in NAMES}, "max_samples": 128, **changes})
+
+
+def test_both_ways_to_score_have_all_settings_with_the_same_defaults() -> None:
+    streamed = inspect.signature(plop_ext.score_streaming).parameters
+    assert set(NAMES) <= set(DEFAULTS) and set(NAMES) - set(streamed) == {"compat"}
+    different = {name for name in NAMES if name in streamed and streamed[name].default != DEFAULTS[name]}
+    assert different == {"max_samples"}  # streaming has no stop rule
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "compat"])
+def test_equal_arguments_are_recorded_alike_in_memory_and_streamed(name: str, tmp_path: Path) -> None:
+    model, batch = llama(), token_batch([20, 31])
+    given = {"max_samples": None, name: OTHERS[name]}
+    if name == "probes":
+        given["baseline"] = "probe"
+    streamed = stream_quietly(saved(model, tmp_path), [batch], **given)
+    whole = quietly(model, [batch], **given)
+    assert streamed.provenance["settings"] == whole.provenance["settings"]
+    assert streamed.module_names == whole.module_names
+
+
+def test_runs_in_memory_and_streamed_are_merged_where_a_pattern_is_a_string(tmp_path: Path) -> None:
+    model = llama()
+    streamed = stream_quietly(saved(model, tmp_path), [token_batch([20, 31])], include="q_proj", data_name="a")
+    whole = quietly(model, [token_batch([25], seed=1)], include="q_proj", data_name="b")
+    assert streamed.provenance["settings"]["include"] == ("q_proj",)
+    assert len(Scores.merge([whole, streamed]).sample_ids) == 3
+
+
+def test_the_published_script_decides_what_it_decides() -> None:
+    asked = settings(compat="paper-script", mask="completion", token_step=8, probes=16).to_dict()
+    assert (asked["mask"], asked["baseline"], asked["token_step"], asked["probes"]) == ("all", "probe", 1, 16)
+    assert settings().to_dict()["probes"] is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merge_refuses_other_settings_of_what_is_measured(name: str) -> None:
+    expected = name in ("mask", "baseline", "probes", "include", "exclude", "compat")
+    assert (name in MUST_AGREE) == expected
+    first, second = scores(table([0.5, 1.0])), scores(table([0.5, 1.0]), first_id=50)
+    changed = {**second.provenance["settings"], name: "something else"}
+    other = replace(second, provenance={**second.provenance, "settings": changed})
+    if expected:
+        with pytest.raises(InputError, match=f"scores 2 have {name}=something else, .*; score alike"):
+            Scores.merge([first, other])
+    else:
+        Scores.merge([first, other])
+
+
+def test_the_command_passes_every_setting_on() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    given = (
+        "--mask completion --baseline probe --probes 8 --include q_proj --exclude up_proj --scope all --token-step 2"
+    )
+    args = parser.parse_args(["score", "model", "data", *given.split(), "--seed", "5"])
+    passed = options.scoring(args)
+    assert set(NAMES) - set(passed) == {"max_samples", "compat"}
+    assert {name: passed[name] for name in NAMES if name in passed} == {
+        "mask": "completion",
+        "baseline": "probe",
+        "probes": 8,
+        "include": ["q_proj"],
+        "exclude": ["up_proj"],
+        "scope": "all",
+        "token_step": 2,
+        "seed": 5,
+    }
