@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py scripts/toolchain.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test lint wheel-test quantized-test resources gpu-test gpu-sanitize gpu-bench gpu-profile clean
+.PHONY: setup demo test slow-test lint wheel-test quantized-test resources gpu-test gpu-sanitize gpu-bench gpu-profile clean
 
 setup: $(VENV)/.native
 
@@ -28,8 +28,13 @@ demo: setup
 	$(BIN)/plop demo
 
 # Files side by side, each with one thread: on two cores in three quarters of the time. A process takes 1.5 GB.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+slow-test: setup
+	$(PYTEST) -m slow
 
 lint: setup
 	$(BIN)/ruff check .

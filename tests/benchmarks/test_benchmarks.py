@@ -64,6 +64,7 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_quick_run_writes_a_result_that_says_what_it_is(name: str, written: dict[str, Path]) -> None:
     result = json.loads(written[name].read_text())
@@ -74,6 +75,7 @@ def test_a_quick_run_writes_a_result_that_says_what_it_is(name: str, written: di
     assert environment["command"] == f"python -m benchmarks.{name} --quick --device cpu --output {name}.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_result_renders_as_a_table_that_says_it_is_quick(name: str, written: dict[str, Path]) -> None:
     text = to_markdown.render(json.loads(written[name].read_text()))
@@ -84,6 +86,7 @@ def test_a_result_renders_as_a_table_that_says_it_is_quick(name: str, written: d
     assert "**quick run, figures mean nothing**" in text
 
 
+@pytest.mark.slow
 def test_update_then_check(written: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document, files = tmp_path / "README.md", [str(path) for path in written.values()]
     sections = [f"<!-- benchmark: {name} -->\nold\n<!-- /benchmark: {name} -->\n" for name in SCRIPTS[:2]]

@@ -47,6 +47,7 @@ def test_a_twin_shares_weights_and_no_hooks(case: Case) -> None:
     assert not seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
 def test_compiled_hooks_score_as_the_best_hooks_in_one_graph(case: Case, native: bool, whole: bool) -> None:

@@ -198,6 +198,7 @@ def test_a_wheel_is_built_where_setuptools_says(setup: Any) -> None:
     assert command.build_temp == "a temporary folder"
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_without_cuda_and_without_a_warning(tmp_path: Path) -> None:
     places = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
     command = [sys.executable, "setup.py", "--quiet", "build_ext", *places]

@@ -72,6 +72,7 @@ def test_finetune_lowers_the_held_out_loss_and_writes_an_adapter(
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "plop-tiny"
 
 
+@pytest.mark.slow
 def test_compare_prints_plots_and_saves(scores_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, plot = tmp_path / "c.json", tmp_path / "c.png"
     budget = ["--steps", "2", "--batch-size", "2", "--eval-samples", "4", "--seeds", "2", "--rates", "1e-3,4e-3"]
@@ -162,19 +163,25 @@ def test_a_bad_output_is_noticed_before_the_model_is_loaded(
     assert message in capsys.readouterr().err
 
 
-def test_results_are_saved_before_they_are_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores_file: Path
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("no space left")
+def no_space(*_: object, **__: object) -> None:
+    raise OSError("no space left")
 
-    monkeypatch.setattr("plop_ext.report.plots.heatmap", fail)
-    monkeypatch.setattr("plop_ext.report.plots.comparison_plot", fail)
-    scores, comparison, common = tmp_path / "s.json", tmp_path / "c.json", ["--quiet", "--device", "cpu"]
-    arguments = ["score", "plop-tiny", "arithmetic", *common, "--samples", "8", "-o", str(scores)]
+
+def test_scores_are_saved_before_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plop_ext.report.plots.heatmap", no_space)
+    scores = tmp_path / "s.json"
+    arguments = ["score", "plop-tiny", "arithmetic", "--quiet", "--device", "cpu", "--samples", "8", "-o", str(scores)]
     with pytest.raises(OSError, match="no space"):
         main([*arguments, "--heatmap", str(tmp_path / "h.png")])
     Scores.load(scores)
+
+
+@pytest.mark.slow
+def test_comparisons_are_saved_before_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores_file: Path
+) -> None:
+    monkeypatch.setattr("plop_ext.report.plots.comparison_plot", no_space)
+    comparison, common = tmp_path / "c.json", ["--quiet", "--device", "cpu"]
     budget = ["--steps", "1", "--batch-size", "1", "--eval-samples", "2", "--seeds", "1", "--rates", "1e-3"]
     arguments = ["compare", "plop-tiny", "arithmetic", "--scores", str(scores_file), *common, *budget]
     with pytest.raises(OSError, match="no space"):

@@ -63,6 +63,7 @@ def test_coverage_holds_for_sampled_tokens_and_the_interval_widens() -> None:
     assert 1.01 < eighth / every < 1.5
 
 
+@pytest.mark.slow
 def test_tokens_as_units_would_be_far_too_sure() -> None:
     coverage, _ = experiment(16, step=1, unit="token")
     assert coverage < 0.7
