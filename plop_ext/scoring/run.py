@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from plop_ext.collecting.collector import Collector
+from plop_ext.collecting.totals_queue import TotalsQueue
 from plop_ext.forwards.batch import batch_size, input_device, take_sample_ids, token_mask
 from plop_ext.forwards.protocol import Forwards
 from plop_ext.score_data.settings import Settings
@@ -43,6 +44,51 @@ class Samples:
         self.digests.append(record.digest)
 
 
+class _Arrivals:
+    """Receives the totals of batches in the order of the data, from the device or from the journal.
+
+    Args:
+        queue: The totals of forwards.
+        journal: Where they are written to.
+        watch: Looks at the totals batch by batch.
+
+    Attributes:
+        samples: What has arrived.
+    """
+
+    def __init__(self, queue: TotalsQueue, journal: Journal | None, watch: StopWatch | None) -> None:
+        self.samples = Samples()
+        self._queue = queue
+        self._journal = journal
+        self._watch = watch
+        self._expected: deque[tuple[int, Callable[[], Record]]] = deque()
+        self._forwards = 0
+
+    def expect(self, number: int, ids: tuple[int, ...], fingerprint: str, unassigned: dict[str, str]) -> None:
+        """Expect the totals of the next forward, of the batch `number`."""
+        self._expected.append((number, partial(self._receive, self._forwards, ids, fingerprint, unassigned)))
+        self._forwards += 1
+
+    def expect_known(self, number: int, record: Record) -> None:
+        """Expect the batch `number`, which the journal has."""
+        self._expected.append((number, lambda: record))
+
+    def take(self, keep: int) -> bool:
+        """Receive all batches but the last `keep`; stop and return True once the chosen set has settled."""
+        while len(self._expected) > keep:
+            number, receive = self._expected.popleft()
+            self.samples.add(number, receive())
+            if self._watch is not None and self._watch.look(self.samples.tables, len(self.samples.ids)):
+                return True
+        return False
+
+    def _receive(self, forward: int, ids: tuple[int, ...], fingerprint: str, unassigned: dict[str, str]) -> Record:
+        record = Record(ids, fingerprint, Totals(self._queue.batch(forward).numpy()), unassigned)
+        if self._journal is not None:
+            self._journal.append(record)
+        return record
+
+
 def run_batches(
     model: nn.Module,
     dataloader: Iterable[Any],
@@ -71,27 +117,10 @@ def run_batches(
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
     """
-    done = Samples()
-    device = input_device(model)
-    late = 1 if device.type == "cuda" else 0
+    late = 1 if input_device(model).type == "cuda" else 0
     phases = random.Random(settings.seed)
-    pending: deque[tuple[int, Record | Callable[[], Record]]] = deque()
-    announced = closed = 0
-
-    def receive(keep: int) -> bool:
-        while len(pending) > keep:
-            number, record = pending.popleft()
-            done.add(number, record if isinstance(record, Record) else record())
-            if watch is not None and watch.look(done.tables, len(done.ids)):
-                return True
-        return False
-
-    def close(batch: int, ids: tuple[int, ...], fingerprint: str, unassigned: dict[str, str]) -> Record:
-        record = Record(ids, fingerprint, Totals(collector.recording.queue.batch(batch).numpy()), unassigned)
-        if journal is not None:
-            journal.append(record)
-        return record
-
+    arrivals = _Arrivals(collector.recording.queue, journal, watch)
+    announced = 0
     for number, batch in enumerate(dataloader):
         phase = phases.randrange(settings.token_step)
         batch, sample_ids = take_sample_ids(batch)
@@ -102,17 +131,16 @@ def run_batches(
         announced += size
         if known is not None:
             collector.unassigned.update(known.unassigned)
-            pending.append((number, known))
+            arrivals.expect_known(number, known)
         else:
             noted = set(collector.unassigned)
             counted = token_mask(batch, settings.mask)
             forwards.run(batch, size, counted, step=settings.token_step, phase=phase)
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
-            pending.append((number, partial(close, closed, ids, fingerprint, unassigned)))
-            closed += 1
-        settled = receive(0 if watch is not None and watch.first_is_due(announced) else late)
+            arrivals.expect(number, ids, fingerprint, unassigned)
+        settled = arrivals.take(0 if watch is not None and watch.first_is_due(announced) else late)
         advance(size)
         if settled or (settings.max_samples is not None and announced >= settings.max_samples):
             break
-    receive(0)
-    return done
+    arrivals.take(0)
+    return arrivals.samples
