@@ -87,7 +87,7 @@ class BuildNative(build_ext):
         smaller = "--compress-mode=size" if nvcc and is_at_least(cuda_version, (12, 8)) else ""
         deps = "-MMD -MF $out.d"
         depfile = "\n  depfile = $out.d\n  deps = gcc"
-        # Products and sums round one by one, as separate PyTorch operators do, whatever the instruction set.
+        # Products and sums round one by one, as separate PyTorch operators do, on every instruction set.
         rounding = "-ffp-contract=off"
         host = f"{common} {rounding} {warnings} -ffile-prefix-map={ROOT}/= -fPIC -fvisibility=hidden {deps}"
         device = f"{common} -lineinfo {smaller} -Xcompiler -fPIC,-fvisibility=hidden $gencode {deps}"

@@ -33,7 +33,7 @@ _LOG_UNIFORM = 2 * math.log(2) / 3
 
 
 def batches(vocab_size: int, quick: bool) -> list[dict[str, Tensor]]:
-    """Two padded batches of random tokens."""
+    """Return two padded batches of random tokens."""
     size, tokens = (2, 48) if quick else (8, 128)
     generator = torch.Generator().manual_seed(2)
     found = []
@@ -45,7 +45,7 @@ def batches(vocab_size: int, quick: bool) -> list[dict[str, Tensor]]:
 
 
 def model_errors(model: nn.Module, data: list[dict[str, Tensor]], modules: str = "") -> dict[str, float]:
-    """Relative error of each module's NFN against the oracle, for modules with `modules` in their name."""
+    """Return the relative error of each module's NFN against the oracle, for modules with `modules` in their name."""
     scores = plop_ext.score(model, data, max_samples=None, progress=False)
     names = [name for name in scores.module_names if modules in name]
     oracle = reference.nfn(model, data, names)
@@ -66,12 +66,12 @@ def model_row(case: str, dtype: str, errors: dict[str, float]) -> results.Row:
 
 
 def predicted_error(dtype: torch.dtype, bias_ratio: float) -> float:
-    """The closed form above."""
+    """Return the closed form above."""
     return math.sqrt(1 + _LOG_UNIFORM * torch.finfo(dtype).eps ** 2 * (1 + bias_ratio**2) / 12) - 1
 
 
 def spacing_error(outputs: Tensor, feature_sumsq: Tensor) -> float:
-    """The same prediction from the grid that the outputs really lie on: no assumption about their mantissas."""
+    """Return the same prediction from the grid that the outputs really lie on: no assumption about their mantissas."""
     exponent = torch.frexp(outputs.double()).exponent - 1
     spacing = torch.where(outputs == 0, 0.0, torch.finfo(outputs.dtype).eps * torch.exp2(exponent.double()))
     return float(((1 + spacing.square().sum(-1) / 12 / feature_sumsq).sqrt() - 1).mean())

@@ -22,8 +22,8 @@ from plop_ext import ops
 from plop_ext.layers import LinearLayer
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of a model without hooks that shares its parameters and buffers."""
+def shared_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model without hooks that shares its parameters and buffers."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
@@ -136,7 +136,7 @@ class StaticHooks:
         self._tokens += outputs.shape[1]
 
     def gains(self) -> list[float]:
-        """Mean gain of each module."""
+        """Return the mean gain of each module."""
         return (self._totals / self._tokens).tolist()
 
 

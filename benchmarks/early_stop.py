@@ -27,7 +27,7 @@ from plop_ext.statistics import GainTable, StopRule
 
 
 def drawn(pool: Scores, chosen: Sequence[int]) -> GainTable:
-    """The table of a full run over some samples of the pool."""
+    """Return the table of a full run over some samples of the pool."""
     place = {sample: position for position, sample in enumerate(pool.sample_ids.tolist())}
     columns = [place[sample] for sample in chosen]
     table = pool.table
@@ -42,7 +42,7 @@ def drawn(pool: Scores, chosen: Sequence[int]) -> GainTable:
 
 
 def chosen_set(table: GainTable, rule: StopRule) -> set[Any]:
-    """The types, or the modules, that would get LoRA."""
+    """Return the types, or the modules, that would get LoRA."""
     if rule.modules is None:
         return set(table.types[: rule.types])
     nfn = table.module_nfn(np.ones((1, table.samples)))[0]
@@ -50,7 +50,7 @@ def chosen_set(table: GainTable, rule: StopRule) -> set[Any]:
 
 
 def trial(model: Any, encoded: Sequence[Encoded], pad: int, rule: StopRule, batch: int, seed: int) -> Scores:
-    """One early-stopped run over `encoded`."""
+    """Return one early-stopped run over `encoded`."""
     data = batches(encoded, batch_size=batch, pad_token_id=pad)
     return plop_ext.score(model, data, max_samples=None, stop=rule, seed=seed, progress=False)
 

@@ -43,7 +43,7 @@ def describe(device: torch.device, command: str) -> dict[str, str | int | None]:
 
 
 def commit() -> str | None:
-    """The commit measured, with `-dirty` if the tree differs from it. PLOP_COMMIT says it where there is no git."""
+    """Return the commit measured, with `-dirty` if the tree differs; without git, PLOP_COMMIT."""
     given = os.environ.get("PLOP_COMMIT")
     head = given or _output("git", "rev-parse", "HEAD")
     if given or head is None:

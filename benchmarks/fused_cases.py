@@ -77,7 +77,7 @@ class FusedCase(ABC):
 
     @abstractmethod
     def modules(self, tensors: Tensors) -> tuple[Tensor, ...]:
-        """The same by separate PyTorch operators, as transformers runs them, without the sums."""
+        """Return the same by separate PyTorch operators, as transformers runs them, without the sums."""
 
     @property
     def bytes(self) -> int:

@@ -36,7 +36,7 @@ OP, MODULES, MODULES_SUMS = "plop_ext", "transformers modules", "transformers mo
 
 
 def runs(case: FusedCase, rotate_bytes: int, calls: int) -> tuple[dict[str, Callable[[], None]], int]:
-    """One sweep over all sets of tensors by each candidate, and how many calls it makes."""
+    """Return one sweep over all sets of tensors by each candidate, and how many calls it makes."""
     count = max(2, -(-rotate_bytes // case.bytes))
     sets = [case.tensors() for _ in range(count)] * max(1, -(-calls // count))
     half = case.bytes // 2

@@ -29,7 +29,7 @@ PRODUCTS, SEPARATE, FUSED = "matrix products", "matrix products, gated_activatio
 
 
 def runs(model: str, tokens: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    """The candidates in the shape of `model`, in bfloat16."""
+    """Return the candidates in the shape of `model`, in bfloat16."""
     widths = Widths.of(SHAPES[model])
     k, i = widths.hidden, widths.intermediate
     activation = "gelu_tanh" if SHAPES[model]["model_type"].startswith("gemma") else "silu"

@@ -50,7 +50,7 @@ class Setup:
 
 
 def candidates(inputs: Sequence[Tensor], copy: tuple[Tensor, Tensor]) -> dict[str, Callable[[], object]]:
-    """One sweep over all inputs by each candidate; `copy` is one copy."""
+    """Return one sweep over all inputs by each candidate; `copy` is one copy."""
     rows, features = inputs[0].shape
     out = torch.empty(rows, device=inputs[0].device)
     bias = torch.randn(features, device=inputs[0].device).to(inputs[0].dtype)

@@ -35,7 +35,7 @@ def run(command: Sequence[str], limit: int, *, cwd: Path, env: Mapping[str, str]
 
 
 def _make_group(limit: int) -> tuple[Path | None, str]:
-    """A control group with the limit, or None where none can be made."""
+    """Return a control group with the limit, or None where none can be made."""
     for root, field, kind in (
         (_V2, "memory.max", "control group v2, memory.max"),
         (_V1, "memory.limit_in_bytes", "control group v1, memory.limit_in_bytes"),

@@ -9,13 +9,13 @@ Result = Mapping[str, Any]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: first column left, the others right."""
+    """Return a Markdown table: first column left, the others right."""
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def spread(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
-    """Median and 20th to 80th percentile of a field; one figure where it is large, nothing where it is missing."""
+    """Return the median and the 20th to 80th percentile of a field; one figure if it is large, nothing if missing."""
     if name not in row:
         return ""
     if row[name] >= 3:

@@ -107,7 +107,7 @@ def set_up(variants: Sequence[Variant], case: Case, stack: ExitStack) -> Setup:
 
 
 def measure_memory(setup: Setup, device: torch.device) -> dict[str, int | None]:
-    """Bytes each candidate takes, from its second run; one that cannot run twice moves to the errors."""
+    """Return the bytes each candidate takes, from its second run; one that cannot run twice moves to the errors."""
     memory: dict[str, int | None] = {}
     for candidate in tuple(setup.ready):
         try:
@@ -125,7 +125,7 @@ def measure_memory(setup: Setup, device: torch.device) -> dict[str, int | None]:
 def measure_case(
     case: Case, variants: Sequence[Variant], floors: dict[str, float], args: argparse.Namespace
 ) -> list[results.Row]:
-    """One row per variant, and one for the published script."""
+    """Tabulate one row per variant, and one for the published script."""
     device = case.input_ids.device
     rows: list[results.Row] = []
     with ExitStack() as stack:
@@ -160,7 +160,7 @@ def measure_case(
 
 
 def published_row(case: Case, plain_memory: int | None) -> results.Row:
-    """One round of the published script, with a plain forward beside it, where it takes seconds and not minutes."""
+    """Return one round of the published script beside a plain forward, if it takes seconds and not minutes."""
     if case.input_ids.numel() > PUBLISHED_TOKENS:
         return {
             "candidate": PUBLISHED,
@@ -179,7 +179,7 @@ def published_row(case: Case, plain_memory: int | None) -> results.Row:
 
 
 def floors_ms(model: str, layers: int, batch: int, tokens: int, itemsize: int, rates: Rates) -> dict[str, float]:
-    """The roofline of each variant in milliseconds."""
+    """Return the roofline of each variant in milliseconds."""
     config = {**SHAPES[model], "num_hidden_layers": layers}
     forward = sum(part.seconds(rates) for part in forward_parts(config, batch, tokens, itemsize))
     reads = scoring_bytes(config, batch * tokens, itemsize)
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 copy_gb_per_s=round(copy, 1),
                 matmul_tflop_per_s=round(product, 2),
             )
-            torch._dynamo.reset()  # lets go of the copies of the model
+            torch._dynamo.reset()  # releases the copies of the model
             print(f"{time.perf_counter() - began:.0f} s", flush=True)
         del model, case
         gc.unfreeze()
@@ -253,7 +253,7 @@ def _case(text: str) -> tuple[int, int]:
 
 
 def _held(device: torch.device, pool: bool) -> int | None:
-    """Bytes of device memory in use; with `pool` those reserved, which count what a CUDA graph keeps for itself."""
+    """Return the bytes of device memory in use; with `pool` those reserved, including the pool of a CUDA graph."""
     if device.type != "cuda":
         return None
     return torch.cuda.memory_reserved(device) if pool else torch.cuda.memory_allocated(device)

@@ -4,7 +4,7 @@ python -m benchmarks.moe_overhead --output benchmarks/results/moe_overhead.json
 
 A few layers in the shape of Qwen3-30B-A3B with random weights, so that routing is about even. Beside the plain forward
 and scoring runs the forward that scoring observes, with nothing observed: the difference of the two is what observing
-costs. Also checks that scoring never makes the host wait where the plain forward does not.
+costs. Also checks that scoring never synchronizes where the plain forward does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNOBSERVED = "the observed forward, not observed"
 
 
 def candidates(case: overhead.Case) -> list[Candidate]:
-    """The plain forward, the one that scoring observes, and scoring at every and every 8th token."""
+    """Return the plain forward, the one that scoring observes, and scoring at every and every 8th token."""
     experts = [layer.module for layer in case.layers if isinstance(layer.adapter, ExpertsAdapter)]
 
     return [
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(f"synchronizations: {waits}")
     if waits is not None and any(count > waits[overhead.PLAIN] for count in waits.values()):
-        raise SystemExit("scoring made the host wait for the device")
+        raise SystemExit("scoring synchronized with the device")
 
 
 if __name__ == "__main__":

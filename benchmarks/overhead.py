@@ -81,7 +81,7 @@ def scoring(
 
 
 def step_name(step: int) -> str:
-    """What plop_ext is called that reads every `step`-th token."""
+    """Return what plop_ext is called that reads every `step`-th token."""
     return OURS if step == 1 else f"{OURS}, token_step={step}"
 
 
@@ -91,7 +91,7 @@ def scoring_candidate(case: Case, step: int = 1) -> Candidate:
 
 
 def hook_candidates(case: Case, steps: Sequence[int] = (1, 8)) -> list[Candidate]:
-    """The plain forward, plop_ext reading every `steps`-th token, and both kinds of plain-PyTorch hooks.
+    """Return the plain forward, plop_ext reading every `steps`-th token, and both kinds of plain-PyTorch hooks.
 
     The hooks leave stacked experts out: what they see of them is one input and one output for all.
     """
@@ -118,7 +118,7 @@ def fast_candidate(case: Case) -> Candidate:
 
 
 def published_candidate(case: Case) -> Candidate:
-    """The published algorithm on the same forward."""
+    """Return the published algorithm on the same forward."""
 
     def run(hooks: PublishedScript) -> None:
         case.forward()
@@ -128,7 +128,7 @@ def published_candidate(case: Case) -> Candidate:
 
 
 def measure_case(case: Case, *, rounds: int, published_rounds: int, candidates: Sequence[Candidate] = ()) -> list[Row]:
-    """One row per candidate: time, ratio to the plain forward of the same round, extra peak memory.
+    """Tabulate one row per candidate: time, ratio to the plain forward of the same round, extra peak memory.
 
     The candidates are those of `hook_candidates`, `candidates` and the published script.
 
@@ -167,7 +167,7 @@ def peak_memory(candidate: Candidate, device: torch.device) -> int | None:
 
 
 def read_bytes(case: Case) -> dict[str, int]:
-    """Bytes of activations the candidates have to read: each distinct tensor once, and each input once per module."""
+    """Return the bytes of activations to read: each distinct tensor once, and each input once per module."""
     counts = {"shared": 0, "per_module": 0}
     last: list[Tensor | None] = [None]
 
@@ -187,7 +187,7 @@ def read_bytes(case: Case) -> dict[str, int]:
 
 
 def weight_norm_seconds(case: Case) -> float:
-    """Seconds to the Frobenius norms of all weights, which scoring needs once per run; second of two runs."""
+    """Return the seconds for the Frobenius norms of all weights, needed once per run; the second of two runs."""
     for _ in range(2):
         started = time.perf_counter()
         frobenius_norms(case.layers)
@@ -196,7 +196,7 @@ def weight_norm_seconds(case: Case) -> float:
 
 
 def synchronizations(case: Case) -> dict[str, int]:
-    """How often a plain and a scored forward make the host wait for the CUDA device, as torch's own check sees it."""
+    """Return how often a plain and a scored forward synchronize with the CUDA device, by torch's own check."""
     found = {PLAIN: count_waits(case.forward)}
     for step in (1, 8):
         with scoring(case, step) as (run, _):
@@ -206,7 +206,7 @@ def synchronizations(case: Case) -> dict[str, int]:
 
 
 def count_waits(run: Callable[[], object]) -> int:
-    """How often `run` makes the host wait."""
+    """Return how often `run` synchronizes with the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -219,7 +219,7 @@ def count_waits(run: Callable[[], object]) -> int:
 
 
 def row(name: str, values: Sequence[float], plain: Sequence[float], memory: Mapping[str, int | None]) -> Row:
-    """The figures of one candidate beside the plain forward's."""
+    """Return the figures of one candidate beside the plain forward's."""
     extra, base = memory[name], memory[PLAIN]
     return {
         "candidate": name,

@@ -25,7 +25,7 @@ _COLORS = {PLAIN: figures.PLAIN, USUAL: figures.PALETTE[1], BEST: figures.PALETT
 
 
 def figure(result: Result) -> Figure:
-    """A grid of models x batches, each model with what was measured of it in any batch.
+    """Return a grid of models x batches, each model with what was measured of it in any batch.
 
     Points are medians, bars reach from the 20th to the 80th percentile.
     """

@@ -73,7 +73,7 @@ class Launch:
 
 
 def launches(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
-    """Every call, in the order in which they are made."""
+    """Return every call, in the order in which they are made."""
     found = []
     for kind in CASES:
         for model in MODELS:
@@ -141,7 +141,7 @@ def run(device: torch.device) -> None:
 
 
 def read(lines: Iterable[str], planned: Sequence[Launch]) -> list[dict[str, Any]]:
-    """The rows of what ncu wrote: one per kernel and shape.
+    """Return the rows of what ncu wrote: one per kernel and shape.
 
     Args:
         lines: ncu's output, one line per metric.
@@ -162,7 +162,7 @@ def read(lines: Iterable[str], planned: Sequence[Launch]) -> list[dict[str, Any]
 
 
 def bound(kernel: dict[str, Any]) -> str:
-    """What keeps a kernel from being faster, as far as its figures tell."""
+    """Return what keeps a kernel from being faster, as far as its figures tell."""
     if (kernel["tensor_share"] or 0) >= 70:
         return "tensor cores"
     if (kernel["dram_share"] or 0) >= 80:

@@ -8,7 +8,7 @@ from benchmarks.timing import Candidate, measure, summarize
 
 
 def copy_gb_per_s(device: torch.device, n_bytes: int) -> float:
-    """Bytes read plus bytes written per second by a device-to-device copy."""
+    """Return the bytes read plus bytes written per second by a device-to-device copy."""
     source, target = (torch.randint(-128, 127, (n_bytes,), dtype=torch.int8, device=device) for _ in range(2))
     seconds = measure([Candidate("copy", lambda _: target.copy_(source), queued=True)], device, rounds=20, warmup=3)
     return 2 * n_bytes / summarize(seconds["copy"]).median / 1e9

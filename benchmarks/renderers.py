@@ -10,7 +10,7 @@ from benchmarks.markdown import Result, spread, table
 
 
 def kernel_bandwidth(result: Result) -> str:
-    """One row per dtype, input and way of launching; GB/s of each candidate and its share of the copy."""
+    """Tabulate one row per dtype, input and way of launching; GB/s of each candidate and its share of the copy."""
     names = list(dict.fromkeys(row["candidate"] for row in result["rows"]))
     cells: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in result["rows"]:
@@ -24,7 +24,7 @@ def kernel_bandwidth(result: Result) -> str:
 
 
 def overhead(result: Result) -> str:
-    """One row per candidate."""
+    """Tabulate one row per candidate."""
     settings = result["settings"]
     rows = []
     for row in result["rows"]:
@@ -95,7 +95,7 @@ def accuracy(result: Result) -> str:
 
 
 def early_stop(result: Result) -> str:
-    """One row per watched set and batch size."""
+    """Tabulate one row per watched set and batch size."""
     settings = result["settings"]
     rows = [
         [
@@ -114,7 +114,7 @@ def early_stop(result: Result) -> str:
 
 
 def time_to_placement(result: Result) -> str:
-    """One row per candidate and batch size."""
+    """Tabulate one row per candidate and batch size."""
     settings = result["settings"]
     rows = []
     for row in result["rows"]:
@@ -142,7 +142,7 @@ def time_to_placement(result: Result) -> str:
 
 
 def streaming(result: Result) -> str:
-    """One row per case: what a streamed run is bound by, the run, and its rivals; or the runs under a memory limit."""
+    """Tabulate one row per case: limits of a streamed run, the run, its rivals; or runs under a memory limit."""
     settings, rows = result["settings"], []
     facts = [
         f"{settings['shape']}, {settings['checkpoint_bytes'] / 1e9:.1f} GB of weights",

@@ -12,7 +12,7 @@ _BASES = {
 
 
 def model_forward(result: Result) -> str:
-    """One row per model, batch and candidate, small batches first; those that did not run too."""
+    """Tabulate one row per model, batch and candidate, small batches first; those that did not run too."""
     settings, rows = result["settings"], []
     models = list(dict.fromkeys(row["model"] for row in result["rows"]))
     bases = [key for key in _BASES if any(key in row for row in result["rows"])]
@@ -52,7 +52,7 @@ def model_forward(result: Result) -> str:
 
 
 def fused_kernels(result: Result) -> str:
-    """One row per op, shape, dtype and number of tokens."""
+    """Tabulate one row per op, shape, dtype and number of tokens."""
     settings = result["settings"]
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     names = list(dict.fromkeys(row["candidate"] for row in result["rows"]))
@@ -71,7 +71,7 @@ def fused_kernels(result: Result) -> str:
 
 
 def gated_projection(result: Result) -> str:
-    """One row per model and number of tokens."""
+    """Tabulate one row per model and number of tokens."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     names = list(dict.fromkeys(row["candidate"] for row in result["rows"]))
     for row in result["rows"]:
@@ -83,7 +83,7 @@ def gated_projection(result: Result) -> str:
 
 
 def profile_kernels(result: Result) -> str:
-    """One row per kernel and shape."""
+    """Tabulate one row per kernel and shape."""
     rows = [
         [
             row["op"],
@@ -112,7 +112,7 @@ def profile_kernels(result: Result) -> str:
 
 
 def resources(result: Result) -> str:
-    """One row per kernel template: the range over its instances."""
+    """Tabulate one row per kernel template: the range over its instances."""
     kernels: dict[str, list[Result]] = {}
     for row in result["rows"]:
         kernels.setdefault(row["kernel"].partition("<")[0], []).append(row)

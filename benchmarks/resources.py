@@ -40,7 +40,7 @@ def source_digest() -> str:
 
 
 def toolchain() -> Any:
-    """The module that knows nvcc and the architectures."""
+    """Return the module that knows nvcc and the architectures."""
     sys.path.insert(0, str(environment.ROOT / "scripts"))
     import toolchain
 
@@ -48,7 +48,7 @@ def toolchain() -> Any:
 
 
 def report(nvcc: Path, source: Path) -> str:
-    """What ptxas says about the kernels of one file, for all architectures."""
+    """Return what ptxas says about the kernels of one file, for all architectures."""
     targets = _targets(nvcc, source, toolchain().DEFAULT_ARCHS)
     with tempfile.TemporaryDirectory() as folder:
         said = _compile(nvcc, *targets, "-c", str(source), "-o", f"{folder}/out.o")
@@ -56,7 +56,7 @@ def report(nvcc: Path, source: Path) -> str:
 
 
 def ptx(nvcc: Path, source: Path) -> str:
-    """The kernels of one file in the compiler's intermediate language, for Hopper."""
+    """Return the kernels of one file in the compiler's intermediate language, for Hopper."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out.ptx")
         _compile(nvcc, *_targets(nvcc, source, [ARCH]), "-ptx", str(source), "-o", str(output))
@@ -77,7 +77,7 @@ def _compile(nvcc: Path, *arguments: str) -> str:
 
 
 def impatient(text: str) -> list[str]:
-    """The kernels of a PTX file that access global memory before they wait for the kernel in front, or never wait.
+    """Return the kernels of a PTX file that access global memory before they wait for the preceding kernel.
 
     The compiler may move a load that it takes for one of constants in front of the wait.
     """
@@ -92,7 +92,7 @@ def impatient(text: str) -> list[str]:
 
 
 def parse(text: str) -> Iterator[dict[str, Any]]:
-    """One row per kernel and architecture of a (demangled) report."""
+    """Tabulate one row per kernel and architecture of a (demangled) report."""
     pattern = re.compile(
         r"Compiling entry function '(?P<kernel>.+?)' for 'sm_(?P<arch>\d+)a?'.*?"
         r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -112,7 +112,7 @@ def parse(text: str) -> Iterator[dict[str, Any]]:
 
 
 def spills(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The kernels that keep registers in memory, with the architecture."""
+    """Return the kernels that keep registers in memory, with the architecture."""
     return [f"{row['kernel']} for sm_{row['arch']}" for row in rows if row["spill_bytes"]]
 
 
@@ -127,7 +127,7 @@ def check(result: dict[str, Any]) -> None:
 
 
 def kernel_name(name: str) -> str:
-    """A demangled kernel's name and template arguments, without namespaces, casts and parameters."""
+    """Return a demangled kernel's name and template arguments, without namespaces, casts and parameters."""
     # ncu writes `unnamed>::` for `plop_ext::<unnamed>::`.
     name = re.sub(r"\(anonymous namespace\)::|<?unnamed>::|\bplop_ext::|\bvoid ", "", name)
     return re.sub(r"\([^()]*\)$", "", re.sub(r"\(\w+\)(?=\d)", "", name)).strip()

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def parser(description: str | None, device: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the options of every benchmark.
+    """Return a parser with the options of every benchmark.
 
     Args:
         description: The module's docstring.
@@ -55,7 +55,7 @@ def add_append(result: argparse.ArgumentParser) -> None:
 
 
 def earlier(args: argparse.Namespace, result: argparse.ArgumentParser) -> Mapping[str, Any] | None:
-    """The result that `--append` goes on with, if there is one; refuses that of another device or library."""
+    """Return the result that `--append` goes on with, if there is one; refuses that of another device or library."""
     if not args.append:
         return None
     if args.output is None:
@@ -119,12 +119,12 @@ def _key(row: Row, key: Sequence[str]) -> list[Any]:
 
 
 def _keys(rows: Sequence[Row], key: Sequence[str]) -> list[list[Any]]:
-    """The keys of the rows, each once."""
+    """Return the keys of the rows, each once."""
     return [list(found) for found in dict.fromkeys(tuple(_key(row, key)) for row in rows)]
 
 
 def _runs_of(keys: Sequence[list[Any]], runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The environments, oldest first, that rows of `keys` come from, each with the keys that no later one measured."""
+    """Return the environments of the rows of `keys`, oldest first, each with the keys that no later one measured."""
     left, found = list(keys), list[Mapping[str, Any]]()
     for run in reversed(runs):
         own = [each for each in run["measured"] if each in left]
@@ -135,7 +135,7 @@ def _runs_of(keys: Sequence[list[Any]], runs: Sequence[Mapping[str, Any]]) -> li
 
 
 def _command(args: argparse.Namespace, benchmark: str) -> str:
-    """The command line, with the output file's name for its path."""
+    """Return the command line, with the output file's name for its path."""
     output = None if args.output is None else str(args.output)
     words = [part if output is None else part.replace(output, args.output.name) for part in args.argv]
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *words])

@@ -57,7 +57,7 @@ class UsualHooks(Hooks):
         self._means[name] = gain if mean is None else mean + (gain - mean) / self._calls[name]
 
     def gains(self) -> dict[str, float]:
-        """Mean gain of each module."""
+        """Return the mean gain of each module."""
         return {name: float(mean) for name, mean in self._means.items()}
 
 
@@ -100,7 +100,7 @@ class BestHooks(Hooks):
         self._last = None
 
     def gains(self) -> dict[str, float]:
-        """Mean gain of each module."""
+        """Return the mean gain of each module."""
         return dict(zip(self.modules, (self._totals / self._tokens).tolist(), strict=True))
 
     @staticmethod
@@ -152,7 +152,7 @@ class PublishedScript(Hooks):
         }
 
     def type_nfn(self) -> dict[str, float]:
-        """NFN of each group of modules: ratio of the sums of `actual` and `random`."""
+        """Return NFN of each group of modules: ratio of the sums of `actual` and `random`."""
         metrics = self.metrics()
         groups = {group: [metrics[name] for name in metrics if group in name] for group in PAPER_GROUPS}
         return {

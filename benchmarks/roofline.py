@@ -62,7 +62,7 @@ class Widths:
 
 
 def forward_parts(config: Mapping[str, Any], batch: int, tokens: int, itemsize: int) -> list[Stage]:
-    """The parts of a plain forward without `lm_head`."""
+    """Return the parts of a plain forward without `lm_head`."""
     w, rows = Widths.of(config), batch * tokens
 
     def matrix(name: str, k: int, m: int) -> Stage:
@@ -101,7 +101,7 @@ def forward_parts(config: Mapping[str, Any], batch: int, tokens: int, itemsize: 
 
 
 def scoring_bytes(config: Mapping[str, Any], rows: int, itemsize: int) -> dict[str, int]:
-    """Bytes of the activations that scoring reads once more.
+    """Return the bytes of the activations that scoring reads once more.
 
     Returns:
         `shared`: each distinct input and each output once. `per_module`: inputs once per module. `fast`: what is left

@@ -3,7 +3,7 @@
 python -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
 
 The model has the shape of a published one and random weights, made on the device; it ends at the last hidden state, as
-scoring needs no `lm_head`. Also checks that scoring never makes the host wait for the device.
+scoring needs no `lm_head`. Also checks that scoring never synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"one more read of the activations at copy speed: x {settings['ratio_by_bytes']}")
     print(f"weight norms, once per run: {settings['weight_norms_ms']} ms; synchronizations: {waits}")
     if waits is not None and any(count > waits[overhead.PLAIN] for count in waits.values()):
-        raise SystemExit("scoring made the host wait for the device")
+        raise SystemExit("scoring synchronized with the device")
 
 
 if __name__ == "__main__":

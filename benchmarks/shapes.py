@@ -151,7 +151,7 @@ def build(
     seed: int = 0,
     head: bool = False,
 ) -> nn.Module:
-    """A transformers model of `shape` in evaluation mode, initialised where it will run.
+    """Return a transformers model of `shape` in evaluation mode, initialized on its device.
 
     Args:
         shape: Key of `SHAPES`.

@@ -42,7 +42,7 @@ PLANNED = ("llama-3.1-70b", "llama-3.1-405b")
 
 
 def batches(shape: str, samples: int, tokens: int, size: int) -> list[dict[str, Tensor]]:
-    """Random token ids; the last quarter of every second sample is padding."""
+    """Return random token ids; the last quarter of every second sample is padding."""
     vocab = SHAPES[shape]["vocab_size"]
     ids = torch.randint(5, vocab, (samples, tokens), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -109,7 +109,7 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
 def plan_of(
     shape: str, args: argparse.Namespace, data: Sequence[dict[str, Tensor]], measured: rates.Rates, folder: Path
 ) -> dict[str, Any]:
-    """The plan of a shape that is too large to be made here, for the same batches."""
+    """Return the plan of a shape that is too large to be made here, for the same batches."""
     make(shape, folder / shape, config_only=True)
     model = skeleton.build(folder / shape, dtype="auto", stored=None, device=args.device)
     figures = plan.make(model, None, [plan.Extent(*batch["input_ids"].shape) for batch in data], args.device)

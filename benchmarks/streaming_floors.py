@@ -19,7 +19,7 @@ from plop_ext.streaming.weights import Weights
 
 
 def read_seconds(weights: Weights, checkpoint: Checkpoint) -> float:
-    """Seconds to read what a streamed run reads into one buffer in RAM, nothing of it cached before."""
+    """Return the seconds to read what a streamed run reads into one buffer in RAM, nothing of it cached before."""
     parts = [weights.outside, *weights.blocks]
     buffer = torch.zeros(max(part.plain_bytes for part in parts), dtype=torch.uint8)
     reader = Reader(torch.device("cpu"))
@@ -33,7 +33,7 @@ def read_seconds(weights: Weights, checkpoint: Checkpoint) -> float:
 
 
 def compute_seconds(args: argparse.Namespace, data: Sequence[dict[str, Tensor]]) -> float:
-    """Seconds to score the batches with every block resident, from models of two and four blocks of the same shape.
+    """Return the seconds to score the batches with every block resident, from models of two and four blocks.
 
     Their difference is the time of two blocks: what a run costs whatever its depth (embedding, output head, hooks,
     assembly) is no part of the floor.
@@ -44,7 +44,7 @@ def compute_seconds(args: argparse.Namespace, data: Sequence[dict[str, Tensor]])
 
 
 def _scored_seconds(args: argparse.Namespace, data: Sequence[dict[str, Tensor]], blocks: int) -> float:
-    """Shortest of a few runs of a resident model with that many blocks."""
+    """Return the shortest of a few runs of a resident model with that many blocks."""
     model = build(args.shape, {"num_hidden_layers": blocks}, device=args.device, dtype=torch.bfloat16)
     seconds = []
     for _ in range(3):

@@ -93,7 +93,7 @@ def offloaded(
 def _batch_seconds(
     model: torch.nn.Module, data: Sequence[dict[str, Tensor]], device: torch.device
 ) -> tuple[int, float, int | None]:
-    """Number of batches run, seconds of each, and the peak GPU memory; weight norms are not part of it."""
+    """Return the number of batches run, seconds of each, and the peak GPU memory; weight norms are not part of it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with Collector(model, discover(model).layers) as collector, torch.no_grad():

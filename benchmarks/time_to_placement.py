@@ -7,7 +7,7 @@ clock runs from the call to the chosen module names. The published algorithm, as
 of 256 tokens whatever they say; it is run on all of them, once, in the largest of the batches, where it is fastest.
 
 The model has the shape of a published one. Random weights know nothing of their inputs: every NFN is 1, which plop_ext
-refuses to place on. So the weights are given a signal. A trained model's normalised activations are dominated by a few
+refuses to place on. So the weights are given a signal. A trained model's normalized activations are dominated by a few
 channels; here every RMSNorm scales `SHARE` of its channels by `BOOST`, which then carry half of the energy, and each
 type's weight columns at these channels are scaled by a factor of the type (`ALIGNMENT`): below 1 it looks away from
 where its inputs lie, above 1 towards it. Types then differ as they do in trained models, by 0.8 to 1.3, and layers
@@ -51,13 +51,13 @@ def give_signal(model: nn.Module) -> None:
 
 
 def make_batches(samples: int, tokens: int, batch: int, vocab: int) -> list[dict[str, Tensor]]:
-    """Random tokens on the host, where a dataloader leaves them."""
+    """Return random tokens on the host, where a dataloader leaves them."""
     ids = torch.randint(0, vocab, (samples, tokens), generator=torch.Generator().manual_seed(1))
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(batch)]
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds until the host has the result and the device is done, and the result."""
+    """Return the seconds until the host has the result and the device is done, and the result."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -68,13 +68,13 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def place(model: nn.Module, data: list[dict[str, Tensor]], **options: Any) -> tuple[plop_ext.Scores, tuple[str, ...]]:
-    """What a user calls, down to the modules."""
+    """Return what a user calls, down to the modules."""
     scores = plop_ext.score(model, data, progress=False, **options)
     return scores, scores.place().modules
 
 
 def published(model: nn.Module, data: list[dict[str, Tensor]], device: torch.device) -> list[str]:
-    """The published algorithm: all batches, then its scores by type."""
+    """Return the published algorithm: all batches, then its scores by type."""
     with PublishedScript(model) as hooks, torch.no_grad():
         for batch in data:
             model(**{key: value.to(device) for key, value in batch.items()}, use_cache=False)
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=256, help="per sample")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 8], help="samples per batch, one row each")
     parser.add_argument("--runs", type=int, default=7, help="of plop_ext, after one that warms up")
-    parser.add_argument("--published-samples", type=int, help="fewer than --samples are extrapolated, and said so")
+    parser.add_argument("--published-samples", type=int, help="fewer than --samples are extrapolated (and marked)")
     args = results.parse(parser, argv)
     if args.quick:
         args.shape, args.samples, args.tokens, args.runs = "tiny", 12, 32, 2

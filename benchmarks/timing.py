@@ -44,7 +44,7 @@ class Summary:
     p80: float
 
     def row(self, prefix: str, digits: int = 4) -> dict[str, float]:
-        """The three values as fields of a result row, named `prefix`, `prefix_p20` and `prefix_p80`."""
+        """Return the three values as fields of a result row, named `prefix`, `prefix_p20` and `prefix_p80`."""
         return {
             prefix: round(self.median, digits),
             f"{prefix}_p20": round(self.p20, digits),
@@ -63,7 +63,7 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> Summary:
 
 
 def time_once(candidate: Candidate, device: torch.device, *, lead: bool = False) -> float:
-    """Seconds of one run: between CUDA events on a CUDA device, wall clock elsewhere; `lead` as for `measure`."""
+    """Return the seconds of one run: by CUDA events on CUDA, else wall clock; `lead` as for `measure`."""
     with candidate.attach() as attached:
         if device.type != "cuda":
             started = time.perf_counter()
@@ -91,7 +91,7 @@ def measure(
     at_least_s: float = 0.0,
     lead: bool = False,
 ) -> Mapping[str, list[float]]:
-    """Seconds of each candidate in each round, after `warmup` uncounted rounds.
+    """Return the seconds of each candidate in each round, after `warmup` uncounted rounds.
 
     Rounds have the orders of `orders`, so that no candidate is always behind the same one. More than `rounds` rounds
     are run until `at_least_s` seconds have passed.

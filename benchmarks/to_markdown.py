@@ -24,7 +24,7 @@ from plop_ext.files import write_text_atomic
 
 
 def caption(result: Result) -> str:
-    """Where the figures come from, one line per run."""
+    """Return where the figures come from, one line per run."""
     quick = "**quick run, figures mean nothing**; " if result["quick"] else ""
     runs = [*result.get("earlier_environments", []), result["environment"]]
     return "\n\n".join(quick + _origin(env) for env in runs)
@@ -39,13 +39,13 @@ def _origin(env: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Result]) -> str:
-    """The headline figures of all results, one line each."""
+    """Return the headline figures of all results, one line each."""
     rows = [line for name, lines in HEADLINES.items() if name in results for line in lines(results[name])]
     return table(["figure", "measured", "on"], [[*line] for line in rows])
 
 
 def render(result: Result) -> str:
-    """The tables of one result file and where they come from."""
+    """Return the tables of one result file and where they come from."""
     return f"{RENDERERS[result['benchmark']](result)}\n\n{caption(result)}\n"
 
 

@@ -66,36 +66,36 @@ def _plain(case: Case) -> AbstractContextManager[Ready]:
 @contextmanager
 def _hooks(name: str, case: Case) -> Iterator[Ready]:
     """One of the candidates of the other benchmarks, with hooks that stay, as in a run over many batches."""
-    found = {candidate.name: candidate for candidate in overhead.hook_candidates(_twin(case))}
+    found = {candidate.name: candidate for candidate in overhead.hook_candidates(_shared_copy(case))}
     with found[name].attach() as attached:
         yield Ready(Candidate(name, lambda _: found[name].run(attached)))
 
 
-def _twin(case: Case) -> Case:
-    model = compiled.twin(case.model)
+def _shared_copy(case: Case) -> Case:
+    model = compiled.shared_copy(case.model)
     return replace(case, model=model, layers=discover(model).layers)
 
 
 @contextmanager
 def _compiled_plain(name: str, whole: bool, case: Case) -> Iterator[Ready]:
-    yield _compiled(name, _twin(case), whole, lambda: None)
+    yield _compiled(name, _shared_copy(case), whole, lambda: None)
 
 
 @contextmanager
 def _compiled_hooks(name: str, whole: bool, native: bool, case: Case) -> Iterator[Ready]:
-    twin = _twin(case)
+    copied = _shared_copy(case)
     ids = case.input_ids
-    hooks = compiled.StaticHooks(twin.hookable, twin.forward, ids.numel(), ids.device, native=native)
-    yield _compiled(name, twin, whole, hooks.end)
+    hooks = compiled.StaticHooks(copied.hookable, copied.forward, ids.numel(), ids.device, native=native)
+    yield _compiled(name, copied, whole, hooks.end)
 
 
-def _compiled(name: str, twin: Case, whole: bool, end: Callable[[], None]) -> Ready:
+def _compiled(name: str, copied: Case, whole: bool, end: Callable[[], None]) -> Ready:
     compiler = compiled.Compiler()
-    (compiler.whole if whole else compiler.blocks)(twin.model)
+    (compiler.whole if whole else compiler.blocks)(copied.model)
 
     def run(_: object) -> None:
         with compiled.eager_masks() if whole else nullcontext():
-            twin.forward()
+            copied.forward()
         end()
 
     return Ready(Candidate(name, run), lambda: f"{compiler.graphs} graph{'s' * (compiler.graphs != 1)} compiled")
@@ -103,28 +103,28 @@ def _compiled(name: str, twin: Case, whole: bool, end: Callable[[], None]) -> Re
 
 @contextmanager
 def _fast(case: Case) -> Iterator[Ready]:
-    twin = _twin(case)
-    with overhead.scoring(twin, fast=True) as (run, forwards):
-        yield Ready(Candidate(FAST, lambda _: run()), lambda: _blocks(forwards, twin))
+    copied = _shared_copy(case)
+    with overhead.scoring(copied, fast=True) as (run, forwards):
+        yield Ready(Candidate(FAST, lambda _: run()), lambda: _blocks(forwards, copied))
 
 
 @contextmanager
 def _fast_graph(case: Case) -> Iterator[Ready]:
     _require_cuda(case)
-    twin = _twin(case)
-    with overhead.scoring(twin, fast=True, graph=True) as (run, forwards):
+    copied = _shared_copy(case)
+    with overhead.scoring(copied, fast=True, graph=True) as (run, forwards):
         for _ in range(3):  # the second batch of a kind is captured, unless the first filled a cache
             if not forwards.report()["graph"]["replayed"]:
                 run()
         report = forwards.report()["graph"]
         if not report["replayed"]:
             raise RuntimeError(report["reason"])
-        yield Ready(Candidate(FAST_GRAPH, lambda _: run()), lambda: _blocks(forwards, twin))
+        yield Ready(Candidate(FAST_GRAPH, lambda _: run()), lambda: _blocks(forwards, copied))
 
 
-def _blocks(forwards: Forwards, twin: Case) -> str:
+def _blocks(forwards: Forwards, copied: Case) -> str:
     report = forwards.report()["fast"]
-    text = f"{report['blocks']} of {len(twin.model.layers)} blocks on the fast path"  # type: ignore[arg-type]
+    text = f"{report['blocks']} of {len(copied.model.layers)} blocks on the fast path"  # type: ignore[arg-type]
     return f"{text}: {report['reason']}" if report["reason"] else text
 
 

@@ -18,7 +18,7 @@ HOPPER_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
 
 
 def find_nvcc() -> Path | None:
-    """The nvcc to use, or None: PLOP_CUDA=0, or none found."""
+    """Return the nvcc to use, or None: PLOP_CUDA=0, or none found."""
     wish = os.environ.get("PLOP_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         sys.exit(f"PLOP_CUDA must be 0, 1 or auto, got {wish!r}")
@@ -34,7 +34,7 @@ def find_nvcc() -> Path | None:
 
 
 def missing_tools() -> list[str]:
-    """What keeps the native kernels from being built here."""
+    """Return what keeps the native kernels from being built here."""
     missing = [name for name in ("torch", "pybind11", "ninja") if importlib.util.find_spec(name) is None]
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         missing.append("a C++ compiler (g++, or the one named by CXX)")

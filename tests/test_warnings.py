@@ -1,4 +1,4 @@
-"""A warning of this package points at the caller's line, and one helper sees to it."""
+"""A warning of this package points at the caller's line, by one helper."""
 
 from __future__ import annotations
 

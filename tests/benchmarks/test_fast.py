@@ -32,17 +32,17 @@ def case() -> Case:
     return make_case(build("tiny", {"num_hidden_layers": 3}), SHAPES["tiny"]["vocab_size"], 2, 16, CPU)
 
 
-def twin_of(case: Case) -> Case:
-    model = compiled.twin(case.model)
+def copy_of(case: Case) -> Case:
+    model = compiled.shared_copy(case.model)
     return replace(case, model=model, layers=discover(model).layers)
 
 
-def test_a_twin_shares_weights_and_no_hooks(case: Case) -> None:
-    twin = compiled.twin(case.model)
-    pairs = zip(case.model.parameters(), twin.parameters(), strict=True)
+def test_a_shared_copy_has_the_weights_and_no_hooks(case: Case) -> None:
+    copied = compiled.shared_copy(case.model)
+    pairs = zip(case.model.parameters(), copied.parameters(), strict=True)
     assert all(ours is theirs for ours, theirs in pairs)
     seen: list[object] = []
-    twin.layers[0].mlp.register_forward_hook(lambda *args: seen.append(args))
+    copied.layers[0].mlp.register_forward_hook(lambda *args: seen.append(args))
     case.forward()
     assert not seen
 
@@ -55,16 +55,16 @@ def test_compiled_hooks_score_as_the_best_hooks_in_one_graph(case: Case, native:
     with best:
         case.forward()
         best.end()
-    twin = twin_of(case)
-    hooks = compiled.StaticHooks(twin.hookable, twin.forward, case.input_ids.numel(), CPU, native=native)
+    copied = copy_of(case)
+    hooks = compiled.StaticHooks(copied.hookable, copied.forward, case.input_ids.numel(), CPU, native=native)
     # Code compiled without hooks in the same process must not serve the model that has them.
-    plain, compiler = twin_of(case), compiled.Compiler()
-    for model in (plain.model, twin.model):
+    plain, compiler = copy_of(case), compiled.Compiler()
+    for model in (plain.model, copied.model):
         (compiler.whole if whole else compiler.blocks)(model)
     for _ in range(2):
         with compiled.eager_masks():
             plain.forward()
-            twin.forward()
+            copied.forward()
         hooks.end()
     assert compiler.graphs == 2
     assert hooks.gains() == pytest.approx(list(best.gains().values()), rel=1e-5)
@@ -72,13 +72,13 @@ def test_compiled_hooks_score_as_the_best_hooks_in_one_graph(case: Case, native:
 
 def test_compiled_forwards_get_the_attention_of_eager_ones(case: Case) -> None:
     masks: list[object] = []
-    twin, compiler = twin_of(case), compiled.Compiler()
-    twin.model.layers[0].self_attn.register_forward_pre_hook(
+    copied, compiler = copy_of(case), compiled.Compiler()
+    copied.model.layers[0].self_attn.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
     )
-    compiler.whole(twin.model)
+    compiler.whole(copied.model)
     with compiled.eager_masks():
-        twin.forward()
+        copied.forward()
     assert masks == [None]
 
 

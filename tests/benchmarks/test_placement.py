@@ -106,7 +106,7 @@ def test_replicas_train_as_peft_does(work: Path, name: str) -> None:
     outcomes = Group(model, {"code": data}, settings, slots=3, width=4, steps=settings.steps).run(slots)
     for slot, outcome in zip(slots, outcomes, strict=True):
         assert outcome.test_loss == pytest.approx(peft_loss(model, data, slot, settings), rel=2e-5)
-    assert not any("base" in name for name, _ in model.named_modules())  # the model is left as it was
+    assert not any("base" in name for name, _ in model.named_modules())  # the model is restored
 
 
 def peft_loss(model: nn.Module, data: dict[str, Encoded], slot: Slot, settings: Settings) -> float:

@@ -62,7 +62,7 @@ def test_score_marks_as_many_types_as_it_watched(tmp_path: Path, capsys: pytest.
     assert len(table) == 7 and sum("yes" in line for line in table) == 5
 
 
-def test_samples_are_told_by_row_and_split(tmp_path: Path) -> None:
+def test_samples_are_identified_by_row_and_split(tmp_path: Path) -> None:
     found = {}
     for split in ("train", "test"):
         output = tmp_path / f"{split}.json"

@@ -170,7 +170,7 @@ def test_an_input_of_another_type_than_the_output_is_read_alone(monkeypatch: pyt
     assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-2)
 
 
-def test_batches_under_other_grad_modes_and_of_other_lengths_give_the_same_bits(
+def test_batches_under_other_grad_modes_and_of_other_lengths_are_bitwise_identical(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The buffer and its views outlive a batch."""
@@ -258,7 +258,7 @@ def test_rows_that_no_sample_owns_are_named() -> None:
 
 
 @pytest.mark.parametrize("elements", [64, 200, 500])
-def test_an_arena_that_overflows_or_grows_gives_the_same_bits(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arena_that_overflows_or_grows_is_bitwise_identical(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = tiny_models.llama().model, torch.randint(3, 60, (3, 33))
     _, expected = collect(model, x)
     monkeypatch.setattr("plop_ext.collecting.arena._ARENA_ELEMENTS", elements)  # a call takes 2 * 99
@@ -297,7 +297,7 @@ def test_gradients_flow_through_hooked_layers() -> None:
     assert not collector.totals().requires_grad
 
 
-def test_a_forward_nobody_announced_does_not_count() -> None:
+def test_an_unannounced_forward_does_not_count() -> None:
     model, x = Plain(), torch.randn(2, 20, 16)
     with torch.no_grad(), Collector(model, discover(model).layers) as collector:
         model(x)

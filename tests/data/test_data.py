@@ -365,7 +365,7 @@ def test_sample_ids_are_the_numbers_of_the_rows_in_the_data_set(tmp_path: Path) 
     samples = encode(rows, tokenizer)
     [batch] = batches(samples, pad_token_id=0, sort=False)
     assert batch["sample_ids"].tolist() == rows.numbers
-    # The first was left out; its number is nobody else's.
+    # The first was dropped; no other sample has its number.
     rows[0]["text"] = ""
     [batch] = batches(encode(rows, tokenizer), pad_token_id=0, sort=False)
     assert batch["sample_ids"].tolist() == rows.numbers[1:]

@@ -1,4 +1,4 @@
-"""Stacked experts: every implementation, the few-token rule, what PEFT adapts, and a model left as it was."""
+"""Stacked experts: every implementation, the few-token rule, what PEFT adapts, and a restored model."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_single_modules_of_a_mixture_are_placed_exactly() -> None:
 
 
 def test_experts_that_cannot_be_scored_still_make_it_a_mixture() -> None:
-    """PEFT rewrites by model type, whatever the experts are quantized to."""
+    """PEFT rewrites by model type, independent of the quantization of the experts."""
     model = ARCHITECTURES["deepseek_v3"].build()
     for layer in model.model.layers[1:]:
         layer.mlp.experts.down_proj = nn.Parameter(layer.mlp.experts.down_proj.to(torch.int8), requires_grad=False)
@@ -307,7 +307,7 @@ def test_the_weighted_sum_of_the_chosen_experts(device: torch.device, dtype: tor
 
 
 @pytest.mark.gpu
-def test_observing_experts_makes_the_host_wait_no_more_than_the_model_does() -> None:
+def test_observing_experts_synchronizes_no_more_than_the_model_does() -> None:
     model = ARCHITECTURES["qwen3_moe"].build().to("cuda", torch.bfloat16)
     batch = {key: value.cuda() for key, value in text_batch().items()}
     mask = text_batch()["attention_mask"]

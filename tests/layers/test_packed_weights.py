@@ -137,7 +137,7 @@ def test_parts_are_named_typed_and_picked() -> None:
     )
 
 
-def test_a_part_is_emitted_as_its_module_and_said() -> None:
+def test_a_part_is_emitted_as_its_module_with_a_note() -> None:
     from peft import get_peft_model
 
     scores = scores_of("phi3")
@@ -188,5 +188,5 @@ def test_an_unknown_fused_weight_is_scored_as_one_matrix() -> None:
 def test_on_cuda_as_on_the_cpu(name: str) -> None:
     case = ARCHITECTURES[name]
     scores = score(case.build().double().cuda(), [text_batch()], progress=False)
-    # transformers computes rotary embeddings, norms and softmax in float32 whatever the model's type.
+    # transformers computes rotary embeddings, norms and softmax in float32 for every type of model.
     assert nfn(scores) == pytest.approx(nfn(score(case.build().double(), [text_batch()], progress=False)), rel=1e-6)

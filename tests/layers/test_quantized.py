@@ -63,7 +63,7 @@ def nf4(linear: nn.Linear, quant_type: str = "nf4", nested: bool = False) -> nn.
         linear.weight.data.clone(), requires_grad=False, quant_type=quant_type, compress_statistics=nested
     ).to("cpu")
     layer.bias = linear.bias
-    # Some CPUs have a kernel that rounds scales and activations to bfloat16, whatever the compute type.
+    # Some CPUs have a kernel that rounds scales and activations to bfloat16, for every compute type.
     layer.support_avx512bf16_for_cpu = False
     return layer
 
@@ -97,7 +97,7 @@ def hqq(linear: nn.Linear) -> nn.Module:
 
 
 class CodesLinear(nn.Module):
-    """A packed format that nobody here knows: codes and scales, and a forward that unpacks them."""
+    """A packed format without an adapter: codes and scales, and a forward that unpacks them."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -280,7 +280,7 @@ def test_mamba_placements_leave_out_what_peft_refuses() -> None:
 
 
 class ScaledLinear(nn.Module):
-    """A layer class nobody thought of."""
+    """A layer class without an adapter."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

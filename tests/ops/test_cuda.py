@@ -52,7 +52,7 @@ def test_the_ops_run_on_the_current_stream() -> None:
     torch.testing.assert_close(totals, expected(x, y), rtol=1e-5, atol=0)
 
 
-def test_the_ops_make_nobody_wait() -> None:
+def test_the_ops_do_not_synchronize() -> None:
     x, y = torch.randn(ROWS, WIDTH, device="cuda"), torch.randn(ROWS, WIDTH, device="cuda")
     both_ops(x, y)
     done = torch.cuda.Event()

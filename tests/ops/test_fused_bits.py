@@ -1,4 +1,4 @@
-"""The fused ops: what the bits of a row may depend on."""
+"""The fused ops: the values on which the result of a row may depend."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(op: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_heads_in_a_fused_projection_give_the_bits_of_a_copy(
+def test_heads_in_a_packed_projection_are_bitwise_identical_to_a_copy(
     device: torch.device, dtype: torch.dtype, weighted: bool
 ) -> None:
     like = device, dtype

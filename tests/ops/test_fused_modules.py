@@ -1,8 +1,8 @@
 """The fused ops against the modules of transformers that they stand for.
 
-The PyTorch kernels give the same bits. Native ones add the squares of a row in another order and evaluate exp and tanh
-in their own way. That changes a float32 value by about 1e-7 of it, which turns the last bit of one rounded value in
-40 000 (bfloat16) or 5 000 (float16), and of more in the tail of GELU, where 1 + tanh cancels.
+The PyTorch kernels are bitwise identical to them. Native ones add the squares of a row in another order and evaluate
+exp and tanh in their own way. That changes a float32 value by about 1e-7 of it, which turns the last bit of one
+rounded value in 40 000 (bfloat16) or 5 000 (float16), and of more in the tail of GELU, where 1 + tanh cancels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def same(
     Args:
         kernel: `"op"` or `"pytorch"`.
         actual: Of any shape.
-        expected: Likewise.
+        expected: Of the same shape.
         magnitude: What the rounding errors of an element are relative to; default: the element.
         shared: [like actual] bool, the elements of which few may differ; default: all.
     """
@@ -120,7 +120,7 @@ def magnitude(normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("samples", [1, 3])
 @torch.no_grad()
-def test_rotation_without_a_norm_has_the_same_bits(
+def test_rotation_without_a_norm_is_bitwise_identical(
     device: torch.device, kernel: str, dtype: torch.dtype, samples: int
 ) -> None:
     """Llama, Mistral, Qwen2; native kernels too, for every dtype."""

@@ -55,7 +55,7 @@ def drawn(rows: int, k: int, i: int, device: torch.device, dtype: torch.dtype) -
 def whole_numbers(
     rows: int, k: int, i: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x and weights whose products are exact in float32, whatever the order in which they are added."""
+    """x and weights whose products are exact in float32, for every order of their sum."""
     x = torch.randint(-4, 5, (rows, k)).to(device, dtype)
     return x, *(torch.randint(-2, 3, (i, k)).to(device, dtype) / 16 for _ in range(2))
 
@@ -90,7 +90,7 @@ def test_projections_equal_the_oracle(
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows, k, i", SIZES)
-def test_exact_products_give_the_bits_of_the_activation_kernel(
+def test_exact_products_are_bitwise_identical_to_the_activation_kernel(
     device: torch.device, kernel: str, activation: str, dtype: torch.dtype, rows: int, k: int, i: int
 ) -> None:
     x, *weights = whole_numbers(rows, k, i, device, dtype)

@@ -42,7 +42,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-def test_pure_python_gives_the_same_scores_and_says_so(tmp_path: Path) -> None:
+def test_pure_python_gives_the_same_scores_with_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     done = python(SCORE, str(path), PLOP_PURE_PYTHON="1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`row_sumsq_pair_`: the bits of two `row_sumsq_` calls, in one launch or two. Errors: test_ops_pair_errors.py."""
+"""`row_sumsq_pair_`: bitwise identical to two `row_sumsq_` calls, in one launch or two."""
 
 from __future__ import annotations
 

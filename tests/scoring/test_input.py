@@ -155,7 +155,7 @@ def test_the_provenance_tells_data_apart() -> None:
 
 
 class Odd(nn.Module):
-    """A weight of a kind that nobody knows."""
+    """A weight of an unsupported kind."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def same(first: Scores, second: Scores) -> bool:
 
 
 def test_killed_processes(tmp_path: Path) -> None:
-    """SIGKILL at random moments until the run gets through; the result has the bits of a run that was left alone."""
+    """SIGKILL at random moments until the run gets through; the result is bitwise identical to that of one run."""
     journal, output = tmp_path / "run.partial", tmp_path / "scores.json"
     rng = random.Random(0)
     command = [sys.executable, "-m", "tests.support.interrupted", str(journal), str(output), "0.05"]

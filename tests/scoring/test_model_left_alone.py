@@ -1,4 +1,4 @@
-"""A model is left as it was found by `score`, also after an exception: hooks, modes, states, compiled calls."""
+"""`score` restores a model, also after an exception: hooks, modes, states, compiled calls."""
 
 from __future__ import annotations
 

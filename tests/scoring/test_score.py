@@ -158,7 +158,7 @@ def test_gaussian_inputs_score_one(baseline: str) -> None:
     assert scores.nfn[0] == pytest.approx(1.0, abs=3e-3)
 
 
-def test_two_runs_give_the_same_bits(device: torch.device) -> None:
+def test_two_runs_are_bitwise_identical(device: torch.device) -> None:
     model = tiny_models.llama().to(device)
     batches = [moved(batch, device) for batch in mixed()]
     for settings in ({}, {"token_step": 3}, {"baseline": "probe"}):

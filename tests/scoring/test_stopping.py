@@ -1,4 +1,4 @@
-"""Early stop: what it watches, that it waits for nobody, and that it chooses what the whole data would."""
+"""Early stop: which set must be stable, no synchronization, and the choice that the whole data would give."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_is_read_before_a_stop_is_a_random_sample(embedded: Any) -> None:
     assert taken[0] == score(model, data(), seed=0, progress=False).sample_ids.tolist()
 
 
-def test_default_is_to_settle_and_a_number_of_samples_is_an_order() -> None:
+def test_the_default_stops_early_and_a_number_of_samples_is_read_whole() -> None:
     model = aligned()
     assert score(model, toy_data(50), progress=False).provenance["stop"]["settled"]
     assert len(score(model, toy_data(50), max_samples=20, progress=False).sample_ids) == 20
@@ -88,7 +88,7 @@ class Split(torch.nn.Module):
         return self.layers[0]["a"](x) + self.layers[0]["b"](x)
 
 
-def test_a_tie_across_the_cut_reads_on_to_the_cap_and_says_that_it_did_not_settle() -> None:
+def test_a_tie_across_the_cut_reads_on_to_the_cap_and_reports_that_it_is_not_stable() -> None:
     """Every other sample lies in the half that `a` shrinks, the rest in the half that `b` does: neither is lower."""
     data = toy_data(64, size=4)
     for batch in data:

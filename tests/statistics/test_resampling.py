@@ -46,7 +46,7 @@ def test_draws_repeat_with_their_seed() -> None:
     assert summarize(source).to_dict() == summarize(source).to_dict()
 
 
-def test_draws_of_layers_are_shared_by_types_of_the_same_layers() -> None:
+def test_resamples_of_layers_are_shared_by_types_of_the_same_layers() -> None:
     source = table([1.0, 1.02], layers=16, layer_sd=0.3)
     values = resampling.types_over_layers(source)
     assert values[:, 0].std() > 0.05

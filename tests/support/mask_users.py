@@ -1,4 +1,4 @@
-"""Llamas that something of the user's calls, or is called by, which needs the attention mask even if it is of ones."""
+"""Llamas called by, or calling, user-defined code that needs the attention mask even if it is all ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def needing_a_mask(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Around(nn.Module):
-    """A module of the user's that looks like a model of PEFT's."""
+    """A user-defined module that looks like a model of PEFT."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def with_a_module_of_the_users_on_the_way(model: Any, monkeypatch: pytest.Monkey
 
 
 class Trunk(nn.Module):
-    """A decoder of the user's, made of transformers' blocks."""
+    """A user-defined decoder, made of transformers' blocks."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ def compared(
     rtol: float = TOLERANCE[torch.bfloat16],
     **kwargs: Any,
 ) -> None:
-    """The fast path scores as hooks do, with so many calls of the op."""
+    """The fast path scores as hooks do, with this number of calls of the op."""
     plain = quietly(model, data, **kwargs)
     calls.clear()
     fast = quietly(model, data, fast=True, **kwargs)

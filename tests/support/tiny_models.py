@@ -124,7 +124,7 @@ class Block(nn.Module):
 
 
 class Plain(nn.Module):
-    """A model of plain torch: a list of blocks and a head. Takes whatever else a batch holds, and ignores it."""
+    """A model of plain torch: a list of blocks and a head. Ignores any other item of a batch."""
 
     def __init__(self, width: int = 16, depth: int = 2, bias: bool = True) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ def test_a_layer_called_before_the_model(device: torch.device, projections: list
     compared(model, batches(), projections, CALLS, forward=forward)
 
 
-def test_the_model_is_left_as_it_was(device: torch.device, projections: list[int]) -> None:
+def test_the_model_is_restored(device: torch.device, projections: list[int]) -> None:
     model = make("phi3", torch.bfloat16, device)
     before = state(model)
     quietly(model, batches(), fast=True)

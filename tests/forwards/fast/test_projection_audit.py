@@ -62,7 +62,7 @@ def test_blocks_between_those_that_are_compared(
     np.testing.assert_array_equal(fast.totals, quietly(model, batches()).totals)
 
 
-def test_a_kernel_wanted_in_vain_is_not_checked_for_ever(
+def test_a_kernel_that_never_becomes_eligible_is_not_checked_for_ever(
     monkeypatch: pytest.MonkeyPatch, device: torch.device, projections: list[int]
 ) -> None:
     monkeypatch.setattr(kernels, "_PROJECTED_ROWS", 36)

@@ -89,7 +89,7 @@ def test_a_full_arena_costs_reads_and_no_sums(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_model_is_left_as_it_was(family: str) -> None:
+def test_the_model_is_restored(family: str) -> None:
     model = make(family)
     before = state(model)
     quietly(model, batches(), fast=True)
@@ -166,7 +166,7 @@ def test_forwards_that_stand_aside_keep_no_outputs_alive() -> None:
         collector.end()
 
 
-def test_with_gradients_the_model_runs_as_it_was() -> None:
+def test_with_gradients_the_model_runs_without_the_kernels() -> None:
     model, batch = make("llama"), batches(1)[0]
 
     def gradient() -> Tensor:

@@ -1,4 +1,4 @@
-"""`score(graph=True)`: the bits of an eager run, from forwards that are captured once and replayed."""
+"""`score(graph=True)`: bitwise identical to an eager run, from forwards that are captured once and replayed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[list[Batch], dict[str, Any], int, int]] = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "qwen3_moe"])
-def test_scores_have_the_same_bits(name: str, case: str, graphing: torch.device) -> None:
+def test_scores_are_bitwise_identical(name: str, case: str, graphing: torch.device) -> None:
     model, (batches, settings, captured, replayed) = model_on(name, graphing), CASES[case]
     before = [{key: value.clone() for key, value in batch.items()} for batch in batches]
     graphed = scored(model, batches, graph=True, **settings)
@@ -67,7 +67,7 @@ def test_scores_have_the_same_bits(name: str, case: str, graphing: torch.device)
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:.*host wait for the device", "ignore:.*not scored", "ignore:.*input of zeros")
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_has_the_same_bits_captured_or_not(name: str) -> None:
+def test_every_architecture_is_bitwise_identical_captured_or_not(name: str) -> None:
     case = ARCHITECTURES[name]
     model, batches = case.build().cuda(), [case.batch() for _ in range(3)]
     graphed = scored(model, batches, graph=True, **case.kwargs)

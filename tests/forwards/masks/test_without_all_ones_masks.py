@@ -1,4 +1,4 @@
-"""Forwards of known families make no host wait for the values of masks; all others run as the model has it."""
+"""Forwards of supported families do not synchronize to read mask values; all others run unchanged."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_eager_forwards_decide_unless_they_are_the_users(
     fast: bool, own: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forward of the user's may need the mask."""
+    """A user-defined forward may need the mask."""
     model, data = make("llama", device=device), batches(padded=False) + batches()
     made = decisions(monkeypatch)
     with monkeypatch.context() as patched:
