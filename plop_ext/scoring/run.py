@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,11 +13,14 @@ from torch import nn
 
 from plop_ext.collecting.collector import Collector
 from plop_ext.collecting.totals_queue import TotalsQueue
+from plop_ext.errors import InputError
 from plop_ext.forwards.batch import batch_size, input_device, take_sample_ids, token_mask
 from plop_ext.forwards.protocol import Forwards
 from plop_ext.score_data.settings import Settings
+from plop_ext.scoring.baseline import WeightNorms
 from plop_ext.scoring.digest import data_hash, digest, on_host
 from plop_ext.scoring.journal import Journal, Record
+from plop_ext.scoring.outcome import Outcome
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.totals import Totals
 
@@ -35,6 +38,19 @@ class Samples:
     def fingerprint(self) -> str | None:
         """Of all inputs in the order of the run; None if some of them never were on the host."""
         return None if "" in self.digests else data_hash(self.digests)
+
+    def outcome(self, collector: Collector, norms: WeightNorms, baselines: Sequence[float]) -> Outcome:
+        """Return what the run gave, with what `collector` noticed."""
+        return Outcome(
+            totals=Totals.join_samples(self.tables),
+            norms=norms,
+            baselines=baselines,
+            ids=self.ids,
+            batches=self.batches,
+            unmasked=collector.unmasked,
+            unassigned=collector.unassigned,
+            experts_implementation=collector.experts_implementation,
+        )
 
     def add(self, number: int, record: Record) -> None:
         """Add a batch."""
@@ -116,6 +132,9 @@ def run_batches(
         journal: Where to write totals, and which batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
+
+    Raises:
+        InputError: If there is no batch.
     """
     late = 1 if input_device(model).type == "cuda" else 0
     phases = random.Random(settings.seed)
@@ -143,4 +162,6 @@ def run_batches(
         if settled or (settings.max_samples is not None and announced >= settings.max_samples):
             break
     arrivals.take(0)
+    if not arrivals.samples.ids:
+        raise InputError("`dataloader` is empty; give it at least one batch")
     return arrivals.samples

@@ -27,12 +27,10 @@ from plop_ext.scoring.baseline import compute_baselines, frobenius_norms
 from plop_ext.scoring.describe import check_data_info, describe_run
 from plop_ext.scoring.extent import available_samples, extent
 from plop_ext.scoring.journal import Journal
-from plop_ext.scoring.outcome import Outcome
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.scoring.warn_about import warn_about
 from plop_ext.statistics import StopRule
-from plop_ext.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +149,14 @@ def score(
         baselines = compute_baselines(found.layers, norms, settings, progress)
         watch = None if rule is None else StopWatch(rule, found.layers, baselines)
         described = describe_model(model)
-        identity = {"model": described, "data": data_name, **settings.to_dict(), "stop": str(rule), "fast": fast}
-        identity["modules"] = [layer.name for layer in found.layers]
+        identity = {
+            "model": described,
+            "data": data_name,
+            **settings.to_dict(),
+            "stop": str(rule),
+            "fast": fast,
+            "modules": [layer.name for layer in found.layers],
+        }
         record = nullcontext() if journal is None else Journal(journal, identity, baselines, resume)
         total = limit if limit is not None else length(dataloader)
         with record as written, collector, forwards, progress_bar("scoring", total, progress) as advance:
@@ -167,18 +171,7 @@ def score(
                 advance=lambda samples: advance(samples if limit is not None else 1),
             )
             report = forwards.report()
-    if not done.ids:
-        raise InputError("`dataloader` is empty; give it at least one batch")
-    outcome = Outcome(
-        Totals.join_samples(done.tables),
-        norms,
-        baselines,
-        done.ids,
-        done.batches,
-        collector.unmasked,
-        collector.unassigned,
-        collector.experts_implementation,
-    )
+    outcome = done.outcome(collector, norms, baselines)
     available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
     ended = None if watch is None else watch.report(len(done.ids), available)
     data |= {"name": data_name, "hash": done.fingerprint}

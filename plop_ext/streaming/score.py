@@ -136,42 +136,29 @@ def score_streaming(
     )
     weights = Weights(model, checkpoint)
     figures = plan.make(model, weights, [batch.extent for batch in data.batches], chosen)
-    if chosen.type == "cuda":
-        square = torch.ones(64, 64, dtype=model.dtype, device=chosen)
-        (square @ square).sum().item()  # loads what CUDA keeps in RAM, which the budget has to know of
-        torch.cuda.reset_peak_memory_stats(chosen)
-    memory.reset_peak_rss()
+    _reset_peaks(chosen, model.dtype)
     rooms = _rooms(figures, chosen, budget)
 
     fingerprint = data_hash([digest(batch.inputs) for batch in data.batches])
-    kept = None
-    finished = 0
-    if state is not None:
-        identity = {
-            "checkpoint": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint.files},
-            "data": fingerprint,
-            "settings": settings.to_dict(),
-            "dtype": str(model.dtype),
-            "device": chosen.type,
-            "versions": dict(versions()),
-        }
-        kept = State(Path(state), identity)
-        if resume:
-            finished = kept.finished()
-        else:
-            kept.start()
+    identity = {
+        "checkpoint": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint.files},
+        "data": fingerprint,
+        "settings": settings.to_dict(),
+        "dtype": str(model.dtype),
+        "device": chosen.type,
+        "versions": dict(versions()),
+    }
+    kept = None if state is None else State(Path(state), identity)
+    finished = 0 if kept is None else kept.open(resume)
     store = Store(chosen, *rooms)
     with random_state(), torch.no_grad(), one_thread(), quiet():
         stream = Stream(model, weights, data.batches, settings, chosen, store, kept)
         with streaming(stream, store):
             results = stream.run(default_forward(model.model, []), finished, progress)
-    peaks = {
-        "peak_rss": memory.peak_rss(),
-        "peak_device": torch.cuda.max_memory_allocated(chosen) if chosen.type == "cuda" else None,
-    }
+    peaks = _peaks(chosen)
     outcome = join(results, data)
-    facts = {"name": data_name, "hash": fingerprint}
-    provenance = describe_run(describe_model(model.model), facts, settings, outcome, chosen, started)
+    described = {"name": data_name, "hash": fingerprint}
+    provenance = describe_run(describe_model(model.model), described, settings, outcome, chosen, started)
     provenance["streaming"] = {
         **vars(figures),
         "memory_budget": budget,
@@ -183,12 +170,13 @@ def score_streaming(
     }
     scores = assemble(model.found, outcome, provenance)
     warn_about(scores, outcome)
-    if budget is not None and max(peaks["peak_rss"] or 0, peaks["peak_device"] or 0) > budget:
+    used = {name: peak or 0 for name, peak in peaks.items()}
+    if budget is not None and max(used.values()) > budget:
         logger.warning(
             "the memory budget of %s was passed: %s of RAM, %s on the device",
             memory.format_size(budget),
-            memory.format_size(peaks["peak_rss"] or 0),
-            memory.format_size(peaks["peak_device"] or 0),
+            memory.format_size(used["peak_rss"]),
+            memory.format_size(used["peak_device"]),
         )
     logger.info("scored %d modules on %d samples, block by block", len(scores.modules), len(data.ids))
     return scores
@@ -221,6 +209,21 @@ def model_folder(path: str, *, weights: bool = True) -> Path:
         except Exception as error:
             where = "on the hub" if online else "in the local cache, and the hub cannot be reached"
             raise SetupError(f"`path` {path!r} is no local folder, and not {where}; give a model's folder") from error
+
+
+def _reset_peaks(device: torch.device, dtype: torch.dtype) -> None:
+    """Measure the memory of the process and the device from now on."""
+    if device.type == "cuda":
+        square = torch.ones(64, 64, dtype=dtype, device=device)
+        (square @ square).sum().item()  # loads what CUDA keeps in RAM, which the budget has to know of
+        torch.cuda.reset_peak_memory_stats(device)
+    memory.reset_peak_rss()
+
+
+def _peaks(device: torch.device) -> dict[str, int | None]:
+    """Return the most memory that was in use since `_reset_peaks`; None where it is not known."""
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"peak_rss": memory.peak_rss(), "peak_device": on_device}
 
 
 def _rooms(figures: plan.Plan, device: torch.device, budget: int | None) -> tuple[int, int]:

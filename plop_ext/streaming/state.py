@@ -34,6 +34,13 @@ class State:
         self.folder = folder
         self._identity = json.loads(json.dumps(identity))
 
+    def open(self, resume: bool) -> int:
+        """Take up the run that left the state, or begin a new one; return how many blocks are finished."""
+        if resume:
+            return self.finished()
+        self.start()
+        return 0
+
     def finished(self) -> int:
         """Return the number of finished blocks.
 
