@@ -1,43 +1,49 @@
-"""Whether the samples that were scored bear the choice that is asked of them."""
+"""Whether enough samples were scored for the choice that is asked of them."""
 
 from __future__ import annotations
 
 from plop_ext._warnings import warn
-from plop_ext.placement.placement import Placement
+from plop_ext.placement.data import PlacementData
 from plop_ext.score_data import ScoreData
 from plop_ext.statistics import MIN_SAMPLES_MODULES, StopRule, set_stability
 
 
-def warn_of_samples(scores: ScoreData, placement: Placement, modules: int | float | None, single: bool) -> None:
-    """Warn where too little was scored for `placement`.
+def warn_of_too_few_samples(
+    scores: ScoreData, placement: PlacementData, modules: int | float | None, single: bool
+) -> None:
+    """Warn if too few samples were scored for `placement`.
 
-    Single modules need 64 samples. A run that ended early did so when the set that its rule watched had settled; of
-    another set the samples say themselves whether it holds.
+    Single modules need 64 samples. A run that stopped early did so because the set that its stop rule is about had
+    settled; for another set, resampling the same samples says whether it holds.
 
     Args:
         scores: What was chosen from.
         placement: The choice, by the lowest or the highest NFN.
         modules: How many single modules, or which fraction, were asked for.
-        single: Whether it is of single modules.
+        single: Whether the choice is of single modules.
     """
     if scores.paper_script:
         return
     samples, stop = len(scores.sample_ids), scores.provenance.get("stop") or {}
-    watched = stop.get("modules") if single else stop.get("types")
+    settled = stop.get("modules") if single else stop.get("types")
     wanted = modules if single else len(placement.types)
-    if wanted is not None and wanted == watched:
+    if wanted is not None and wanted == settled:
         return
     if single and samples < MIN_SAMPLES_MODULES:
-        fix = (
-            "max_samples=64 (plop score --samples 64)" if modules is None else _rule("modules", len(placement.modules))
-        )
+        rule = _rule("modules", len(placement.modules))
+        fix = "max_samples=64 (plop score --samples 64)" if modules is None else rule
         warn(
             f"single modules were chosen on {samples} samples, and their order needs {MIN_SAMPLES_MODULES}; score "
             f"again with {fix}"
         )
         return
-    if not stop.get("settled") or wanted is None:
-        return
+    if stop.get("settled") and wanted is not None:
+        _warn_of_another_set(scores, placement, stop, single)
+
+
+def _warn_of_another_set(scores: ScoreData, placement: PlacementData, stop: dict[str, int], single: bool) -> None:
+    """Warn if resampling does not give the chosen set again."""
+    what = "modules" if single else "types"
     count = len(placement.modules if single else placement.types)
     if placement.strategy == "inverse":  # the k highest are all but the n - k lowest
         count = len(scores.modules if single else scores.types) - count
@@ -46,11 +52,11 @@ def warn_of_samples(scores: ScoreData, placement: Placement, modules: int | floa
     rule = StopRule(modules=count) if single else StopRule(types=count)
     stability = set_stability(scores.table, rule)
     if stability < rule.confidence:
-        what = "modules" if single else "types"
-        seen = f"{stop['types']} types" if stop.get("modules") is None else "modules"
+        settled = f"{stop['types']} types" if stop.get("modules") is None else "modules"
         warn(
-            f"scoring ended after {samples} samples, when the lowest {seen} had settled; these {what} are the same in "
-            f"{stability:.0%} of draws of samples only; score again with {_rule(what, count)}"
+            f"scoring stopped after {len(scores.sample_ids)} samples, when the lowest {settled} had settled; only "
+            f"{stability:.0%} of bootstrap resamples give the same {what} as chosen here; score again with "
+            f"{_rule(what, count)}"
         )
 
 

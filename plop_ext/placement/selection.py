@@ -13,7 +13,7 @@ import numpy as np
 from plop_ext._warnings import warn
 from plop_ext.errors import InputError
 from plop_ext.placement.budget import Budget, fit, make_budget, most_types
-from plop_ext.placement.enough_samples import warn_of_samples
+from plop_ext.placement.enough_samples import warn_of_too_few_samples
 from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
@@ -77,7 +77,7 @@ def select(
         fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
         reason = f"{reason}; {fewer}" if reason else fewer
     if placement.strategy in ("lowest", "inverse") or max_nfn is not None:
-        warn_of_samples(scores, placement, modules, single=modules is not None or max_nfn is not None)
+        warn_of_too_few_samples(scores, placement, modules, single=modules is not None or max_nfn is not None)
     return replace(placement, reason=reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +13,11 @@ from peft.tuners.lora import LoraLayer
 
 from plop_ext.errors import InputError
 from plop_ext.placement import Placement
-from plop_ext.placement.budget import MIN_RANK
 from plop_ext.placement.exports.peft import rank_pattern
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
 from tests.support.gain_tables import scores, table
+from tests.support.paths import ROOT
 from tests.support.tiny_models import DECODERS, llama, token_batch
 
 LEVELS = [0.5, 0.8, 1.2, 2.0]
@@ -104,7 +105,10 @@ def kept_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [True, False], ids=["float32 adapters", "adapters as the model"])
-@pytest.mark.parametrize("types", [["q_proj", "k_proj", "v_proj"], ["o_proj", "down_proj"], ["gate_proj", "v_proj"]])
+@pytest.mark.parametrize(
+    "types",
+    [["q_proj", "k_proj", "v_proj"], ["o_proj", "down_proj"], ["gate_proj", "v_proj"], ["q_proj", "o_proj"]],
+)
 def test_activation_memory_is_what_autograd_keeps(
     types: list[str],
     dtype: torch.dtype,
@@ -150,8 +154,10 @@ def test_the_largest_rank_that_fits_is_taken() -> None:
 def test_types_are_given_up_before_the_rank_falls_too_low() -> None:
     found = scores(table(LEVELS))
     one = found.place(types=1).num_parameters(1)
-    assert len(found.place(max_params=3 * MIN_RANK * one).types) == 3
-    assert len(found.place(max_params=3 * MIN_RANK * one - 1).types) == 2
+    assert len(found.place(max_params=3 * 8 * one).types) == 3
+    assert len(found.place(max_params=3 * 8 * one - 1).types) == 2
+    for page in ("README.md", "docs/statistics.md"):  # they promise rank 8
+        assert re.search(r"rank\s+8", (ROOT / page).read_text(encoding="utf-8")), page
     smallest = found.place(max_params=3 * one)
     assert len(smallest.types) == 1 and smallest.r == 3
     assert smallest.reason == "the budget allows 1 of the 3 lowest types"
