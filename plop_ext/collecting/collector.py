@@ -13,6 +13,7 @@ from plop_ext.collecting.hooks import ExpertsObserver, Hook, compiled_calls
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
 from plop_ext.layers import LinearLayer
+from plop_ext.totals import Totals
 
 
 class Collector:
@@ -43,7 +44,7 @@ class Collector:
         ...         collector.begin(batch_size=len(batch["input_ids"]), mask=batch["attention_mask"])
         ...         outputs = model(**batch)
         ...         collector.end()
-        >>> totals = collector.totals()  # [layers, samples, 5] float64
+        >>> gain = collector.totals().mean_gain  # [layers, samples]
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[LinearLayer], *, last_call_only: bool = False) -> None:
@@ -96,6 +97,6 @@ class Collector:
         """Close the forward announced last: reduce what is pending and send the totals on their way to the host."""
         self.recording.queue.send(self.recording.close())
 
-    def totals(self) -> Tensor:
-        """Return [M, S, 5] float64 on the CPU: totals of all closed batches, samples as seen. Synchronises."""
-        return self.recording.queue.all()
+    def totals(self) -> Totals:
+        """Return the totals of all closed batches on the CPU, layers and samples as seen. Synchronises."""
+        return Totals(self.recording.queue.all().numpy())

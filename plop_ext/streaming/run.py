@@ -217,7 +217,7 @@ class Stream:
                         self._state.save_hidden(block.index, number, [hidden], calls.shared)
                 del hidden
         result = {
-            "totals": collector.totals(),
+            "totals": collector.recording.queue.all(),
             "norms": block.norms.values,
             "failures": block.norms.failures,
             "values": values,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from plop_ext import Collector, ops, reference
 from plop_ext.layers import discover
+from plop_ext.totals import Totals
 from tests.support import tiny_models
 from tests.support.tiny_models import Plain
 
@@ -29,7 +31,7 @@ class Seen(nn.Module):
 
 def collect(
     model: nn.Module, *batches: Tensor, mask: Tensor | None = None, last_call_only: bool = False
-) -> tuple[Collector, Tensor]:
+) -> tuple[Collector, Totals]:
     """The collector and its totals after a forward on each of `batches`."""
     with torch.no_grad(), Collector(model, discover(model).layers, last_call_only=last_call_only) as collector:
         for batch in batches:
@@ -75,7 +77,7 @@ def test_a_model_compiled_and_run_before_is_scored_and_stays_compiled(wrapped: b
             collector.begin(3)
             called(x)
             collector.end()
-        assert torch.equal(collector.totals(), expected)
+        assert np.array_equal(collector.totals(), expected)
         assert [dict(vars(module)) for module in called.modules()] == attributes
         called(x)
     assert compilations == 1
@@ -93,8 +95,8 @@ def test_an_input_modified_between_two_uses_is_read_again(inference: bool) -> No
     changed[..., :4] *= 100
     with torch.inference_mode(inference):
         _, totals = collect(model, x.clone())
-    assert float(totals[0, :, 0].sum()) == pytest.approx(summed(model.layers[0], x), rel=1e-6)
-    assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], changed), rel=1e-6)
+    assert float(totals.sum_gain[0].sum()) == pytest.approx(summed(model.layers[0], x), rel=1e-6)
+    assert float(totals.sum_gain[1].sum()) == pytest.approx(summed(model.layers[1], changed), rel=1e-6)
 
 
 def test_the_bias_that_autocast_rounded_is_the_one_subtracted() -> None:
@@ -109,9 +111,9 @@ def test_the_bias_that_autocast_rounded_is_the_one_subtracted() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 model(x)
             collector.end()
-    totals = collector.totals()[:, : len(x)]
+    totals = collector.totals().of_samples(slice(len(x)))
     expected = float((features[0].norm(dim=-1) / x.double().norm(dim=-1)).sum())
-    assert float(totals[0, :, 0].sum()) == pytest.approx(expected, rel=1e-6)
+    assert float(totals.sum_gain[0].sum()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_users_hook_that_replaces_the_output_runs_later() -> None:
@@ -119,7 +121,7 @@ def test_a_users_hook_that_replaces_the_output_runs_later() -> None:
     model.layers[0].up.register_forward_hook(lambda module, args, output: output * 100)
     _, totals = collect(model, x)
     with torch.no_grad():
-        assert float(totals[0, :, 0].sum()) == pytest.approx(summed(model.layers[0].up, x), rel=1e-6)
+        assert float(totals.sum_gain[0].sum()) == pytest.approx(summed(model.layers[0].up, x), rel=1e-6)
 
 
 def test_layers_that_take_time_first_get_the_mask_of_their_tokens() -> None:
@@ -128,11 +130,11 @@ def test_layers_that_take_time_first_get_the_mask_of_their_tokens() -> None:
     mask[0, :7], mask[1, 3:] = True, True
     collector, totals = collect(model, x, mask=mask)
     assert not collector.unmasked
-    assert totals[0, :, 2].tolist() == [7, 17]
+    assert totals.tokens[0].tolist() == [7, 17]
     for sample in range(2):
         kept = x[sample, mask[sample]]
         for index, layer in enumerate(model.layers):
-            assert float(totals[index, sample, 0]) == pytest.approx(summed(layer, kept), rel=1e-6)
+            assert float(totals.sum_gain[index, sample]) == pytest.approx(summed(layer, kept), rel=1e-6)
 
 
 def count_ops(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -167,7 +169,7 @@ def test_an_input_of_another_type_than_the_output_is_read_alone(monkeypatch: pyt
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, totals = collect(model, x)
     assert calls == {"row_sumsq_pair_": 0, "row_sumsq_": 3, "gain_totals_": 1}
-    assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-2)
+    assert float(totals.sum_gain[1].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-2)
 
 
 def test_batches_under_other_grad_modes_and_of_other_lengths_are_bitwise_identical(
@@ -187,8 +189,8 @@ def test_batches_under_other_grad_modes_and_of_other_lengths_are_bitwise_identic
                         model(batch)
                         collector.end()
         for start in range(0, 24, 6):
-            assert torch.equal(collector.totals()[:, start : start + 3], expected)
-            assert torch.equal(collector.totals()[:, start + 3 : start + 6], shorter)
+            assert np.array_equal(collector.totals().of_samples(slice(start, start + 3)), expected)
+            assert np.array_equal(collector.totals().of_samples(slice(start + 3, start + 6)), shorter)
 
 
 def test_equal_inputs_that_are_not_one_tensor_are_read_each() -> None:
@@ -197,7 +199,7 @@ def test_equal_inputs_that_are_not_one_tensor_are_read_each() -> None:
         torch.randn(2, 20, 8),
     )
     _, totals = collect(model, x)
-    assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-6)
+    assert float(totals.sum_gain[1].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-6)
 
 
 def test_a_module_called_twice_adds_both_calls_or_keeps_the_last() -> None:
@@ -206,11 +208,11 @@ def test_a_module_called_twice_adds_both_calls_or_keeps_the_last() -> None:
     with torch.no_grad():
         later = torch.relu(second(first(x)))
     _, totals = collect(model, x, x)
-    assert totals.shape == (2, 4, 5) and totals[0, :, 2].tolist() == [40] * 4
-    assert float(totals[0, :2, 0].sum()) == pytest.approx(summed(first, x, later), rel=1e-6)
+    assert totals.values.shape == (2, 4, 5) and totals.tokens[0].tolist() == [40] * 4
+    assert float(totals.sum_gain[0, :2].sum()) == pytest.approx(summed(first, x, later), rel=1e-6)
     _, totals = collect(model, x, last_call_only=True)
-    assert totals[0, :, 2].tolist() == totals[1, :, 2].tolist() == [20, 20]
-    assert float(totals[0, :, 0].sum()) == pytest.approx(summed(first, later), rel=1e-6)
+    assert totals.tokens[0].tolist() == totals.tokens[1].tolist() == [20, 20]
+    assert float(totals.sum_gain[0].sum()) == pytest.approx(summed(first, later), rel=1e-6)
 
 
 SHAPES = [((4, 8), [1, 1, 1, 1]), ((4, 3, 8), [3] * 4), ((4, 3, 2, 8), [6] * 4), ((2, 2, 3, 5, 8), [30, 30])]
@@ -220,33 +222,34 @@ SHAPES = [((4, 8), [1, 1, 1, 1]), ((4, 3, 8), [3] * 4), ((4, 3, 2, 8), [6] * 4),
 def test_inputs_of_two_and_more_dimensions(shape: tuple[int, ...], tokens: list[int], device: torch.device) -> None:
     model, x = Seen(lambda layers, x: [layer(x) for layer in layers]).to(device), torch.randn(shape, device=device)
     _, totals = collect(model, x)
-    assert totals[0, :, 2].tolist() == tokens
-    assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-5)
+    assert totals.tokens[0].tolist() == tokens
+    assert float(totals.sum_gain[1].sum()) == pytest.approx(summed(model.layers[1], x), rel=1e-5)
 
 
 def test_inputs_whose_axes_cannot_be_merged(device: torch.device) -> None:
     model = Seen(lambda layers, x: [layer(x.transpose(1, 2)) for layer in layers]).to(device)
     x = torch.randn(2, 3, 5, 8, device=device)
     _, totals = collect(model, x)
-    assert float(totals[0, 1, 0]) == pytest.approx(summed(model.layers[0], x[1]), rel=1e-5)
+    assert float(totals.sum_gain[0, 1]) == pytest.approx(summed(model.layers[0], x[1]), rel=1e-5)
 
 
 def test_a_vector_is_the_only_token_of_the_only_sample() -> None:
     model = Seen(lambda layers, x: [layer(x[0]) for layer in layers])
     x = torch.randn(1, 8)
     _, totals = collect(model, x)
-    assert totals[0, :, 2].tolist() == [1]
+    assert totals.tokens[0].tolist() == [1]
 
 
 def test_keyword_inputs() -> None:
     model, x = Seen(lambda layers, x: [layer(input=x) for layer in layers]), torch.randn(2, 20, 8)
-    assert float(collect(model, x)[1][0, :, 0].sum()) == pytest.approx(summed(model.layers[0], x), rel=1e-6)
+    _, totals = collect(model, x)
+    assert float(totals.sum_gain[0].sum()) == pytest.approx(summed(model.layers[0], x), rel=1e-6)
 
 
 def test_pooled_rows_count_once_per_sample() -> None:
     model = Seen(lambda layers, x: layers[1](layers[0](x)[:, 0]))
     collector, totals = collect(model, torch.randn(3, 20, 8), mask=torch.ones(3, 20))
-    assert totals[0, :, 2].tolist() == [20] * 3 and totals[1, :, 2].tolist() == [1] * 3
+    assert totals.tokens[0].tolist() == [20] * 3 and totals.tokens[1].tolist() == [1] * 3
     assert collector.unmasked == {"layers.1"}
 
 
@@ -254,7 +257,7 @@ def test_rows_that_no_sample_owns_are_named() -> None:
     model = Seen(lambda layers, x: layers[1](layers[0](x).reshape(-1, 8)[:-1]))
     collector, totals = collect(model, torch.randn(3, 20, 8), mask=torch.ones(3, 20))
     assert collector.unassigned == {"layers.1": "its 59 input rows cannot be assigned to 3 samples"}
-    assert totals[1].sum() == 0 and totals[0, :, 2].tolist() == [20] * 3
+    assert totals.seen[1].sum() == 0 and totals.tokens[0].tolist() == [20] * 3
 
 
 @pytest.mark.parametrize("elements", [64, 200, 500])
@@ -265,7 +268,8 @@ def test_an_arena_that_overflows_or_grows_is_bitwise_identical(elements: int, mo
     calls = count_ops(monkeypatch)
     _, totals = collect(model, x, x[:1], x)
     assert calls["gain_totals_"] > 6
-    assert torch.equal(totals[:, :3], expected) and torch.equal(totals[:, 4:], expected)
+    for part in (slice(3), slice(4, None)):
+        assert np.array_equal(totals.of_samples(part), expected)
 
 
 def test_layers_of_other_widths_and_types_share_a_forward() -> None:
@@ -281,8 +285,8 @@ def test_layers_of_other_widths_and_types_share_a_forward() -> None:
     _, totals = collect(model, x)
     with torch.no_grad():
         inner = model.a(x).double()
-    assert float(totals[0, :, 0].sum()) == pytest.approx(summed(model.a, x), rel=1e-6)
-    assert float(totals[1, :, 0].sum()) == pytest.approx(summed(model.b, inner), rel=1e-12)
+    assert float(totals.sum_gain[0].sum()) == pytest.approx(summed(model.a, x), rel=1e-6)
+    assert float(totals.sum_gain[1].sum()) == pytest.approx(summed(model.b, inner), rel=1e-12)
 
 
 def test_gradients_flow_through_hooked_layers() -> None:
@@ -294,7 +298,7 @@ def test_gradients_flow_through_hooked_layers() -> None:
         model(x).sum().backward()
         collector.end()
     assert x.grad is not None and torch.equal(x.grad, expected)
-    assert not collector.totals().requires_grad
+    assert not collector.recording.queue.all().requires_grad
 
 
 def test_an_unannounced_forward_does_not_count() -> None:
@@ -305,7 +309,7 @@ def test_an_unannounced_forward_does_not_count() -> None:
         model(x)
         collector.end()
         model(x)
-    assert torch.equal(collector.totals(), collect(model, x)[1])
+    assert np.array_equal(collector.totals(), collect(model, x)[1])
 
 
 def test_a_collector_goes_on_after_a_forward_that_failed() -> None:
@@ -317,14 +321,14 @@ def test_a_collector_goes_on_after_a_forward_that_failed() -> None:
         collector.begin(2)
         model(x)
         collector.end()
-    assert torch.equal(collector.totals(), collect(model, x)[1])
+    assert np.array_equal(collector.totals(), collect(model, x)[1])
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_no_batch_is_an_empty_table_and_end_needs_begin() -> None:
     model = Plain()
     collector = Collector(model, discover(model).layers)
-    assert collector.totals().shape == (4, 0, 5)
+    assert collector.totals().values.shape == (4, 0, 5)
     with pytest.raises(AssertionError, match="begin"):
         collector.end()
 
@@ -332,7 +336,7 @@ def test_no_batch_is_an_empty_table_and_end_needs_begin() -> None:
 def test_samples_without_a_layers_call_are_rows_of_zeros() -> None:
     model = Seen(lambda layers, x: layers[0](x) if len(x) > 1 else layers[1](x))
     _, totals = collect(model, torch.randn(2, 20, 8), torch.randn(1, 20, 8))
-    assert totals[:, :, 2].tolist() == [[20, 20, 0], [0, 0, 20]]
+    assert totals.tokens.tolist() == [[20, 20, 0], [0, 0, 20]]
 
 
 @pytest.mark.gpu

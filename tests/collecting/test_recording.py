@@ -25,7 +25,7 @@ def totals_of(model: nn.Module, *batches: Tensor) -> Tensor:
             collector.begin(len(batch))
             model(batch)
             collector.end()
-    return collector.totals()
+    return collector.recording.queue.all()
 
 
 def test_the_collector_has_what_a_training_loop_needs() -> None:
@@ -54,7 +54,7 @@ def test_a_batch_goes_on_after_one_that_ran_inside_it() -> None:
         collector.begin(2)
         model(first)
         collector.end()
-    assert torch.equal(found[0], inner) and torch.equal(collector.totals(), expected)
+    assert torch.equal(found[0], inner) and torch.equal(collector.recording.queue.all(), expected)
 
 
 def test_a_forward_that_failed_inside_leaves_the_outer_batch() -> None:
@@ -66,7 +66,7 @@ def test_a_forward_that_failed_inside_leaves_the_outer_batch() -> None:
             collector.begin(2)
             model(torch.randn(2, 20, 7))
         collector.end()
-    assert torch.equal(collector.totals(), totals_of(model, x))
+    assert torch.equal(collector.recording.queue.all(), totals_of(model, x))
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def test_the_host_never_waits_between_the_first_batch_and_the_last(token_step: i
                 collector.end()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-    assert collector.totals().shape == (4, 8, 5)
+    assert collector.recording.queue.all().shape == (4, 8, 5)
 
 
 def test_progress_goes_to_stderr_for_each_phase(capfd: pytest.CaptureFixture[str]) -> None:

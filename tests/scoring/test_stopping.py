@@ -213,7 +213,7 @@ def test_batch_totals_are_those_of_the_batch(device: torch.device) -> None:
             model(batch)
             collector.end()
     parts = [collector.recording.queue.batch(number) for number in (1, 0, 2)]
-    whole = collector.totals()
+    whole = collector.recording.queue.all()
     for number, part in zip((1, 0, 2), parts, strict=True):
         assert torch.equal(part, whole[:, 2 * number : 2 * number + 2])
 

@@ -75,7 +75,7 @@ def totals_at(step: int, phase: int, mask: torch.Tensor, x: torch.Tensor, device
         collector.begin(len(x), mask, step=step, phase=phase)
         model(x.to(device))
         collector.end()
-    return collector.totals()
+    return collector.recording.queue.all()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -77,7 +77,8 @@ class BlockCheck:
         if self.obstacle is not None:  # then the run counts calls that were not compared
             return None
         limit = self._errors[-1][0] / 5
-        plain = self._plain.totals().unflatten(1, (-1, totals.shape[1])).sum(dim=1)  # a call after the other
+        # A call after the other.
+        plain = self._plain.recording.queue.all().unflatten(1, (-1, totals.shape[1])).sum(dim=1)
         ours, theirs = Totals(totals.numpy()).of_modules(self._rows), Totals(plain.numpy())
         called_elsewhere = ours.seen > theirs.seen
         for index, row in enumerate(self._rows):

@@ -17,6 +17,7 @@ from tests.support.fast_models import TOLERANCE, batches, hidden_states, make, n
 from tests.support.model_state import assert_unchanged, state
 from tests.support.projection import CALLS, CALLS_OF_TWO_KINDS, WITHOUT_BIAS, agreed, compared, observed
 from tests.support.quiet import quietly
+from tests.support.totals import assert_close
 
 pytestmark = needs_native
 
@@ -57,7 +58,7 @@ def test_some_or_none_of_its_layers_scored(
         observed(model, layers, batch, device, fast, mask=batch["attention_mask"].bool()) for fast in (False, True)
     )
     assert len(projections) == 4
-    torch.testing.assert_close(fast.totals(), plain.totals(), rtol=2 * TOLERANCE[torch.bfloat16], atol=0)
+    assert_close(fast.totals(), plain.totals(), rtol=2 * TOLERANCE[torch.bfloat16])
 
 
 def test_only_v_and_the_output_of_attention_are_read(

@@ -177,14 +177,14 @@ def test_what_is_forgotten_is_try_eagerlyd_again(graphing: torch.device, monkeyp
                     graphed.forget()
                 graphed.run(batch, 2, None)
             assert graphed.report()["graph"] == {"captured": 2, "replayed": 5, "reason": None}
-        totals = collector.totals()
+        totals = collector.recording.queue.all()
     assert tried == [0, 1, 4]
     with Collector(model, discover(model).layers) as collector, torch.no_grad():
         for batch in batches:
             collector.begin(2, None)
             model(batch["x"].to(graphing))
             collector.end()
-        assert torch.equal(totals, collector.totals())
+        assert torch.equal(totals, collector.recording.queue.all())
 
 
 def test_an_exception_between_replays_leaves_the_model_as_it_was(graphing: torch.device) -> None:

@@ -46,7 +46,7 @@ def scored(model: nn.Module, batch: dict[str, Any], decides: bool) -> Tensor:
         forward = default_forward(model, [layer.module for layer in layers])
         forwards = EagerForwards(model, forward, collector, decides_masks=decides)
         forwards.run(batch, len(batch["input_ids"]), torch.ones_like(batch["input_ids"], dtype=torch.bool))
-        return collector.totals()
+        return collector.recording.queue.all()
 
 
 @pytest.mark.parametrize("padded", [False, True])
