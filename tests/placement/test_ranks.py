@@ -29,15 +29,15 @@ def ranks_at(scale: Fraction, nfn: dict[str, float], caps: dict[str, int]) -> di
     return {name: max(1, min(int(scale / Fraction(nfn[name])), cap)) for name, cap in caps.items()}
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_ranks_by_score_are_at_the_largest_scale_that_fits(seed: int) -> None:
     """The ranks change only where c is a whole multiple of some NFN: all of these are tried."""
     rng = random.Random(seed)
-    names = [f"m{i}" for i in range(rng.choice([1, 2, 5, 40]))]
+    names = [f"m{i}" for i in range(rng.choice([1, 2, 5, 12]))]
     # Dyadic, so that multiples are exact; near to each other, so that few halvings cannot tell them apart.
     nfn = {name: rng.choice([1.0, 0.25]) * (1 + rng.randrange(2**12) / 2**42) for name in names}
     sizes = {name: rng.choice([64, 96, 4096]) for name in names}
-    caps = {name: rng.choice([4, 16, 256]) for name in names}
+    caps = {name: rng.choice([4, 16, 64]) for name in names}
     budget = rng.randrange(sum(sizes.values()), 40 * sum(sizes.values()))
 
     def fits(ranks: dict[str, int]) -> bool:
