@@ -159,7 +159,7 @@ def test_runs_keep_no_memory() -> None:
     assert held[1] == held[2] == held[3]  # the first also leaves cuBLAS its workspaces
 
 
-def test_what_is_forgotten_is_try_eagerlyd_again(graphing: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_forgotten_is_tried_eagerly_again(graphing: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `forget` the next batch of a kind runs eagerly, whether its like was tried or captured."""
     tried: list[int] = []
     try_eagerly = GraphedForwards._try_eagerly
