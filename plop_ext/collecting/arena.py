@@ -16,11 +16,11 @@ from plop_ext.collecting.token_map import TokenMap
 from plop_ext.collecting.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
-# Sums of squares wait here for the reduction to totals. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing,
-# since a reduction costs a launch of some microseconds.
+# Size of the buffer of sums. 4 MiB hold 128 vectors of 8192 tokens; more saves nothing, because a reduction costs one
+# launch of some microseconds.
 _ARENA_ELEMENTS = 1 << 20
-# Places in the buffer whose views are kept: those of a forward come back in the next one of its shape, and making a
-# view costs the host nearly as much as a launch.
+# Number of cached views of the buffer: the next forward of the same shape uses the same views, and making a view costs
+# the host nearly as much as a launch.
 _KEPT_VIEWS = 4096
 
 
@@ -28,9 +28,9 @@ class Call(NamedTuple):
     """One call of a module, as the arena reads it.
 
     Attributes:
-        x: The input, whose identity tells that two modules share it.
-        x_rows: The input as [T, K] or [N, T, K], samples first; of any shape where `x_sumsq` is there.
-        x_sumsq: [rows] sums of the vectors that W is applied to, where these are not the input's rows.
+        x: The input, by whose identity modules with a shared input are recognized.
+        x_rows: The input as [T, K] or [N, T, K], samples first; of any shape if `x_sumsq` is given.
+        x_sumsq: [rows] sums of the vectors to which W is applied, if these are not the input's rows.
         y_rows: [T, M] or [N, T, M].
         bias: [M] or None, in `y_rows`' type or the type of its sums.
     """
@@ -46,12 +46,12 @@ class Arena:
     """Buffer for the sums of one device and dtype, and the totals of the running batch.
 
     Args:
-        device: Where the layers' outputs are.
+        device: Device of the layers' outputs.
         dtype: float32 or float64.
         n_layers: Rows of the totals.
 
     Attributes:
-        inputs: Those summed since the last reduction.
+        inputs: Inputs summed since the last reduction.
         deferred: Outputs that a fused kernel is about to read.
     """
 
@@ -85,9 +85,9 @@ class Arena:
 
         Args:
             layers: The module's parts with their rows in the totals.
-            call: What to read.
+            call: The call.
             token_map: Its rows.
-            deferred: Leave the output to a fused kernel, by way of `self.deferred`.
+            deferred: Leave the output to a fused kernel, through `self.deferred`.
         """
         x, x_rows, x_sumsq, y_rows, bias = call
         rows, step, phase = token_map.rows, token_map.step, token_map.phase
@@ -99,7 +99,7 @@ class Arena:
         elif x_sumsq is not None:
             self._take(rows).copy_(x_sumsq[phase::step])
         else:
-            # accelerate's offload hands the hook the input before it was moved
+            # accelerate's offload passes the hook the input before its move to the device
             alike = x_rows.dtype == y_rows.dtype and x.device == self.device
             paired = alike and not deferred and layers[0][1].split is None
             if paired:
@@ -119,7 +119,9 @@ class Arena:
             self._recorded.add(index)
 
     def add_projected(self, layers: IndexedLayers, x: Tensor, token_map: TokenMap) -> list[Tensor]:
-        """Sum the input of modules that a fused kernel stands for; its launch is to be the next.
+        """Sum the input of modules that a fused kernel replaces, and reserve the sums of their outputs.
+
+        The kernel has to be launched next.
 
         Args:
             layers: The modules' parts with their rows in the totals.
@@ -127,7 +129,7 @@ class Arena:
             token_map: The rows.
 
         Returns:
-            Where the kernel leaves the sums of the parts' outputs, which have no bias.
+            The tensors to which the kernel writes the sums of the parts' outputs, which have no bias.
         """
         self._admit(layers, token_map)
         in_start = self.inputs.find(x)
@@ -143,23 +145,23 @@ class Arena:
         return found
 
     def make_room(self, vectors: int, token_map: TokenMap) -> None:
-        """Reduce now rather than within the next `vectors` calls for sums, if the buffer would not hold them."""
+        """Reduce now if the buffer has no room for the next `vectors` vectors of sums."""
         if self._map is not token_map or self._used + vectors * token_map.rows > self._sums.numel():
             self._reduce()
             self._map = token_map
 
     def input_sums(self, token_map: TokenMap) -> Tensor | None:
-        """Return where a fused kernel may leave the sums of what it writes; None if the arena is full."""
+        """Return the tensor for the sums of a fused kernel's result; None if the arena is full."""
         if self._map is not token_map or self._used + token_map.rows > self._sums.numel():
             return None
         return self._take(token_map.rows)
 
     def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
-        """Reduce a routed layer's sums at once: its rows are in an order of their own (see `ops.gain_totals_`)."""
+        """Reduce the sums of a routed layer at once, because its rows have their own order (`ops.gain_totals_`)."""
         ops.gain_totals_(self._totals, sums, counted, offsets, records)
 
     def forget(self, index: int) -> None:
-        """Drop what earlier calls of layer `index` added to this batch."""
+        """Drop the totals of earlier calls of layer `index` in this batch."""
         if index in self._recorded:
             self._reduce()
         self._totals[index].zero_()
@@ -183,7 +185,7 @@ class Arena:
             self._views.clear()
 
     def _buffer(self, elements: int) -> Tensor:
-        # A tensor that inference mode makes cannot be written outside of it, where the next batch may run.
+        # A tensor created in inference mode cannot be written outside of it, where the next batch may run.
         with torch.inference_mode(False):
             return torch.empty(elements, dtype=self.dtype, device=self.device)
 

@@ -1,4 +1,4 @@
-"""Streams the sums behind every score out of forwards that run anyway."""
+"""The collector, which accumulates the sums behind every score while forwards run."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from plop_ext.totals import Totals
 class Collector:
     """Context manager that hooks `layers` and turns each forward into per-(layer, sample) totals.
 
-    Everything stays in buffers of the collector, nothing on the model; leaving the context removes every hook and
-    gives experts modules their implementation back, also after an exception. The host does not synchronise with a
-    device before `totals`. Hooks run wherever the layers run; each device must use one stream during a batch. The
-    second forward of a block under gradient checkpointing, in the backward, does not count.
+    All state is in buffers of the collector, none on the model. Leaving the context removes every hook and restores
+    the implementation of experts modules, also after an exception. The host does not synchronize with a device before
+    `totals`. Layers may be on several devices; each device must use one stream during a batch. The second forward of a
+    block under gradient checkpointing, in the backward, does not count.
 
     Args:
-        model: The model the layers are part of. Compiled submodules run eagerly inside the context, because hooks
-            added after compilation would not fire.
-        layers: What to score (`plop_ext.layers.discover`); the parts of one module must be neighbours.
+        model: The model that contains the layers. Compiled submodules run eagerly inside the context, because hooks
+            added after compilation would not run.
+        layers: Layers to score (`plop_ext.layers.discover`); the parts of one module must be neighbours.
         last_call_only: Keep only the last call of a layer called several times in one forward, as the published script
             does. By default every call adds.
 
     Attributes:
-        layers: As given.
-        unmasked: Names of layers whose rows are not the tokens of the mask, so that all of them count.
+        layers: The layers, as given.
+        unmasked: Names of layers whose rows are not the tokens of the mask, so that all rows count.
         unassigned: Names of layers whose rows belong to no sample, with the reason.
         experts_implementation: How the model runs its experts modules outside of the context; None without any.
-        recording: What the hooks record to, for plop_ext's own ways to run a forward.
+        recording: The record to which the hooks write, for plop_ext's own ways to run a forward.
 
     Example:
         >>> with Collector(model, discover(model).layers) as collector:
@@ -68,7 +68,7 @@ class Collector:
                     experts[module] = ExpertsObserver(self.recording, module, layers)
                 else:
                     hook = Hook(self.recording, module, layers)
-                    # First of the module's hooks: one of the user's may replace the output.
+                    # Before all other hooks of the module, because a user-defined hook may replace the output.
                     handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
                     stack.callback(handle.remove)
             self.experts_implementation = stack.enter_context(routed_experts.observed(experts))
@@ -87,16 +87,16 @@ class Collector:
         Args:
             batch_size: Samples in the batch.
             mask: [B, T] bool or 0/1, which tokens count; None counts all. Reading a mask on the host does not
-                synchronise.
+                synchronize.
             step: Read every `step`-th token only.
             phase: The first token read, in [0, step).
         """
         self.recording.start(BatchTokens(batch_size, mask, step, phase))
 
     def end(self) -> None:
-        """Close the forward announced last: reduce what is pending and send the totals on their way to the host."""
+        """Close the announced forward: reduce pending sums, and start the copy of the totals to the host."""
         self.recording.queue.send(self.recording.close())
 
     def totals(self) -> Totals:
-        """Return the totals of all closed batches on the CPU, layers and samples as seen. Synchronises."""
+        """Return the totals of all closed batches on the CPU, samples in the order of the batches. Synchronizes."""
         return Totals(self.recording.queue.all().numpy())

@@ -1,4 +1,4 @@
-"""Outputs of layers whose sums of squares are left to a fused kernel that reads them next."""
+"""Outputs of layers whose sums of squares are left to the fused kernel that reads them next."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ class _Deferred(NamedTuple):
 
 
 class DeferredOutputs:
-    """The outputs that wait for a kernel, with the places where their sums go.
+    """The outputs that wait for a kernel, with the tensors for their sums.
 
-    A kernel is given a tensor and no module: the one that rotates q knows neither that q_proj returned it nor that it
-    is a part of what qkv_proj returned. An output is therefore found by the address of its first element, which every
-    view that starts there has too. Three things make that safe:
+    A kernel receives a tensor, not a module: the kernel that rotates q cannot tell whether q is the output of q_proj
+    or a part of the output of qkv_proj. Therefore an output is found by the address of its first element, which every
+    view
+    that starts there shares. Three rules make this safe:
 
-    - The entry holds the whole output, so that nothing else can be allocated at its address while it waits.
-    - The number of elements must be that of the layer's columns, which tells q from the [q | k | v] that begins at the
-      same address.
-    - The version of the output must be the one it had when it was deferred. If code has written to it in place since,
-      its sums would be those of other values: that is an error.
+    - The entry keeps the whole output alive, so that no other tensor can be allocated at its address while it waits.
+    - The number of elements must be that of the layer's columns, which distinguishes q from the [q | k | v] that
+      begins at the same address.
+    - The version of the output must not have changed since it was deferred. If code has modified the output in place,
+      its sums would be those of other values, which is an error.
 
-    `flush` reads the outputs that no kernel has asked for.
+    `flush` reads the outputs that no kernel has taken.
     """
 
     def __init__(self) -> None:
@@ -41,19 +42,19 @@ class DeferredOutputs:
         return len(self._by_address)
 
     def add(self, out: Tensor, rows: Tensor, bias: Tensor | None, layer: LinearLayer) -> None:
-        """Let an output wait.
+        """Add an output that waits for a kernel.
 
         Args:
-            out: Where its sums go.
+            out: Tensor for its sums.
             rows: The module's output [.., M], contiguous.
             bias: [M] or None.
-            layer: Whose columns of `rows` are summed.
+            layer: The layer, whose columns of `rows` are summed.
         """
         version = 0 if rows.is_inference() else rows._version
         self._by_address[columns_of(rows, layer).data_ptr()] = _Deferred(out, rows, version, bias, layer)
 
     def take(self, y: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Return where the sums of `y` go, and the bias to subtract first; None if it does not wait.
+        """Return the tensor for the sums of `y` and the bias to subtract first; None if `y` was not deferred.
 
         Raises:
             RuntimeError: If the output was modified in place since it was deferred.
@@ -69,7 +70,7 @@ class DeferredOutputs:
         return found.out, bias
 
     def flush(self, step: int, phase: int) -> None:
-        """Read every `step`-th row of the outputs that still wait, and let go of them."""
+        """Read every `step`-th row of the outputs that still wait, and release them."""
         while self._by_address:
             _, found = self._by_address.popitem()
             _check_unmodified(found)

@@ -1,4 +1,4 @@
-"""Where fused kernels leave the sums of squares of what they read and write."""
+"""The interface through which fused kernels emit the sums of squares of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from plop_ext.collecting.token_map import TokenMap
 
 
 class Emitter:
-    """The running batch as kernels see it that pass over its rows. This one is of no batch: no sums go anywhere.
+    """The interface of the running batch to kernels that pass over its rows. This base class discards all sums.
 
     Attributes:
-        step: Sums are written for every `step`-th row only ...
-        phase: ... from this one on.
+        step: Distance between the rows whose sums are written.
+        phase: The first of these rows.
     """
 
     step = 1
     phase = 0
 
     def make_room(self, vectors: int) -> None:
-        """Reduce now, while no output is deferred, what the next `vectors` sums would not leave room for."""
+        """Reduce now, while no output is deferred, if there is no room for the next `vectors` vectors of sums."""
 
     def deferring(self, modules: Collection[nn.Module]) -> AbstractContextManager[None]:
-        """Within the block leave the outputs of `modules` to kernels that ask for their places by `output`."""
+        """Return a context in which the outputs of `modules` are left to kernels that call `output`."""
         return nullcontext()
 
     def output(self, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return where the sums of a module's output, or of a part of it, go, and its bias; (None, None): nowhere."""
+        """Return the tensor for the sums of a module's output, or of a part of it, and its bias; or (None, None)."""
         return None, None
 
     def input(self) -> Tensor | None:
-        """Return where the sums of a kernel's result go, for `register_input`; None: nowhere."""
+        """Return the tensor for the sums of a kernel's result, for `register_input`; or None."""
         return None
 
     def projected(self, modules: Sequence[nn.Module], x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return where the sums of two outputs go that the next kernel computes from `x`, without calling modules.
+        """Return the tensors for the sums of two outputs that the next kernel computes from `x` without the modules.
 
         Args:
-            modules: The two linear layers it stands for, or the one of two parts; without biases.
+            modules: The two linear layers that the kernel replaces, or one layer of two parts; without biases.
             x: Their input [..., K].
         """
         return None, None
 
     def register_input(self, x: Tensor, sums: Tensor | None) -> None:
-        """Note that a kernel has written the `sums` of `x`, which modules will read as their input."""
+        """Register the `sums` that a kernel has written for `x`, the input of the next modules."""
 
     def flush_deferred(self) -> None:
-        """Read the deferred outputs that no kernel has asked for, and let go of them."""
+        """Read the deferred outputs that no kernel has taken, and release them."""
 
 
 NO_BATCH = Emitter()
 
 
 class BatchEmitter(Emitter):
-    """Puts the sums into an arena.
+    """Stores the sums in an arena.
 
     Args:
         batch: The running batch.
-        arena: Where the sums go.
+        arena: The arena.
         token_map: The rows.
-        layers_of: What is scored of a module, with the rows of the totals.
+        layers_of: The scored layers of each module, with their rows in the totals.
     """
 
     def __init__(

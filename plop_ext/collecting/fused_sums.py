@@ -1,4 +1,4 @@
-"""The sums that fused kernels take in the place of hooks."""
+"""The sums that fused kernels accumulate instead of hooks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from plop_ext.layers import is_plain_product
 
 
 class FusedSums:
-    """What fused kernels ask of the recording that a collector's hooks record to.
+    """The access of fused kernels to a collector's recording.
 
     Args:
-        recording: The collector's.
+        recording: The recording of the collector.
     """
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
 
     def emitter(self, x: Tensor) -> Emitter:
-        """Return where a kernel that passes over tensors with the rows of `x` [..., K] leaves their sums."""
+        """Return the emitter for a kernel that passes over tensors with the rows of `x` [..., K]."""
         batch = self._recording.batch
         token_map = None if batch is None else batch.tokens.map_for(x.shape[:-1].numel(), x.device)
         if batch is None or token_map is None:
@@ -31,10 +31,11 @@ class FusedSums:
         return BatchEmitter(batch, batch.arena_for(x.device, x.dtype), token_map, self._recording.layers_of)
 
     def bypassable(self, modules: Sequence[nn.Module], x: Tensor) -> bool:
-        """Return whether a kernel may stand for linear layers that read `x` [..., K], and take their outputs' sums.
+        """Return whether a kernel may replace linear layers that read `x` [..., K], and emit the sums of their
+        outputs.
 
         Args:
-            modules: Two layers, or one of two parts; what is scored of them has no other part.
+            modules: Two layers, or one layer of two parts, of which nothing else is scored.
             x: Their input.
         """
         if len(set(modules)) < len(modules):
@@ -54,5 +55,5 @@ class FusedSums:
         )
 
     def owns(self, hook: object) -> bool:
-        """Return whether a forward hook is one of the collector's."""
+        """Return whether a forward hook belongs to the collector."""
         return isinstance(hook, Hook) and hook.recording is self._recording

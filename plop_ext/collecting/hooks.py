@@ -1,4 +1,4 @@
-"""What a collector attaches to the modules of a model."""
+"""The hooks that a collector attaches to the modules of a model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from plop_ext.layers import Unsupported, weights_in_place
 
 
 class Hook:
-    """Forward hook of one module. Returns None: anything else would replace the module's output.
+    """Forward hook of one module. It returns None, because any other value would replace the module's output.
 
     Args:
-        recording: What it records to.
+        recording: The recording to write to.
         module: The module.
         layers: What is scored of it, with the rows of the totals.
     """
@@ -26,7 +26,7 @@ class Hook:
         self.recording = recording
         self._layers = layers
         self._adapter = layers[0][1].adapter
-        # Read now, not in the forward: accelerate's offload has taken it away again when the hook runs.
+        # Read now, not in the forward: when the hook runs, accelerate's offload has already removed the bias.
         with weights_in_place(module):
             bias = self._adapter.bias(module)
         self._bias = None if bias is None else bias.detach()
@@ -49,7 +49,7 @@ class Hook:
         batch.observe(module, self._layers, x, adapter.input_sumsq(module, x), y, self._bias_of(y))
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
-        """Return what was added to `y`: autocast rounds a bias to the type it computes in before it adds it."""
+        """Return the bias as it was added to `y`: autocast rounds it to the type of the computation first."""
         bias = self._bias
         if bias is None or (bias.dtype == y.dtype and bias.device == y.device):
             return bias
@@ -60,10 +60,10 @@ class Hook:
 
 
 class ExpertsObserver:
-    """What an experts module asks at each call, in the place of a hook.
+    """Observer of an experts module, which calls it instead of a hook.
 
     Args:
-        recording: What it records to.
+        recording: The recording to write to.
         module: The module.
         layers: What is scored of it, with the rows of the totals.
     """
@@ -83,9 +83,9 @@ class ExpertsObserver:
 
 
 def compiled_calls(module: nn.Module) -> dict[str, Any]:
-    """Return the module's attributes that hold a compiled call, with their eager values."""
+    """Return the attributes of the module that hold a compiled call, with their eager values."""
     calls: dict[str, Any] = {"_compiled_call_impl": None}  # set by `module.compile()`
     inner = module._modules.get("_orig_mod")
-    if inner is not None:  # what `torch.compile(module)` returned
+    if inner is not None:  # the result of `torch.compile(module)`
         calls["forward"] = inner
     return {name: eager for name, eager in calls.items() if vars(module).get(name) is not None}

@@ -1,4 +1,4 @@
-"""What the batches of a run showed of its layers beside their totals."""
+"""Observations about the layers of a run in addition to their totals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ IndexedLayers: TypeAlias = Sequence[tuple[int, LinearLayer]]
 
 @dataclass(frozen=True)
 class Notes:
-    """Names of layers that are counted otherwise than by the mask.
+    """Names of layers to which the mask does not apply.
 
     Attributes:
-        unmasked: Layers whose rows are not the tokens of the mask, so that all of them count.
+        unmasked: Layers whose rows are not the tokens of the mask, so that all rows count.
         unassigned: Layers whose rows belong to no sample, so that none counts, with the reason.
     """
 
@@ -25,9 +25,9 @@ class Notes:
     unassigned: dict[str, str] = field(default_factory=dict)
 
     def count_all(self, layers: IndexedLayers) -> None:
-        """Note that all rows of a module's calls count."""
+        """Record that all rows of a module's calls count."""
         self.unmasked.update(layer.name for _, layer in layers)
 
     def leave_out(self, layers: IndexedLayers, reason: str) -> None:
-        """Note why a module's calls cannot be counted."""
+        """Record why a module's calls cannot be counted."""
         self.unassigned.update((layer.name, reason) for _, layer in layers)

@@ -1,4 +1,4 @@
-"""What the hooks of a collector record to."""
+"""The record to which the hooks of a collector write."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from plop_ext.collecting.token_map import BatchTokens
 from plop_ext.collecting.totals_queue import TotalsQueue
 from plop_ext.layers import LinearLayer
 
-# The backward that this thread is in: gradient checkpointing repeats forwards there.
+# The id of this thread's running backward, in which gradient checkpointing repeats forwards.
 _current_backward = torch._C._current_graph_task_id
 _NO_BACKWARD = -1
 
 
 @dataclass
 class _Level:
-    """A batch, where one runs, and the buffers that it and those after it reduce in."""
+    """The running batch, if any, and the buffers of it and of later batches."""
 
     arenas: Arenas = field(default_factory=dict)
     batch: RunningBatch | None = None
 
 
 class Recording:
-    """The batch that runs, and the totals of those that are closed.
+    """The running batch, and the totals of closed batches.
 
     Args:
-        layers: What is scored; the parts of one module are neighbours.
+        layers: The scored layers; the parts of one module are neighbours.
         last_call_only: Keep only the last call of a layer in a batch.
 
     Attributes:
-        layers: As given.
+        layers: The layers, as given.
         last_call_only: As given.
-        layers_of: What is scored of each module, with the rows of the totals.
-        notes: What the batches showed beside their totals.
+        layers_of: The scored layers of each module, with their rows in the totals.
+        notes: Observations in addition to the totals.
         queue: The totals of closed batches.
     """
 
@@ -55,17 +55,17 @@ class Recording:
 
     @property
     def batch(self) -> RunningBatch | None:
-        """The running batch; None where a forward does not count: nobody announced it, or it is a recomputation."""
+        """The running batch; None if a forward does not count, because it is unannounced or a recomputation."""
         batch = self._levels[-1].batch
         return batch if batch is None or _current_backward() == _NO_BACKWARD else None
 
     def start(self, tokens: BatchTokens) -> None:
-        """Announce the next forward, in the place of one that did not end."""
+        """Announce the next forward, and discard one that did not end."""
         level = self._levels[-1]
         level.batch = RunningBatch(tokens, level.arenas, len(self.layers), self.notes, self.last_call_only)
 
     def close(self) -> Tensor:
-        """Return the totals [M, B, 5] float64 of the forward announced last, on its device, for the queue."""
+        """Return the totals [M, B, 5] float64 of the announced forward, on its device, for the queue."""
         level = self._levels[-1]
         assert level.batch is not None, "begin() comes first"
         totals = level.batch.finish()
@@ -74,7 +74,7 @@ class Recording:
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Within the block no batch runs but one that the block starts, in buffers of its own; the outer one waits."""
+        """Suspend the running batch within the block, which may run other batches in separate buffers."""
         self._levels.append(_Level())
         try:
             yield
@@ -82,5 +82,5 @@ class Recording:
             self._levels.pop()
 
     def clear(self) -> None:
-        """Give the buffers back."""
+        """Release the buffers."""
         self._levels = [_Level()]

@@ -1,8 +1,9 @@
-"""Observes stacked experts: the grouped forward of transformers, with a look at z and W z of every expert.
+"""The grouped forward of stacked experts, as in transformers, with the sums of squares of z and W z of every expert.
 
-transformers lets a model run its experts by a registered function (`ALL_EXPERTS_FUNCTIONS`). The one here sorts the
-rows by expert and multiplies them as transformers' own `grouped_mm` does, up to rounding. In between, the sums of
-squares of each projection go to the totals per expert and sample. Offsets stay on the device: nothing waits.
+transformers lets a model run its experts by a registered function (`ALL_EXPERTS_FUNCTIONS`). The function here sorts
+the rows by expert and multiplies them as transformers' own `grouped_mm` does, up to rounding. In addition, it adds the
+sums of squares of each projection to the totals per expert and sample. Offsets stay on the device, so nothing
+synchronizes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ IMPLEMENTATION = "plop_ext"
 # Called with hidden states [T, H], token [S] and expert [S] of each row; None: this call does not count.
 Observer: TypeAlias = "Callable[[Tensor, Tensor, Tensor], RoutedCall | None]"
 
-# Module to what wants to see its calls.
+# The observer of each module.
 _OBSERVERS: weakref.WeakKeyDictionary[nn.Module, Observer] = weakref.WeakKeyDictionary()
 
 
@@ -38,12 +39,12 @@ class RoutedCall:
     Rows are the (token, expert) pairs, sorted by expert and, within one, by token, hence by sample.
 
     Args:
-        arena: Where the totals are.
-        first_rows: Row in the totals of each projection's first expert; None where it is not scored.
+        arena: The arena with the totals.
+        first_rows: Row in the totals of each projection's first expert; None if it is not scored.
         tokens: The batch.
         hidden: [T, H] input, all tokens.
         token: [S] token of each row.
-        expert: [S] expert of each row, ascending; ids past the last expert are rows that nobody computes.
+        expert: [S] expert of each row, ascending; ids past the last expert mark rows that are not computed.
         experts: E.
     """
 
@@ -78,12 +79,12 @@ class RoutedCall:
         self._used = self._rows
 
     def input(self, z: Tensor) -> None:
-        """The following outputs are W z of this [S, K]."""
+        """Sum the input [S, K] of the following outputs."""
         self._in_start = self._used
         ops.row_sumsq_(self._take(), z.detach(), None, self._tokens.step, self._tokens.phase)
 
     def output(self, projection: int, y: Tensor, split: Any = None, part: int = 0) -> None:
-        """[S, M] output of one projection, without its bias."""
+        """Sum the output [S, M] of one projection, without its bias."""
         row = self._first_rows[projection]
         if row is None:
             return
@@ -105,10 +106,10 @@ class RoutedCall:
 
 @contextmanager
 def observed(modules: Mapping[nn.Module, Observer]) -> Iterator[str | None]:
-    """Within the block `modules` run by the observed forward, and each call asks its observer for a `RoutedCall`.
+    """Run `modules` by the observed forward within the block; each call asks its observer for a `RoutedCall`.
 
     Yields:
-        The implementation the model had, which it gets back; None without modules.
+        The model's own implementation, which is restored afterwards; None without modules.
     """
     if not modules:
         yield None
@@ -132,7 +133,7 @@ def observed(modules: Mapping[nn.Module, Observer]) -> Iterator[str | None]:
 
 
 def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The forward of an experts module: as transformers' `grouped_mm_experts_forward`, observed.
+    """Run an experts module like transformers' `grouped_mm_experts_forward`, observed.
 
     Args:
         self: The experts module.
@@ -146,7 +147,7 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     from transformers.integrations import moe
 
     top_k, experts = top_k_index.shape[-1], self.num_experts
-    # Stable, so that rows of one expert stay in the order of tokens: their samples are then ascending too.
+    # Stable, so that the rows of one expert keep the order of tokens, and their samples are ascending.
     expert, permutation = torch.sort(top_k_index.reshape(-1), stable=True)
     token = permutation // top_k
     offsets = torch.searchsorted(
@@ -155,7 +156,7 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     observer = _OBSERVERS.get(self)
     call = observer(hidden_states, token, expert) if observer is not None else None
 
-    # Under expert parallelism rows past the last local expert are left uninitialised by the matmul.
+    # Under expert parallelism rows past the last local expert are left uninitialized by the matmul.
     sentinel = None
     if getattr(self, "_is_expert_parallel", False):
         sentinel = (expert >= experts).unsqueeze(-1)
@@ -166,7 +167,7 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
         base = base_weight(self, name) if call is not None else None
         if base is None:
             outputs(y)
-        else:  # LoRA on the experts: the model goes on with W + dW, what is scored is W
+        else:  # LoRA on the experts: the model continues with W + dW, and W is scored
             with torch.no_grad():
                 outputs(moe._grouped_linear(z, base, offsets, is_transposed=self.is_transposed))
         if self.has_bias:
@@ -205,11 +206,11 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
 
 
 def _weighted_sum(y: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """[T, H]: the sum over k of weights[t, k] * y[rows[t, k]].
+    """Return [T, H]: the sum over k of weights[t, k] * y[rows[t, k]].
 
-    In one pass where it can be. transformers takes three over all [S, H] rows, one to multiply, one to put them in the
-    order of tokens and one to add; what that saves is more than what observing costs. Only the rounding of products to
-    half precision differs: there is none.
+    If possible, in one pass. transformers makes three passes over all [S, H] rows: to multiply, to reorder by token,
+    and to add. The difference is more than the cost of observing. The products are not rounded to half precision in
+    between.
     """
     if y.dtype == weights.dtype and not torch.is_grad_enabled():
         return functional.embedding_bag(rows, y, per_sample_weights=weights, mode="sum")
@@ -217,10 +218,10 @@ def _weighted_sum(y: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def first_rows(layers: Sequence[tuple[int, LinearLayer]], module: nn.Module) -> list[int | None]:
-    """Where each projection's experts start in the totals; None for a projection that is not scored.
+    """Return the first row in the totals of each projection's experts; None for a projection that is not scored.
 
     Raises:
-        ValueError: If only some experts of a projection are there, or they are not neighbours.
+        ValueError: If experts of a projection are missing, or not neighbours.
     """
     experts = int(module.num_experts)  # type: ignore[arg-type]
     rows: list[int | None] = [None] * len(ExpertsAdapter().projections(module))

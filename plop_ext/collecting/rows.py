@@ -10,14 +10,14 @@ from plop_ext.layers import LinearLayer, Split
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """Return `x` as [T, K] or [N, T, K], without a copy wherever its strides allow, and without its autograd graph."""
+    """Return `x` as [T, K] or [N, T, K], detached, and without a copy if its strides allow it."""
     if x.requires_grad:
         x = x.detach()
     return x if x.dim() in (2, 3) else x.reshape(shape_as_rows(x.shape))
 
 
 def shape_as_rows(shape: torch.Size) -> torch.Size:
-    """Return the shape of what `as_rows` returns."""
+    """Return the shape of the result of `as_rows`."""
     if len(shape) in (2, 3):
         return shape
     return torch.Size((1, *shape)) if len(shape) == 1 else torch.Size((shape[:-2].numel(), *shape[-2:]))
@@ -41,8 +41,8 @@ def part_sumsq(
 ) -> None:
     """Write the sums of squares of one part of a packed output to `out`.
 
-    A part in one column range is a view of the rows. One that is spread over the heads is a view [T, heads, width],
-    whose head sums add; so the output is read once however many parts it has.
+    A part in one column range is a view of the rows. A part that is spread over the heads is a view [T, heads, width],
+    whose sums per head are added. In either case the output is read once in total, for any number of parts.
     """
     columns = split.select(y.reshape(-1, y.shape[-1]), part)
     shift = None if bias is None else split.select(bias, part)

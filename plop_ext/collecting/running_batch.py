@@ -1,4 +1,4 @@
-"""The batch that runs: what its hooks and fused kernels add to."""
+"""The running batch, to which hooks and fused kernels add their sums."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunningBatch:
     """One forward, from its announcement to its totals.
 
     Args:
-        tokens: Which rows count.
+        tokens: The rows that count.
         arenas: By device and type of sums. They outlive the batch; the ones it lacks are added.
         n_layers: M, rows of the totals.
         notes: What it shows beside the totals.
@@ -67,7 +67,7 @@ class RunningBatch:
             reading = self._read(layers, x, x_sumsq, y)
             if reading is None:
                 return
-            if x_sumsq is None and reading.token_map.masked:  # else every module has to be noted
+            if x_sumsq is None and reading.token_map.masked:  # otherwise every module has to be recorded
                 self._readings[key] = reading
         token_map, arena, are_rows, time_first = reading
         x_rows, y_rows = x, y
@@ -78,13 +78,13 @@ class RunningBatch:
         if self._last_call_only:
             for index, _ in layers:
                 arena.forget(index)
-        # A kernel sees rows in the order they have in memory.
+        # A kernel reads rows in the order of memory.
         deferred = module in self._deferring[-1] and x_sumsq is None and y_rows.is_contiguous()
         arena.add(layers, Call(x, x_rows, x_sumsq, y_rows, bias), token_map, deferred)
 
     @contextmanager
     def deferring(self, modules: Collection[nn.Module]) -> Iterator[None]:
-        """Within the block leave the outputs of `modules` to fused kernels (`Emitter.output`)."""
+        """Leave the outputs of `modules` to fused kernels within the block (`Emitter.output`)."""
         self._deferring.append(modules)
         try:
             yield
@@ -92,7 +92,7 @@ class RunningBatch:
             self._deferring.pop()
 
     def map_for(self, rows: int, device: torch.device, layers: IndexedLayers) -> TokenMap | None:
-        """Return the map of `rows` rows; None, noted for `layers`, where they belong to no sample."""
+        """Return the map of `rows` rows; None, recorded for `layers`, if they belong to no sample."""
         token_map = self.tokens.map_for(rows, device)
         if token_map is None:
             samples = self.tokens.batch_size
@@ -110,7 +110,7 @@ class RunningBatch:
         return self.arenas[key]
 
     def finish(self) -> Tensor:
-        """Reduce what is pending and return the totals [M, B, 5] float64, on the device of the first arena."""
+        """Reduce pending sums and return the totals [M, B, 5] float64, on the device of the first arena."""
         totals = [arena.finish_batch() for arena in self.arenas.values()]
         if not totals:
             return torch.zeros(self._n_layers, self.tokens.batch_size, len(TOTALS_FIELDS), dtype=torch.float64)
@@ -120,7 +120,7 @@ class RunningBatch:
         return merged
 
     def _read(self, layers: IndexedLayers, x: Tensor, x_sumsq: Tensor | None, y: Tensor) -> _Reading | None:
-        """Return how a call is read; None, noted for `layers`, where it cannot be."""
+        """Return how a call is read; None, recorded for `layers`, if it cannot be."""
         x_shape, y_shape = shape_as_rows(x.shape), shape_as_rows(y.shape)
         rows = y_shape[:-1].numel()
         inputs = x_shape[:-1].numel() if x_sumsq is None else len(x_sumsq)

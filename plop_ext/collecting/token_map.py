@@ -1,4 +1,4 @@
-"""Which rows of a layer's input are tokens that count, and which sample each belongs to."""
+"""The map from the rows of a layer's input to tokens that count and to samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TokenMap:
         rows: R, the number of rows read.
         step: Distance between the rows read.
         phase: The first row read.
-        masked: Whether `counted` comes from the batch's mask; False where the rows are not its tokens.
+        masked: Whether `counted` comes from the batch's mask; False if the rows are not its tokens.
     """
 
     counted: Tensor
@@ -53,15 +53,16 @@ class BatchTokens:
         self._samples: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def time_first(self, shape: torch.Size) -> bool:
-        """Whether an input of `shape` is [T, B, K], by the mask's [B, T]; where T = B it is taken for [B, T, K]."""
+        """Return whether an input of `shape` is [T, B, K], by the mask's [B, T]; if T = B, assume [B, T, K]."""
         wanted = self._time_first
         return wanted is not None and len(shape) == 3 and shape[0] == wanted[0] and shape[1] == wanted[1]
 
     def map_for(self, rows: int, device: torch.device) -> TokenMap | None:
-        """The map for a call that sees `rows` token vectors, or None if they cannot be assigned to the samples.
+        """Return the map for a call that sees `rows` token vectors, or None if they cannot be assigned to the samples.
 
-        As many rows as the mask has tokens: the mask, whatever the shape ([B, T, K], [B * T, K], [B, 1, T, K]).
-        Otherwise any multiple of B: that many rows per sample, all counted (pooled vectors, image patches).
+        If there are as many rows as tokens in the mask, the mask applies, for every shape ([B, T, K], [B * T, K],
+        [B, 1, T, K]). Otherwise, a multiple of B is divided evenly among the samples, and all rows count (pooled
+        vectors, image patches).
         """
         key = (rows, device)
         if key not in self._maps:
@@ -70,9 +71,9 @@ class BatchTokens:
         return self._maps[key]
 
     def samples(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """For a call with `rows` token vectors that `map_for` assigns: [rows] int64 sample and [rows] bool counted.
+        """Return [rows] int64 sample and [rows] bool counted, for `rows` token vectors that `map_for` assigns.
 
-        All rows, whatever `step`: routed layers put them in another order before they read every `step`-th.
+        They cover all rows, for every `step`, because routed layers reorder the rows before they read every `step`-th.
         """
         key = (rows, device)
         if key not in self._samples:
@@ -85,10 +86,9 @@ class BatchTokens:
         return self._samples[key]
 
     def refill(self, mask: Tensor | None) -> None:
-        """Take over the mask of another batch of this shape, in the memory of the maps that are there.
+        """Copy the mask of another batch of this shape to the memory of the existing maps, which a graph reads.
 
-        A captured forward goes on reading that memory. The mask this was made with must be nobody else's: it is
-        overwritten.
+        It overwrites the mask that was passed to the constructor, which no other code may use.
         """
         if mask is None or self._mask is None:
             return
@@ -114,6 +114,6 @@ class BatchTokens:
 
 
 def _check_not_captured(rows: int, device: torch.device) -> None:
-    """A map is made on the host: a capture would keep the address of memory that is gone at the replay."""
+    """Refuse to make a map in a capture: it is made on the host, in memory that is freed before the replay."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(f"a layer reads {rows} token vectors, which none did in the forward before the capture")

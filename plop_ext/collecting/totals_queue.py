@@ -1,4 +1,4 @@
-"""Totals of batches on their way from a device to the host."""
+"""The asynchronous transfer of the totals of batches from a device to the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plop_ext.totals import TOTALS_FIELDS
 
 
 class TotalsQueue:
-    """Copies the totals of one batch after another to the host, without synchronising before they are asked for.
+    """Copies the totals of one batch after another to the host, and synchronizes only when they are read.
 
     Args:
         n_layers: M, rows of each table.
@@ -21,7 +21,7 @@ class TotalsQueue:
         self._under_way: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
     def send(self, totals: Tensor) -> None:
-        """Add the totals [M, B, 5] of the next batch; on a CUDA device they are read in the order of its stream."""
+        """Add the totals [M, B, 5] of the next batch; the copy is enqueued on the current CUDA stream."""
         while self._under_way and _has_arrived(self._under_way[0][1]):
             self._receive()
         if totals.device.type == "cuda":
@@ -34,25 +34,25 @@ class TotalsQueue:
             self._under_way.append((totals.cpu(), None))
 
     def all(self) -> Tensor:
-        """Return [M, S, 5] float64 of all batches, samples as seen. Waits for the devices."""
+        """Return [M, S, 5] float64 of all batches, in their order. Synchronizes."""
         self._receive_all()
         if not self._arrived:
             return torch.zeros(self._n_layers, 0, len(TOTALS_FIELDS), dtype=torch.float64)
         return torch.cat(self._arrived, dim=1)
 
     def batch(self, number: int) -> Tensor:
-        """Return [M, B, 5] float64 of the `number`-th batch, from 0. Waits for that one only."""
+        """Return [M, B, 5] float64 of the `number`-th batch, from 0. Synchronizes with this batch only."""
         while len(self._arrived) <= number:
             self._receive()
         return self._arrived[number]
 
     def last(self) -> Tensor:
-        """Return [M, B, 5] float64 of the batch sent last. Waits for the devices."""
+        """Return [M, B, 5] float64 of the batch sent last. Synchronizes."""
         self._receive_all()
         return self._arrived[-1]
 
     def drop_last(self) -> None:
-        """Forget the batch sent last. Waits for the devices."""
+        """Drop the batch sent last. Synchronizes."""
         self._receive_all()
         self._arrived.pop()
 
@@ -64,7 +64,7 @@ class TotalsQueue:
         host, event = self._under_way.pop(0)
         if event is not None:
             event.synchronize()
-            host = host.clone()  # gives the pinned block back
+            host = host.clone()  # releases the pinned memory
         self._arrived.append(host)
 
 

@@ -1,4 +1,4 @@
-"""Copies between host and device that make nobody wait."""
+"""Copies between host and device without synchronization."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move `tensor`; towards CUDA through pinned memory, since a copy from pageable memory can make the host wait.
+    """Move `tensor`; to CUDA through pinned memory, because a copy from pageable memory may synchronize.
 
-    Towards the host it does wait: what is read there next must have arrived.
+    A copy to the host synchronizes, because the host reads it next.
     """
     if tensor.device.type == "cpu" and device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.contiguous().pin_memory()  # an expanded tensor cannot be pinned
@@ -17,7 +17,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def overwrite(target: Tensor, source: Tensor) -> None:
-    """Copy `source` to the memory of `target`; towards CUDA through pinned memory, as `to_device` does."""
+    """Copy `source` to the memory of `target`; to CUDA through pinned memory, as `to_device` does."""
     if source.device.type == "cpu" and target.device.type == "cuda" and not source.is_pinned():
         source = source.pin_memory()
     target.copy_(source, non_blocking=target.device.type == "cuda")

@@ -1,4 +1,4 @@
-"""What a batch of a dataloader holds, and how a model is called on it."""
+"""The contents of a dataloader's batches, and the call of a model on a batch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from plop_ext.collecting.transfer import to_device
 from plop_ext.errors import InputError
 
 SAMPLE_IDS = "sample_ids"
-# What a key-value cache is called in a batch and among the arguments of a block, by version of transformers.
+# Names of a key-value cache in a batch and among the arguments of a block, by version of transformers.
 CACHES = ("cache", "past_key_values")
 
 
 def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable[[nn.Module, Any], Any]:
-    """Call the model on a batch; a transformers model does no work that no scored module needs."""
+    """Return a function that calls the model on a batch, without work of transformers that no scored module needs."""
     extra: dict[str, Any] = {}
     drop_labels = False
     if is_transformers_model(model):
@@ -45,12 +45,12 @@ def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable
 
 
 def is_transformers_model(model: nn.Module) -> bool:
-    """Whether the model takes its inputs as transformers models do."""
+    """Return whether the model takes its inputs as transformers models do."""
     return hasattr(getattr(model, "config", None), "model_type")
 
 
 def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:
-    """The batch without its `sample_ids`, and these, if it has any."""
+    """Return the batch without its `sample_ids`, and these, if it has any."""
     if not isinstance(batch, Mapping) or SAMPLE_IDS not in batch:
         return batch, None
     rest = {key: value for key, value in batch.items() if key != SAMPLE_IDS}
@@ -63,7 +63,7 @@ def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:
 
 
 def brings_cache(batch: Any) -> bool:
-    """Whether the batch brings a key-value cache: a forward fills it, so that the batch can be run once only."""
+    """Return whether the batch holds a key-value cache, which a forward fills, so that the batch can run only once."""
     if isinstance(batch, Mapping):
         return any(map(brings_cache, batch.values()))
     if isinstance(batch, (tuple, list)):
@@ -72,7 +72,7 @@ def brings_cache(batch: Any) -> bool:
 
 
 def token_mask(batch: Any, mask: str) -> Tensor | None:
-    """[B, T] bool of the tokens that count, or None for all."""
+    """Return [B, T] bool of the tokens that count, or None for all."""
     fields = batch if isinstance(batch, Mapping) else {}
     attention = fields.get("attention_mask")
     if mask == "all":
@@ -96,7 +96,7 @@ def token_mask(batch: Any, mask: str) -> Tensor | None:
 
 
 def batch_size(batch: Any) -> int:
-    """Samples in the batch: the first extent of its first tensor."""
+    """Return the number of samples in the batch: the first extent of its first tensor."""
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
     for value in values:
         if isinstance(value, Tensor) and value.dim() > 0:
@@ -105,7 +105,7 @@ def batch_size(batch: Any) -> int:
 
 
 def batch_to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with all its tensors on `device`."""
+    """Return the batch with all its tensors on `device`."""
     if isinstance(batch, Tensor):
         return to_device(batch, device)
     if isinstance(batch, Mapping):
@@ -116,7 +116,7 @@ def batch_to_device(batch: Any, device: torch.device) -> Any:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives; the host if that is offloaded."""
+    """Return the device of the model's first parameter; the CPU if the parameter is offloaded."""
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.device.type == "meta":
         return torch.device("cpu")
@@ -124,7 +124,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def length(dataloader: Iterable[Any]) -> int | None:
-    """Number of batches, where the dataloader knows it."""
+    """Return the number of batches, or None if the dataloader has no length."""
     try:
         return len(dataloader)  # type: ignore[arg-type]
     except TypeError:

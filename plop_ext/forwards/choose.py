@@ -1,4 +1,4 @@
-"""Chooses how a run's forwards are run."""
+"""The choice of the way to run the forwards of a run."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def choose_forwards(
 
     Args:
         model: Prepared for scoring.
-        forward: Runs a batch; None: `default_forward`.
-        collector: Hooks the model.
-        fast: Run the blocks of known families by fused kernels.
+        forward: Function that runs a batch; None uses `default_forward`.
+        collector: The collector that hooks the model.
+        fast: Run the blocks of supported families on fused kernels.
         graph: Replay forwards as CUDA graphs.
 
     Raises:
-        InputError: If `graph` is asked for and the model is on no CUDA device.
+        InputError: If `graph` is true and the model is not on a CUDA device.
     """
     if graph:
         check_graph(model)

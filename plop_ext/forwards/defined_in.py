@@ -1,4 +1,4 @@
-"""Whether a function is a package's own, or has been replaced by somebody's."""
+"""The test whether a function is a package's own, or a replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forwards as they come, one batch after the other."""
+"""Eager forwards, one batch after the other."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_
 
 
 class EagerForwards:
-    """Context manager that runs scoring forwards as they come.
+    """Context manager that runs scoring forwards eagerly.
 
     Args:
         model: Prepared for scoring.
-        forward: Runs a batch.
+        forward: Function that runs a batch.
         collector: Entered before the first batch.
-        decides_masks: Keep a transformers model from looking at the values of masks and positions, for which the host
-            would wait in every forward, with the device idle until it has caught up; attention by flash-attn or flex
-            looks nevertheless. Only where `forward` is `default_forward` and `may_omit_masks` says yes.
+        decides_masks: Keep a transformers model from reading the values of masks and positions, which would
+            synchronize in every forward and leave the device idle. Attention by flash-attn or flex reads them in any
+            case. Only if `forward` is `default_forward` and `may_omit_masks` is true.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EagerForwards:
                 try:
                     stack.enter_context(decided_masks(inputs, plain=True))
                     batch = inputs
-                except UnknownMasks:  # then it looks
+                except UnknownMasks:  # then transformers reads the values
                     self._decides_masks = False
             inputs = batch_to_device(batch, self._device)
             self._collector.begin(size, counted, step=step, phase=phase)
@@ -61,8 +61,8 @@ class EagerForwards:
             self._collector.end()
 
     def forget(self) -> None:
-        """Do nothing: nothing is kept of a batch."""
+        """Do nothing, because nothing is kept of a batch."""
 
     def report(self) -> dict[str, Any]:
-        """Return the entries of the provenance, none of which was asked for."""
+        """Return the entries `fast` and `graph` of the provenance, both None."""
         return {"fast": None, "graph": None}

@@ -21,7 +21,7 @@ class Forwards(Protocol):
         """Score a batch: `begin` of the collector, the forward, and `end` of the collector.
 
         Args:
-            batch: On the host or the device. Where forwards are graphed, reading a mask on the device synchronises.
+            batch: On the host or the device. If forwards are graphed, reading a mask on the device synchronizes.
             size: Samples in the batch.
             counted: [B, T] bool, which tokens count; None counts all.
             step: Read every `step`-th token only.
@@ -29,10 +29,10 @@ class Forwards(Protocol):
         """
 
     def forget(self) -> None:
-        """Drop what was kept of earlier batches, because the model runs other code from now on."""
+        """Drop everything kept of earlier batches, because the model runs other code from now on."""
 
     def report(self) -> dict[str, Any]:
-        """Return the entries `fast` and `graph` of the provenance; None for a way that was not asked for.
+        """Return the entries `fast` and `graph` of the provenance; None for a way that is not in use.
 
         Call it before the context is left.
         """

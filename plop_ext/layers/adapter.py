@@ -59,7 +59,7 @@ class LayerAdapter:
     priority = 0
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether `module` is of this kind."""
+        """Return whether `module` is of this kind."""
         raise NotImplementedError
 
     def check(self, module: nn.Module) -> None:
@@ -70,15 +70,15 @@ class LayerAdapter:
         raise NotImplementedError
 
     def weight_rows(self, module: nn.Module) -> Tensor:
-        """W as [M, K], any strides, float32, float64, float16 or bfloat16. Must be a view, not a copy."""
+        """Return W as [M, K], any strides, float32, float64, float16 or bfloat16. Must be a view, not a copy."""
         raise NotImplementedError
 
     def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
-        """The rows of W from the first to the last in chunks [*, K]: a quantized weight never whole in memory."""
+        """Return the rows of W in order, in chunks [*, K], so that a quantized weight is never whole in memory."""
         return (self.weight_rows(module),)
 
     def weight_sumsq(self, module: nn.Module) -> Tensor:
-        """[M] float32 or float64, on the weight's device: the sum of squares of each row of W."""
+        """Return [M] float32 or float64, on the weight's device: the sum of squares of each row of W."""
         totals = []
         for rows in self.weight_chunks(module):
             rows = rows.detach()
@@ -87,51 +87,51 @@ class LayerAdapter:
         return totals[0] if len(totals) == 1 else torch.cat(totals)
 
     def bias(self, module: nn.Module) -> Tensor | None:
-        """[M], or None. It is not part of the feature and is subtracted from the output."""
+        """Return [M], or None. It is not part of the feature and is subtracted from the output."""
         return getattr(module, "bias", None)
 
     def input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The input among the arguments of one call: [..., K], unless `input_sumsq` reads it otherwise."""
+        """Return the input among the arguments of one call: [..., K], unless `input_sumsq` reads it otherwise."""
         return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
 
     def input_sumsq(self, module: nn.Module, x: Tensor) -> Tensor | None:
-        """[R] sums of squares of the vectors z that W is applied to; None if these are the rows of the input."""
+        """Return [R] sums of squares of the vectors z to which W is applied; None if these are the input's rows."""
         return None
 
     def output(self, module: nn.Module, output: Any) -> Tensor:
-        """The [..., M] output, bias included, among what one call returned."""
+        """Return the [..., M] output, bias included, among what one call returned."""
         return output
 
     def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
-        """What the call returned, or would have without the LoRA that PEFT adds to a parameter within the forward.
+        """Return the output of the call, without the LoRA that PEFT adds to a parameter within the forward.
 
         Args:
             module: The module, within its forward.
             x: Its input.
-            output: What it returned.
+            output: Its output.
 
         Raises:
-            Unsupported: If it cannot be told.
+            Unsupported: If the output without LoRA cannot be computed.
         """
         if changed_by_peft(module):
             raise Unsupported("PEFT adds LoRA to its weight within the forward; score the model without adapters")
         return output
 
     def probe(self, module: nn.Module, z: Tensor) -> Tensor:
-        """W z + bias for `z` [P, K], as [P, M]: the module's own forward."""
+        """Return W z + bias for `z` [P, K], as [P, M]: the module's own forward."""
         return self.output(module, module.forward(z))
 
     def dtype(self, module: nn.Module) -> torch.dtype:
-        """The type of input the module computes in; asked where its own values are codes."""
+        """Return the type of input the module computes in; asked where its own values are codes."""
         tensors = (*module.parameters(), *module.buffers())
         return next((tensor.dtype for tensor in tensors if tensor.dtype in ops.FLOATS), torch.float32)
 
     def lora_size(self, module: nn.Module) -> int:
-        """Parameters that LoRA of rank 1 adds."""
+        """Return the parameters that LoRA of rank 1 adds."""
         return sum(self.features(module))
 
     def parts(self, module: nn.Module, split: Split | None) -> tuple[Part, ...]:
-        """The logical matrices of the module."""
+        """Return the logical matrices of the module."""
         in_features, out_features = self.features(module)
         if split is None:
             return (Part("", "", in_features, out_features),)
@@ -141,7 +141,7 @@ class LayerAdapter:
         )
 
     def part_sumsq(self, module: nn.Module, split: Split | None) -> Tensor:
-        """[parts] float64: ||W||_F^2 of each part."""
+        """Return [parts] float64: ||W||_F^2 of each part."""
         rows = self.weight_sumsq(module)
         if split is None:
             return rows.sum(dtype=torch.float64).reshape(1)

@@ -82,7 +82,7 @@ class _Candidate:
     split: Split | None
 
     def named_by(self, pattern: str) -> bool:
-        """Whether `pattern` names the module or, of a packed one, the part; experts are picked by projection."""
+        """Return whether `pattern` names the module, the part of a packed module, or the projection of experts."""
         names = (self.path.name, self.path.name + self.part.type_suffix)
         return any(matches_suffix(name, pattern) for name in names)
 
@@ -98,7 +98,7 @@ def discover(
     """Find the linear layers of `model`.
 
     By default only layers inside repeated blocks count, because heads and poolers (`lm_head`, `classifier`, `score`)
-    are single layers, often freshly initialised, that LoRA placements leave alone; a model without repeated blocks
+    are single layers, often freshly initialized, that LoRA placements leave alone; a model without repeated blocks
     gives all its linear layers. Of a model that already carries LoRA adapters the base layers are found, under the
     names they have without adapters.
 
@@ -184,7 +184,7 @@ def discover(
 
 
 def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], list[UnscoredModule]]:
-    """Every part of every module that an adapter reads, and the modules with a matrix that none reads."""
+    """Return every part of every module that an adapter reads, and the modules with a matrix that none reads."""
     candidates: list[_Candidate] = []
     unscored: list[UnscoredModule] = []
     seen: dict[int, str] = {}
@@ -239,7 +239,7 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
 
 
 def _type_path(candidate: _Candidate) -> ModulePath:
-    """The path that names the type: an expert's projection is a type of its own, a packed weight's part is not yet."""
+    """Return the path that names the type: with the projection of an expert, without the part of a packed weight."""
     if candidate.split is not None or not candidate.type_suffix:
         return candidate.path
     suffix = candidate.type_suffix
@@ -248,7 +248,7 @@ def _type_path(candidate: _Candidate) -> ModulePath:
 
 
 def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModule]:
-    """The module's own matrices, if it has any that no adapter reads."""
+    """Return the module's own matrices, if it has any that no adapter reads."""
     if isinstance(module, _NOT_LINEAR) or _is_transformers_embedding(module):
         return []
     weights = [key for key, parameter in module.named_parameters(recurse=False) if parameter.dim() >= 2]
@@ -265,6 +265,6 @@ def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModul
 
 
 def _is_transformers_embedding(module: nn.Module) -> bool:
-    """Whether it is one of transformers' own embeddings: its matrices are tables, positions and class tokens."""
+    """Return whether the module is one of transformers' embeddings: tables, positions and class tokens."""
     kind = type(module)
     return kind.__module__.startswith("transformers.") and "embedding" in kind.__name__.lower()

@@ -34,7 +34,7 @@ class Budget:
     seq: int
 
     def fits(self, placement: Placement) -> bool:
-        """Whether `placement`, at its own ranks, costs at most this."""
+        """Return whether `placement`, at its own ranks, costs at most this."""
         if self.max_params is not None and placement.num_parameters() > self.max_params:
             return False
         if self.max_bytes is None:
@@ -55,7 +55,7 @@ class Budget:
 def make_budget(
     scores: ScoreData, max_params: int | float | None, max_memory: int | float | None, batch: int, seq: int
 ) -> Budget | None:
-    """The budget that was asked for, or None. Fractions are of the model's parameters and of its weights' bytes."""
+    """Return the requested budget, or None. Fractions refer to the model's parameters, or to its weights' bytes."""
     if max_params is None and max_memory is None:
         return None
     model = scores.provenance["model"]
@@ -84,7 +84,7 @@ def _absolute(name: str, value: int | float | None, whole: int | None) -> int | 
 
 
 def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> Placement:
-    """The first candidate that fits at rank `r`, or without `r` at rank 8 and then at the largest that fits.
+    """Return the first candidate that fits at rank `r`, or without `r` at rank 8 and then at the largest that fits.
 
     The last candidate may fall below rank 8, down to 1.
 
@@ -115,7 +115,7 @@ def _at_largest_rank(placement: Placement, budget: Budget) -> Placement:
 
 
 def most_types(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> int:
-    """How many of the candidates, each a type larger than the last, fit at rank `r` (default 16); at least 1."""
+    """Return how many candidates, each one type larger than the last, fit at rank `r` (default 16); at least 1."""
     count = 0
     for make in candidates:
         if not budget.fits(replace(make(), r=r or DEFAULT_RANK)):

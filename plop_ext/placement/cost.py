@@ -87,7 +87,7 @@ def cost(
 
 
 def _kept_per_token(shapes: Mapping[str, tuple[int, ...]], width: int, adapter_width: int) -> int:
-    """Bytes of adapter inputs kept per token: a copy each where PEFT casts, else one per distinct tensor."""
+    """Return the bytes of adapter inputs kept per token: one copy each if PEFT casts, else one per distinct tensor."""
     if adapter_width != width:
         return adapter_width * sum(shape[0] for shape in shapes.values())
     distinct = set()
@@ -98,7 +98,7 @@ def _kept_per_token(shapes: Mapping[str, tuple[int, ...]], width: int, adapter_w
 
 
 def _width(model: nn.Module | torch.dtype | str) -> int:
-    """Bytes of one value of a model's weights."""
+    """Return the bytes of one value of a model's weights."""
     if not isinstance(model, str):
         parameters = getattr(model, "parameters", None)
         dtype = next((p.dtype for p in parameters() if p.is_floating_point()), "float32") if parameters else model

@@ -43,7 +43,7 @@ def fingerprints_of(targets: Iterable[LoraTarget], everything: Iterable[ScoredMo
 
 
 def _norm(target: LoraTarget, parts: Sequence[ScoredModule]) -> float | None:
-    """||W||_F of a target that holds these scored modules; None if it is unknown or they are not all of it."""
+    """Return ||W||_F of a target that holds these scored modules; None if it is unknown or they are not all of it."""
     norms = [part.weight_norm for part in parts if part.weight_norm is not None]
     whole = sum(part.out_features for part in parts) == target.shape[-1]
     return math.hypot(*norms) if whole and len(norms) == len(parts) and not target.parameter else None

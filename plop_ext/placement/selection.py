@@ -108,7 +108,7 @@ def _at(placement: Placement, ranks: dict[str, int]) -> Placement:
 
 
 def _target_nfn(scores: ScoreData, placement: Placement) -> dict[str, float]:
-    """NFN of what PEFT adapts: of several parts in one weight, the mean of those that were chosen."""
+    """Return NFN of what PEFT adapts: of several parts in one weight, the mean of those that were chosen."""
     chosen, values = set(placement.modules), dict[str, list[float]]()
     for module, value in zip(scores.modules, scores.nfn.tolist(), strict=True):
         if module.name in chosen and not module.target.refused:
@@ -117,7 +117,7 @@ def _target_nfn(scores: ScoreData, placement: Placement) -> dict[str, float]:
 
 
 def _automatic(scores: ScoreData, strategy: str, budget: Budget | None, r: int | None) -> AutoK:
-    """The result of `auto_k`; where no boundary survives, what the budget allows."""
+    """Return the result of `auto_k`; where no boundary survives, what the budget allows."""
     if strategy != "lowest":
         raise InputError(f'`types`="auto" looks for the lowest types; strategy="{strategy}" needs a number')
     fallback = None
@@ -196,7 +196,7 @@ def _by_family(scores: ScoreData, strategy: str) -> Placement:
     labels = [score.type for score in scores.by_type() if strategy in ("all", score.family)]
     if not labels:
         raise InputError(
-            f'strategy="{strategy}" selects nothing: no module type is recognised as {strategy}; '
+            f'strategy="{strategy}" selects nothing: no module type is recognized as {strategy}; '
             f"name the types ({', '.join(sorted(scores.types))})"
         )
     return _placement(scores, labels, strategy, "all-linear" if strategy == "all" else strategy)

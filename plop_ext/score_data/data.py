@@ -88,7 +88,7 @@ class ScoreData:
         return self.gain / self.baseline
 
     def by_type(self) -> tuple[TypeScore, ...]:
-        """One `TypeScore` per module type, lowest NFN first."""
+        """Return one `TypeScore` per module type, lowest NFN first."""
         if self.paper_script:
             members = paper_script.groups(self.module_names)
             values = paper_script.group_nfn(self.modules, self.gain, members)
@@ -114,7 +114,7 @@ class ScoreData:
         return find_signal(self.table)
 
     def statistics(self, k: int | None = None, seed: int = 0) -> Statistics:
-        """How sure the ranking is: intervals, probabilities, ties, automatic k. No model runs.
+        """Return how sure the ranking is: intervals, probabilities, ties, automatic k. No model runs.
 
         Args:
             k: Cut of the ranking that probabilities and ties refer to; default 3.
@@ -128,7 +128,7 @@ class ScoreData:
         return summarize(self.table, k, seed)
 
     def per_sample(self) -> SampleScores:
-        """NFN of each module and type on each sample, to route or audit prompts by how the model responds to them."""
+        """Return NFN of each module and type on each sample, to route or audit prompts by the model's response."""
         nfn, std = token_moments(self.totals, self.baseline)
         types = self.table.types
         return SampleScores(

@@ -16,7 +16,7 @@ PAPER_GROUPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"
 
 
 def gain(totals: Totals, sample_batches: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[M] mean over the batches' means, without weights; zero inputs count as gain zero."""
+    """Return [M] mean over the batches' means, without weights; zero inputs count as gain zero."""
     counted = totals.tokens + totals.skipped_zero
     members = [sample_batches == batch for batch in np.unique(sample_batches)]
     gains = np.array([totals.sum_gain[:, member].sum(axis=1) for member in members])
@@ -27,7 +27,7 @@ def gain(totals: Totals, sample_batches: NDArray[np.int64]) -> NDArray[np.float6
 
 
 def groups(names: Sequence[str]) -> dict[str, list[int]]:
-    """Positions of the modules of each group; a module can be in several, or in none."""
+    """Return the positions of the modules of each group; a module can be in several, or in none."""
     found = {group: [i for i, name in enumerate(names) if group in name] for group in PAPER_GROUPS}
     return {group: members for group, members in found.items() if members}
 
@@ -65,7 +65,7 @@ def metrics(modules: Sequence[ScoredModule], gain: NDArray[np.float64]) -> dict[
 
 
 def weight_rms(module: ScoredModule) -> float:
-    """Root mean square of the weight."""
+    """Return the root mean square of the weight."""
     if module.weight_norm is None:
         raise InputError(f"the weight norm of `{module.name}` is unknown; the published script's scale needs it")
     return module.weight_norm / (module.in_features * module.out_features) ** 0.5

@@ -36,7 +36,7 @@ class SampleScores:
 
 
 def token_moments(totals: Totals, baseline: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """[M, S] mean and standard deviation over tokens of gain over baseline; NaN where no token counts."""
+    """Return [M, S] mean and standard deviation over tokens of gain over baseline; NaN where no token counts."""
     tokens = np.where(totals.tokens > 0, totals.tokens, np.nan)
     mean = totals.sum_gain / tokens
     variance = np.maximum(totals.sum_gain_sq / tokens - mean**2, 0.0)

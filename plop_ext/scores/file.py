@@ -99,7 +99,7 @@ def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, .
 
 
 def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
-    """An array of JSON numbers; numpy on its own would also turn `null` and strings into numbers."""
+    """Return an array of JSON numbers; numpy on its own would also turn `null` and strings into numbers."""
     array = np.array(values)
     _require(array.dtype.kind in kinds)
     return array.astype(dtype)

@@ -32,7 +32,7 @@ class WeightNorms:
 
 
 def frobenius_norms(layers: Sequence[LinearLayer], advance: Callable[[int], None] = lambda done: None) -> WeightNorms:
-    """||W||_F of each layer: one read of every weight, quantized ones in chunks, and one wait for the device.
+    """Return ||W||_F of each layer: one read of every weight, quantized ones in chunks, and one wait for the device.
 
     Args:
         layers: Whose weights to read.
@@ -106,13 +106,13 @@ def probe_baselines(
 
 
 def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, seed: int) -> list[Tensor]:
-    """Mean gain of each part of one module."""
+    """Return the mean gain of each part of one module."""
     adapter, split = parts[0].adapter, parts[0].split
     device = next(tensor.device for tensor in (*module.parameters(), *module.buffers()))
     dtype = adapter.dtype(module)
 
     def draw(name: str, features: int) -> Tensor:
-        # Directions with the norm sqrt(K) of a normalised activation: the ratio does not depend on the norm, the
+        # Directions with the norm sqrt(K) of a normalized activation: the ratio does not depend on the norm, the
         # rounding of a low-precision output with a bias in it does.
         draws = torch.randn(probes, features, generator=_generator(seed, name))
         return (draws / draws.square().mean(dim=1, keepdim=True).sqrt()).to(device, dtype)
@@ -159,7 +159,7 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 
 def _to_host(totals: list[Tensor]) -> list[float]:
-    """All values with one transfer per device."""
+    """Return all values with one transfer per device."""
     values = [0.0] * len(totals)
     for device in {total.device for total in totals}:
         places = [place for place, total in enumerate(totals) if total.device == device]

@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 def digest(batch: Any) -> str:
-    """A fingerprint of all tensors in a batch."""
+    """Return a fingerprint of all tensors in a batch."""
     state = hashlib.blake2b(digest_size=16)
     _hash(batch, state)
     return state.hexdigest()
 
 
 def data_hash(digests: Sequence[str]) -> str:
-    """A fingerprint of all batches of a run, from that of each."""
+    """Return a fingerprint of all batches of a run, from that of each."""
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def on_host(batch: Any) -> bool:
-    """Whether a fingerprint of the batch costs no wait for a device."""
+    """Return whether a fingerprint of the batch costs no wait for a device."""
     if isinstance(batch, Tensor):
         return batch.device.type == "cpu" and batch.layout == torch.strided
     if isinstance(batch, Mapping):

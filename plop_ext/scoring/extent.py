@@ -32,7 +32,7 @@ def extent(
 
 
 def available_samples(dataloader: Iterable[Any], limit: int | None, batch: int) -> int | None:
-    """Samples that would be read without a stop rule, where that is known; exact but for a last, smaller batch.
+    """Return samples that would be read without a stop rule, where that is known; exact but for a last, smaller batch.
 
     Args:
         dataloader: The data.

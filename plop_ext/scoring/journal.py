@@ -87,7 +87,7 @@ class Journal:
             self._file.close()
 
     def find(self, ids: Sequence[int], digest: str) -> Record | None:
-        """The record of a batch, or None if none of its samples was scored.
+        """Return the record of a batch, or None if none of its samples was scored.
 
         Raises:
             InputError: If only some of them were, or the batch holds other inputs than the recorded one.

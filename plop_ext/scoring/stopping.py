@@ -31,11 +31,11 @@ class StopWatch:
         self._last = 0
 
     def first_is_due(self, samples: int) -> bool:
-        """Whether `samples` are enough for the first look, and there was none yet."""
+        """Return whether `samples` are enough for the first look, and there was none yet."""
         return self._last == 0 and samples >= self.rule.first_look
 
     def look(self, tables: Sequence[Totals], samples: int) -> bool:
-        """Whether the set has settled on the batches so far, with `samples` in all."""
+        """Return whether the set has settled on the batches so far, with `samples` in all."""
         if self.settled or not self.rule.is_due(samples, self._last):
             return self.settled
         self._last = samples
@@ -46,7 +46,7 @@ class StopWatch:
         return self.settled
 
     def report(self, samples: int, available: int | None) -> dict[str, Any]:
-        """How much data was needed, for the provenance."""
+        """Return how much data was needed, for the provenance."""
         return {
             "rule": "settled",
             "types": self.rule.types if self.rule.modules is None else None,

@@ -1,4 +1,4 @@
-"""Runs blocks of known decoder families by fused kernels, which emit the sums that scoring needs on their way."""
+"""Blocks of supported decoder families on fused kernels, which also emit the sums that scoring needs."""
 
 from plop_ext.forwards.fast.path import FastPath
 

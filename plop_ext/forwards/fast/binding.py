@@ -1,4 +1,4 @@
-"""Forwards bound to instances, as `kernels.kernelize` binds those of the hub; classes are never touched."""
+"""Forwards bound to instances, as `kernels.kernelize` binds kernels of the hub; classes are never changed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 
 class Bindings:
-    """Forwards to bind to modules while it is active; only modules that have none of their own."""
+    """Forwards that are bound to modules while active; the modules must not have a forward of their own."""
 
     def __init__(self) -> None:
         self._forwards: dict[nn.Module, Callable[..., Any]] = {}
 
     def add(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Let `module(...)` run `forward(...)` while this is active, instead of what was added before."""
+        """Make `module(...)` run `forward(...)` while active, in place of a forward added before."""
         before = self._forwards.get(module)
         self._forwards[module] = forward
         if before is not None and vars(module).get("forward") == before:
@@ -31,7 +31,7 @@ class Bindings:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Within the block the modules run as they were."""
+        """Unbind the forwards within the block, so that the modules run without the kernels."""
         unbound = self._unbind()
         try:
             yield
@@ -40,7 +40,7 @@ class Bindings:
                 vars(module)["forward"] = self._forwards[module]
 
     def _unbind(self) -> list[nn.Module]:
-        """Take the forwards back, but not what someone else has put in their place since."""
+        """Unbind the forwards, except where other code has replaced them since."""
         bound = [module for module, forward in self._forwards.items() if vars(module).get("forward") == forward]
         for module in bound:
             del vars(module)["forward"]

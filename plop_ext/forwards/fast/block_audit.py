@@ -1,4 +1,4 @@
-"""Runs a block by the fused kernels and as it was, on the same input, and compares kernels, outputs and gains."""
+"""The comparison of a block with and without the fused kernels on the same input: kernels, outputs and gains."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from plop_ext.totals import Totals
 class BlockCheck:
     """The comparison of one block within one batch.
 
-    The kernels are held to their PyTorch twins, row by row. The block is held to what it was to see that they are put
-    together as this version of transformers does, which shows in most rows or not at all: hence the loose limits.
+    The kernels are compared with the PyTorch kernels, row by row. The block is compared with the block without
+    kernels, to verify that the kernels are composed as in this version of transformers. A wrong composition shows in
+    most rows, so the limits of this comparison are loose.
 
     Args:
         fused: The block.
-        collector: Of the run; it does not count what the block does once more.
-        bindings: Suspended while the block runs as it was.
+        collector: Collector of the run, which does not count the second run of the block.
+        bindings: Suspended while the block runs without the kernels.
 
     Attributes:
-        compared: Calls of the block that were compared.
-        obstacle: Why a call was not.
+        compared: Number of compared calls of the block.
+        obstacle: The reason why a call was not compared.
     """
 
     def __init__(self, fused: FusedBlock, collector: Collector, bindings: Bindings) -> None:
@@ -53,7 +54,7 @@ class BlockCheck:
         return self._audit.has("gated_projection")
 
     def attach(self) -> None:
-        """Compare at each call of the block from now on."""
+        """Start to compare each call of the block."""
         self._fused.audit = self._audit
         self._bindings.add(self.block.module, self._forward)
 
@@ -62,7 +63,7 @@ class BlockCheck:
         self._bindings.add(self.block.module, self._fused.forward)
 
     def disagreement(self, totals: Tensor) -> str | None:
-        """What disagrees, or None. Waits for the device.
+        """Return the first disagreement, or None. Synchronizes.
 
         Args:
             totals: [layers of the run, samples, 5] of the batch.
@@ -74,7 +75,7 @@ class BlockCheck:
         for limit, error in self._errors:
             if not float(error) <= limit:
                 return f"what a {name} adds is off by {float(error):.1e}, more than {limit:.1e}"
-        if self.obstacle is not None:  # then the run counts calls that were not compared
+        if self.obstacle is not None:  # the run counts calls that were not compared
             return None
         limit = self._errors[-1][0] / 5
         # A call after the other.
@@ -120,7 +121,7 @@ class BlockCheck:
             self.obstacle = self.obstacle or f"it does not run once more ({type(error).__name__}: {error})"
             return output
         self.compared += 1
-        # Half precision turns last bits of the residual, which may be much larger than what a block adds to it.
+        # Half precision changes last bits of the residual, which may be much larger than the block's own output.
         limit = 5e-2 if output.dtype.itemsize == 2 else 1e-3
         errors = row_errors(*(x.flatten(0, -2) for x in (output, reference, reference - hidden_states)))
         self._errors.append((limit, errors.nan_to_num(nan=torch.inf).median()))
@@ -128,13 +129,13 @@ class BlockCheck:
 
 
 def _counts(totals: Totals, place: tuple[int, int]) -> list[float]:
-    """Tokens of a module and sample that count, have a zero input, or are not finite."""
+    """Return the numbers of tokens of a module and sample that count, have a zero input, or are not finite."""
     fields = (totals.tokens, totals.skipped_zero, totals.skipped_nonfinite)
     return [float(field[place]) for field in fields]
 
 
 def _without_past(kwargs: dict[str, Any], layer: int) -> dict[str, Any] | None:
-    """The arguments without a key-value cache; None if it holds tokens, which the block would miss."""
+    """Return the arguments without a key-value cache; None if the cache holds tokens, which the block needs."""
     for name in CACHES:
         cache = kwargs.get(name)
         if cache is not None and cache.get_seq_length(layer) > 0:
@@ -144,7 +145,7 @@ def _without_past(kwargs: dict[str, Any], layer: int) -> dict[str, Any] | None:
 
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Within the block no hook that is there now sees what `module` and its children do."""
+    """Disable the present hooks of `module` and its children within the block."""
     hooks = [(child, child._forward_hooks) for child in module.modules()]
     try:
         for child, _ in hooks:

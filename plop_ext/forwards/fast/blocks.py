@@ -1,4 +1,4 @@
-"""The forwards that stand in for those of a block and its pieces."""
+"""The fused forwards of a block and its pieces."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _VECTORS = 12
 
 
 class Handover:
-    """Results of norms that a kernel computed on the way, for the norm that is called next.
+    """Results of norms that a kernel has computed already, for the norm that is called next.
 
-    A norm still gets called as a module. It is given its result only for the very tensor that was normed, unmodified
-    since.
+    The norm is still called as a module. It returns the stored result only for the very tensor that was normed, if the
+    tensor is unmodified since.
     """
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class Handover:
 class Projections:
     """Whether `gated_projection` may run in blocks that are not being checked.
 
-    Which batches and blocks take it depends on their tokens and layers: the batch that the other kernels were checked
-    on may not have called it.
+    The batch and the block decide whether it is eligible, so the batch on which the other kernels were checked may not
+    have called it.
 
     Attributes:
-        agreed: It was compared in this run, and agreed.
-        wanted: A block would have taken it, but for that.
+        agreed: Whether it was compared in this run, and agreed.
+        wanted: Whether a block was eligible, but `agreed` was false.
     """
 
     agreed: bool = False
@@ -64,15 +64,15 @@ class FusedBlock:
 
     Args:
         block: The block.
-        sums: Where the sums go.
-        handover: Shared by the blocks of a model.
-        projections: Likewise.
-        bindings: Gets the forwards.
+        sums: The access to the collector's recording.
+        handover: The results of norms, shared by the blocks of a model.
+        projections: The permission for `gated_projection`, shared by the blocks of a model.
+        bindings: The bindings to which the forwards are added.
 
     Attributes:
-        audit: What the kernels are compared by, while they are.
-        fused: How often the block ran by the kernels.
-        plain: How often it ran as it was.
+        audit: The comparison of the kernels, during a check.
+        fused: Number of runs of the block with the kernels.
+        plain: Number of runs without the kernels.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class FusedBlock:
         bindings.add(attention, types.MethodType(copied, attention))
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward."""
+        """Run the block."""
         block, module = self.block, self.block.module
         if any(map(_is_observed, block.bypassed)):
             self.plain += 1
@@ -124,7 +124,7 @@ class FusedBlock:
         return hidden
 
     def mlp_forward(self, x: Tensor) -> Tensor:
-        """The MLP's forward."""
+        """Run the MLP."""
         block, mlp = self.block, self.block.module.mlp
         if not self._runs_fused(mlp, x, block.before_mlp):
             return type(mlp).forward(mlp, x)
@@ -137,13 +137,13 @@ class FusedBlock:
             return mlp.down_proj(block.act(gate) * up)
         emitter = self._sums.emitter(x)
         product = kernels.gated_activation(gate, up, block.activation, emitter, self.audit)
-        del gate, up, projected  # as the module lets go of them
+        del gate, up, projected  # as the module releases them
         return mlp.down_proj(product)
 
     def rotary(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Stands in for `apply_rotary_pos_emb`: q and k [B, heads, T, D], normed per head here where a family does."""
+        """Replace `apply_rotary_pos_emb`, including head norms, for q and k [B, heads, T, D]."""
         norms = self.block.head_norms
         by_token = q.transpose(1, 2), k.transpose(1, 2)
         fits = kernels.takes_heads(*by_token, cos, sin) and (norms is None or norms[0].weight.dtype == q.dtype)
@@ -159,7 +159,7 @@ class FusedBlock:
         return q.transpose(1, 2), k.transpose(1, 2)
 
     def _projects(self, x: Tensor) -> bool:
-        """Whether a kernel stands for gate's and up's projection of `x`."""
+        """Return whether a kernel replaces the projections of `x` to gate and up."""
         linears, projections = self.block.gate_up, self._projections
         if not (kernels.takes_weights(x, linears) and self._sums.bypassable(linears, x)):
             return False
@@ -168,7 +168,7 @@ class FusedBlock:
         return allowed
 
     def _add(self, x: Tensor, residual: Tensor, inner: Norm | None, norm: Norm | None) -> Tensor:
-        """residual + x, or residual + inner(x); its norm is handed over."""
+        """Return residual + x, or residual + inner(x), and hand over its norm."""
         weights = [each.weight for each in (inner, norm) if each is not None]
         if norm is None or not kernels.takes(x, *weights) or not kernels.takes(residual, x):
             return residual + (x if inner is None else type(inner.module).forward(inner.module, x))
@@ -195,7 +195,7 @@ class FusedBlock:
 
 
 def _is_observed(module: nn.Module) -> bool:
-    """Whether something has been attached to a module, since the run began, that a kernel would pass by."""
+    """Return whether a hook or forward, which a kernel would bypass, was attached to a module since the run began."""
     forward = vars(module).get("forward")
     return bool(module._forward_hooks or module._forward_pre_hooks) or forward not in (None, _identity)
 

@@ -1,4 +1,4 @@
-"""Which blocks the fast path knows, and what each is made of."""
+"""The families of blocks that the fast path supports, and the pieces of a block."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CAPTURING = "transformers.utils.output_capturing"
 
 
 class NotFast(Exception):
-    """A block stays as it is; the text says why."""
+    """A block runs without the kernels; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a decoder family composes a block.
+    """The composition of a block in a decoder family.
 
     Attributes:
         name: Prefix of its classes in transformers.
@@ -53,7 +53,7 @@ _BY_CLASS = {f"{family.name}DecoderLayer": family for family in FAMILIES}
 
 
 def family_titles() -> str:
-    """Return the families as prose lists them; a test holds every such list to this one."""
+    """Return the list of families in prose, with which a test compares every such list."""
     *titles, last = (family.title for family in FAMILIES)
     return f"{', '.join(titles)} and {last}"
 
@@ -109,11 +109,11 @@ class Block:
 
 
 def find_blocks(model: nn.Module, owns: Callable[[Any], bool] = lambda hook: False) -> tuple[list[Block], list[str]]:
-    """The blocks of `model` that the fast path knows, and why each of the others of these families is left out.
+    """Return the supported blocks of `model`, and the reasons why other blocks of these families are not.
 
     Args:
         model: Any module.
-        owns: Whether a forward hook is one of the run, which reads before anything else does.
+        owns: Predicate: whether a forward hook belongs to the run.
     """
     blocks: list[Block] = []
     reasons: list[str] = []
@@ -140,21 +140,21 @@ def find_blocks(model: nn.Module, owns: Callable[[Any], bool] = lambda hook: Fal
 
 
 def family_of(module: nn.Module) -> Family | None:
-    """The family of a decoder layer, by its very class: a subclass may compute anything."""
+    """Return the family of a decoder layer, by its exact class, because a subclass may compute anything."""
     kind = type(module)
     return _BY_CLASS.get(kind.__name__) if is_transformers_class(kind) else None
 
 
 def is_transformers_class(kind: type) -> bool:
-    """Whether a class is of a model that comes with transformers."""
+    """Return whether a class belongs to a model of transformers."""
     return kind.__module__.startswith(_PACKAGE)
 
 
 def describe(module: Any, family: Family, owns: Callable[[Any], bool]) -> Block:
-    """The pieces of a decoder layer, whose following norm is not known yet.
+    """Return the pieces of a decoder layer, without the following norm.
 
     Raises:
-        NotFast: If a piece is not what the family is made of, or has been changed.
+        NotFast: If a piece has another class than in the family, or was changed.
     """
     _check_code(type(module))
     attention = _piece(module, "self_attn", family, "Attention")
@@ -197,7 +197,7 @@ def describe(module: Any, family: Family, owns: Callable[[Any], bool]) -> Block:
 
 
 def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
-    """A child of the family's own class: another one may compute anything."""
+    """Return a child, checked to have the family's own class, because another class may compute anything."""
     found = parent._modules.get(name)
     wanted = f"{family.name}{kind}"
     if (type(found).__module__, type(found).__name__) != (type(parent).__module__, wanted):
@@ -220,7 +220,7 @@ def _norm(parent: nn.Module, name: str, family: Family) -> Norm:
 
 
 def _last_norm(parent: nn.Module, family: Family) -> Norm | None:
-    """The model's own norm after the last block; None if it is not the family's, or has been changed."""
+    """Return the model's norm after the last block; None if it is not the family's, or was changed."""
     try:
         norm = _norm(parent, "norm", family)
     except NotFast:
@@ -229,7 +229,7 @@ def _last_norm(parent: nn.Module, family: Family) -> Norm | None:
 
 
 def _refuse_changes(block: nn.Module, owns: Callable[[Any], bool]) -> None:
-    """Raise for a block in which anything else than its own classes' code runs.
+    """Raise for a block in which other code than that of its own classes runs.
 
     A hook may change in place what a kernel reads after it, and a norm that is part of a kernel is never called.
     """
@@ -245,12 +245,12 @@ def _refuse_changes(block: nn.Module, owns: Callable[[Any], bool]) -> None:
 
 
 def is_output_capturing(hook: Any) -> bool:
-    """Whether a forward hook is one by which transformers returns the outputs of blocks."""
+    """Return whether transformers uses a forward hook to return the outputs of blocks."""
     return getattr(hook, "__module__", "") == _CAPTURING
 
 
 def _emits(linear: Any) -> bool:
-    """Whether the sums of a layer may be those of what it returns: of no other class, such as one under LoRA."""
+    """Return whether a layer's sums may be those of its output, which is false for other classes, as under LoRA."""
     return type(linear) is nn.Linear and (linear.bias is None or is_aligned(linear.bias))
 
 

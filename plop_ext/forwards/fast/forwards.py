@@ -1,4 +1,4 @@
-"""Forwards by fused kernels, on top of another way to run them."""
+"""Forwards on fused kernels, on top of eager or graphed forwards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from plop_ext.forwards.protocol import Forwards
 
 
 class FastForwards:
-    """Context manager that runs scoring forwards with the blocks of known families replaced by fused kernels.
+    """Context manager that runs scoring forwards with the blocks of supported families on fused kernels.
 
-    The kernels check themselves on the first batch that brings no key-value cache. Batches before that one run without
-    them: a forward fills its cache, so that such a batch cannot be scored again if the kernels disagree.
+    The kernels are checked on the first batch without a key-value cache. Earlier batches run without the kernels,
+    because a forward fills the cache, and the batch could not be scored again if the kernels disagreed.
 
     Args:
         model: Prepared for scoring.
         collector: Entered before this and left after it.
-        inner: Runs the batches.
+        inner: Forwards that run the batches.
     """
 
     def __init__(self, model: nn.Module, collector: Collector, inner: Forwards) -> None:
@@ -59,9 +59,9 @@ class FastForwards:
                 run()
 
     def forget(self) -> None:
-        """Drop what `inner` kept of earlier batches."""
+        """Drop everything that `inner` kept of earlier batches."""
         self._inner.forget()
 
     def report(self) -> dict[str, Any]:
-        """Return what `inner` reports, with the entry `fast`."""
+        """Return the report of `inner`, with the entry `fast`."""
         return {**self._inner.report(), "fast": self._path.report()}

@@ -1,4 +1,4 @@
-"""Compares what fused kernels write with what the PyTorch kernels of the same ops do."""
+"""The comparison of the results of fused kernels with those of the PyTorch kernels of the same ops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plop_ext import ops
 
-# So many rows of a call, spread over all of it, are compared; their float32 copies take little memory.
+# Number of rows that are compared, spread over the whole call; their float32 copies take little memory.
 _ROWS = 1024
 # One unit in the last place of every element is half of `eps`; kernels turn it in one of a thousand, which moves the
 # sum of a short row by less than `eps`. In float32 exp and tanh differ by some units.
@@ -19,11 +19,11 @@ _FLOAT32_LIMIT = 1e-5
 
 
 class Roles(NamedTuple):
-    """What the arguments of a fused op are, by name.
+    """The roles of the arguments of a fused op, by name.
 
     Attributes:
         rows: Tensors with one entry per row first, [R, ...], or per token, [B or 1, T, ...].
-        results: Those of them that the op writes.
+        results: Those of `rows` that the op writes.
         sums: Sums of squares that the op writes, one per row read.
     """
 
@@ -86,15 +86,15 @@ class Audit:
         for name, found in ours.items():
             worst = row_errors(found, again[name], scales.get(name, again[name])).max()
             before = self._worst.get(key)
-            # NaN, the error of a row that is none, is kept.
+            # NaN, the error of a row that has none, is kept.
             self._worst[key] = worst if before is None else torch.maximum(before, worst)
 
     def has(self, op: str) -> bool:
-        """Whether a call of an op, without the underscore at the end of its name, was compared."""
+        """Return whether a call of an op, without the underscore at the end of its name, was compared."""
         return any(name == op for name, _ in self._worst)
 
     def disagreement(self) -> str | None:
-        """What is off by more than rounding, or None. Waits for the device."""
+        """Return the first difference beyond rounding, or None. Synchronizes."""
         for (name, limit), worst in self._worst.items():
             if not float(worst) <= limit:
                 return f"a row of {name} is off by {float(worst):.1e}, more than {limit:.1e}"
@@ -102,7 +102,7 @@ class Audit:
 
 
 def row_errors(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
-    """||ours - theirs|| / ||scale|| of each row [R]: token vectors, all heads of a token, or single sums.
+    """Return ||ours - theirs|| / ||scale|| of each row [R]: token vectors, all heads of a token, or single sums.
 
     Equal infinities and NaN are equal; a value that is finite in `theirs` alone makes its row NaN or infinite.
     """
@@ -117,7 +117,7 @@ def row_errors(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor | None, chosen: Tensor, tokens: int) -> Tensor | None:
-    """[R, ...]: the chosen rows; [B or 1, T, ...]: the chosen tokens, as samples of one token each."""
+    """Return the chosen rows of [R, ...], or the chosen tokens of [B or 1, T, ...] as samples of one token each."""
     if x is None:
         return None
     if x.dim() == 2:

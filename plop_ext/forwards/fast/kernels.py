@@ -1,4 +1,4 @@
-"""The fused kernels, with the sums they emit, and when they stand aside."""
+"""The calls of the fused kernels with the sums that they emit, and the conditions for their use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from plop_ext.forwards.defined_in import is_defined_in
 from plop_ext.forwards.fast.families import Norm
 from plop_ext.forwards.fast.kernel_audit import Audit
 
-# From so many tokens on `gated_projection` is no slower than cuBLAS' products and `gated_activation` in any shape
-# measured; cuBLAS has smaller tiles for fewer.
+# Smallest number of tokens at which `gated_projection` is no slower than cuBLAS' products and `gated_activation` in
+# every shape measured; for fewer, cuBLAS has smaller tiles.
 _PROJECTED_ROWS = 512
 
 
 def runs_fused(module: nn.Module, x: Tensor) -> bool:
-    """Whether `module` may use the kernels on `x`: they record no gradient, drop nothing and know no autocast.
+    """Return whether `module` may use the kernels on `x`: without gradients, dropout, autocast and inference mode.
 
     In inference mode a tensor does not tell whether it was modified since its sums were taken.
     """
@@ -37,7 +37,7 @@ def runs_fused(module: nn.Module, x: Tensor) -> bool:
 
 
 def takes(x: Tensor, *others: Tensor) -> bool:
-    """Whether a kernel reads `x` row by row: one of its types, contiguous, aligned, and all others alike."""
+    """Return whether kernels support `x`: its type, contiguous, aligned, and `others` of its type and device."""
     return (
         x.dtype in ops.FUSED_FLOATS
         and x.is_contiguous()
@@ -47,7 +47,7 @@ def takes(x: Tensor, *others: Tensor) -> bool:
 
 
 def takes_columns(gate: Tensor, up: Tensor, like: Tensor) -> bool:
-    """Whether `gated_activation` reads gate and up as they lie in memory, and `like`'s type is theirs."""
+    """Return whether `gated_activation` supports the layout of gate and up, and their type is that of `like`."""
     return all(
         x.dtype == like.dtype and x.stride(-1) == 1 and x.stride(-2) % 8 == 0 and ops.is_aligned(x) and _folds(x)
         for x in (gate, up)
@@ -55,7 +55,7 @@ def takes_columns(gate: Tensor, up: Tensor, like: Tensor) -> bool:
 
 
 def is_plain(linear: Any) -> bool:
-    """Whether a layer is an nn.Linear without bias, and has nothing but forward hooks."""
+    """Return whether a layer is an unmodified nn.Linear without bias; it may have forward hooks."""
     return (
         type(linear) is nn.Linear
         and linear.bias is None
@@ -66,7 +66,7 @@ def is_plain(linear: Any) -> bool:
 
 
 def takes_weights(x: Tensor, linears: Sequence[Any]) -> bool:
-    """Whether `gated_projection` may stand for `linears` on `x` [..., K]: plain, without bias, and of many tokens."""
+    """Return whether `gated_projection` may replace `linears` on `x` [..., K]: plain, and for many tokens."""
     return (
         x.dtype in ops.PROJECTION_FLOATS
         and x.shape[:-1].numel() >= _PROJECTED_ROWS
@@ -81,7 +81,7 @@ def takes_weights(x: Tensor, linears: Sequence[Any]) -> bool:
 
 
 def takes_heads(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether `rotary` reads q and k [B, T, heads, D] as they lie in memory."""
+    """Return whether `rotary` supports the layout of q and k [B, T, heads, D]."""
     rotary_dim, width = cos.shape[-1], q.shape[-1]
     return (
         q.dtype in ops.FUSED_FLOATS
@@ -106,7 +106,7 @@ def add_norm(
     emitter: Emitter,
     audit: Audit | None,
 ) -> tuple[Tensor, Tensor]:
-    """(residual + x, its norm), or with `inner` residual + inner(x); without a residual x itself. All [B, T, K]."""
+    """Return residual + x and its norm; with `inner`, residual + inner(x); without a residual, x. All [B, T, K]."""
     normed = torch.empty_like(x)
     hidden = None if residual is None else torch.empty_like(x)
     x_sums, bias = emitter.output(x)
@@ -133,7 +133,7 @@ def add_norm(
 
 
 def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter, audit: Audit | None) -> Tensor:
-    """activation(gate) * up, [..., I]; rows may lie further apart than I."""
+    """Return activation(gate) * up, [..., I]; rows may be further apart than I."""
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     gate_sums, gate_bias = emitter.output(gate)
     up_sums, up_bias = emitter.output(up)
@@ -160,7 +160,7 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str, emitter: Emitter
 def gated_projection(
     x: Tensor, linears: Sequence[Any], activation: str, emitter: Emitter, audit: Audit | None
 ) -> Tensor:
-    """activation(gate) * up, [..., I], of what `linears`, two or one for both, would make of x [..., K]."""
+    """Return activation(gate) * up, [..., I], for gate and up from `linears` (two, or one for both) of x [..., K]."""
     weights = [linear.weight for linear in linears]
     gate_weight, up_weight = weights if len(weights) == 2 else weights[0].chunk(2)
     out = torch.empty(*x.shape[:-1], len(gate_weight), dtype=x.dtype, device=x.device)
@@ -194,7 +194,7 @@ def rotary(
     emitter: Emitter,
     audit: Audit | None,
 ) -> tuple[Tensor, Tensor]:
-    """q and k [B, T, heads, D], normed per head and rotated."""
+    """Return q and k [B, T, heads, D], normed per head and rotated."""
     q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     q_sums, q_bias = emitter.output(q)
     k_sums, k_bias = emitter.output(k)
@@ -224,7 +224,7 @@ def rotary(
 def _run(
     op: str, emitter: Emitter, audit: Audit | None, out_scale: Callable[..., Tensor] | None = None, **arguments: Any
 ) -> None:
-    """Call an op on the rows that `emitter` wants, and have the call audited."""
+    """Call an op with the step and phase of `emitter`, and audit the call."""
     arguments |= {"step": emitter.step, "phase": emitter.phase}
     getattr(ops, op)(**arguments)
     if audit is not None:
@@ -232,7 +232,7 @@ def _run(
 
 
 def _gelu_scale(gate: Tensor, up: Tensor, **others: Any) -> Tensor:
-    """Return the product that GELU's errors are relative to: 1 + tanh cancels far below zero, and leaves rounding."""
+    """Return the product to which GELU's errors are relative: far below zero, 1 + tanh cancels to rounding errors."""
     return gate.float() * up.float()
 
 
@@ -246,7 +246,7 @@ def _is_defined_in_torch(function: Any) -> bool:
 
 
 def _reads(linear: Any, x: Tensor) -> bool:
-    """Whether the kernel reads a layer's weight beside `x`."""
+    """Return whether the kernel supports a layer's weight with `x`."""
     weight = linear.weight
     return (
         weight.dtype == x.dtype
@@ -259,7 +259,7 @@ def _reads(linear: Any, x: Tensor) -> bool:
 
 
 def _tokens_apart(x: Tensor) -> bool:
-    """Whether the heads of a token lie one after the other, and tokens at one distance."""
+    """Return whether the heads of a token are adjacent, and tokens equally spaced."""
     _, tokens, _, width = x.shape
     between, token, head, element = x.stride()
     apart = head == width and element == 1 and token % 8 == 0 and ops.is_aligned(x)
@@ -267,7 +267,7 @@ def _tokens_apart(x: Tensor) -> bool:
 
 
 def _folds(x: Tensor) -> bool:
-    """Whether [..., T, I] is [R, I] without a copy."""
+    """Return whether [..., T, I] can be viewed as [R, I] without a copy."""
     strides = zip(x.shape[:-2], x.stride()[:-2], x.shape[1:-1], x.stride()[1:-1], strict=True)
     return all(size == 1 or stride == inner * apart for size, stride, inner, apart in strides)
 

@@ -1,4 +1,4 @@
-"""The fast path of one model and collector: which blocks take it, and whether they may."""
+"""The fast path of one model and collector: its blocks, and the check of its kernels."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from plop_ext.forwards.fast.block_audit import BlockCheck
 from plop_ext.forwards.fast.blocks import FusedBlock, Handover, Projections
 from plop_ext.forwards.fast.families import find_blocks
 
-# So often the kernels are checked, if a kernel is wanted in vain.
+# Upper limit on repeated checks. A kernel may first become eligible on a later, larger batch.
 _MOST_CHECKS = 4
 
 
 class FastPath:
-    """Context manager that runs the blocks it knows by fused kernels, which emit the sums that scoring needs.
+    """Context manager that runs the supported blocks on fused kernels, which emit the sums that scoring needs.
 
-    RMSNorm with the residual add, the gated activation and the rotary embedding are passes over activations that a
-    forward makes anyway; the kernels behind this make each of them once, with the roundings of the modules they stand
-    for, and leave the sums of squares on the way. Only v and the output of attention are read for their own sake.
+    Every forward passes over activations for RMSNorm with the residual add, the gated activation and the rotary
+    embedding. The kernels make each of these passes once, with the roundings of the replaced modules, and also emit
+    the sums of squares. Only v and the output of attention need a pass of their own.
 
-    Forwards are bound to instances, as `kernels.kernelize` does, and taken back on leaving, also after an exception.
-    All other blocks, and everything that records gradients, runs under autocast or in inference mode, run as they are
-    and are scored by the hooks of the collector.
+    Forwards are bound to instances, as `kernels.kernelize` does, and unbound on leaving, also after an exception. All
+    other blocks, and forwards that record gradients or run under autocast or in inference mode, run without the
+    kernels and are scored by the hooks of the collector.
 
     Args:
-        model: What is scored. Known are the blocks of `families.FAMILIES` in float32, float16 or bfloat16, with no
-            hooks and no forwards but their own.
+        model: The scored model. Supported are the blocks of `families.FAMILIES` in float32, float16 or bfloat16,
+            without user-defined hooks and forwards.
         collector: Entered before this and left after it.
 
     Attributes:
@@ -83,21 +83,21 @@ class FastPath:
 
     @property
     def due(self) -> bool:
-        """Whether to run the next batch by `check`: a kernel that is wanted has not been checked."""
+        """Whether to run the next batch by `check`, because an eligible kernel has not been checked."""
         return not self.checked or (self._projections.wanted and self._checks < _MOST_CHECKS)
 
     def check(self, run: Callable[[], None]) -> bool:
-        """Score a batch and check the kernels on it, unless no block takes the fast path in it.
+        """Score a batch and check the kernels on it, unless no block uses the kernels in it.
 
-        In the first and the last block of each kind every kernel is compared with its PyTorch twin, and the block also
-        runs as it was. Synchronises with the device once.
+        In the first and the last block of each kind, every kernel is compared with the PyTorch kernel of the same op,
+        and the block also runs without the kernels. Synchronizes with the device once.
 
         Args:
-            run: `begin`, forward and `end` of the collector for that batch; nothing of it may be replayed.
+            run: `begin`, forward and `end` of the collector for that batch; nothing of it may be a replay.
 
         Returns:
-            False if something disagrees, or nothing could be compared. The batch is then to be scored again, without
-            the kernels, which stay unused from then on; `reason` says why.
+            False if anything disagrees, or nothing could be compared. The batch then has to be scored again. The
+            kernels stay unused from then on, and `reason` says why.
         """
         checks = [BlockCheck(fused, self._collector, self._bindings) for fused in self._samples()]
         before = sum(fused.fused for fused in self._blocks)
@@ -124,20 +124,20 @@ class FastPath:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Within the block, which runs one batch with a key-value cache, run the model without the kernels."""
+        """Run the model without the kernels within the block, for one batch with a key-value cache."""
         self._with_cache += 1
         with self._bindings.suspended():
             yield
 
     def report(self) -> dict[str, Any]:
-        """For the provenance: how many blocks took the fast path, and why others, or some of their calls, did not."""
+        """Return how many blocks used the kernels, and why others, or some of their calls, did not."""
         used = sum(fused.fused > 0 for fused in self._blocks) if self.blocks else 0
         reasons = [] if self.reason is None else [self.reason]
         plain = sum(fused.plain for fused in self._blocks)
         if plain and self.blocks:
             reasons.append(
-                f"{plain} forwards of blocks ran as they were, under autocast, in inference mode, with gradients, "
-                "with hooks, or on states of another type or layout than the kernels read"
+                f"{plain} forwards of blocks ran without the kernels, under autocast, in inference mode, with "
+                "gradients, with hooks, or on states of another type or layout than the kernels support"
             )
         elif self.blocks and not used and not self._with_cache:
             reasons.append("no batch needed a forward")
@@ -148,12 +148,12 @@ class FastPath:
         return {"blocks": used, "reason": "; ".join(reasons) or None}
 
     def _disagreement(self, checks: list[BlockCheck]) -> str | None:
-        """Why the kernels may not be used, or None."""
+        """Return why the kernels may not be used, or None."""
         totals = self._collector.recording.queue.last()
         for check in checks:
             if check.compared and (found := check.disagreement(totals)) is not None:
                 return f"the fused kernels disagree with the model: {found}"
-        if self.checked:  # once more, for a kernel that the first check did not see
+        if self.checked:  # a repeated check, for a kernel that the first check did not see
             return None
         kinds = {_kind(check.block.module): False for check in checks}
         for check in checks:
@@ -169,7 +169,7 @@ class FastPath:
         return None
 
     def _samples(self) -> list[FusedBlock]:
-        """The first and the last block of each kind, and one whose projections a kernel may stand for."""
+        """Return the first and the last block of each kind, and one that is eligible for `gated_projection`."""
         kinds: dict[object, list[FusedBlock]] = {}
         for fused in self._blocks:
             kinds.setdefault(_kind(fused.block.module), []).append(fused)
@@ -186,5 +186,5 @@ class FastPath:
 
 
 def _kind(block: Any) -> tuple[type, object]:
-    """What tells blocks apart that compute differently: class and type of attention."""
+    """Return the kind of a block: its class and type of attention."""
     return type(block), getattr(block.self_attn, "layer_type", None)

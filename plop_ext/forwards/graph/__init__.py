@@ -1,1 +1,1 @@
-"""Forwards replayed as CUDA graphs."""
+"""Forwards that are captured as CUDA graphs and replayed."""

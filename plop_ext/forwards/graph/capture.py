@@ -1,4 +1,4 @@
-"""Captures work on a CUDA device as a graph, finds out beforehand if it could be, and cleans up where it could not."""
+"""The capture of CUDA graphs: detection of synchronizations before a capture, and cleanup after a failed one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 import torch
 from torch import Tensor
 
-# Kept for good: the allocator of pinned memory may go on asking a graph whose capture did not end.
+# Never freed: the allocator of pinned memory may query a graph whose capture failed.
 _FAILED: list[torch.cuda.CUDAGraph] = []
 _WAIT = "called a synchronizing CUDA operation"
 _PROTOTYPE = "Synchronization debug mode is a prototype"
@@ -36,24 +36,25 @@ class Recorder:
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Capture `work`, which computes nothing yet.
+        """Capture `work` without running it.
 
         Args:
-            work: Enqueues kernels on the current stream and returns the tensor they write.
+            work: Function that enqueues kernels on the current stream and returns the tensor that they write.
 
         Returns:
-            What enqueues them again on the current stream, and that tensor. It stays valid until `release`, but the
-            next replay of any graph of this recorder may follow only on the same stream.
+            A function that enqueues the kernels again on the current stream, and the tensor. The tensor stays valid
+            until `release`; the next replay of any graph of this recorder has to be on the same stream.
 
         Raises:
-            Exception: Whatever `work` or the capture raises. Streams, allocator and random generator are as before.
+            Exception: The exception of `work` or of the capture, after streams, allocator and random generator were
+                restored.
         """
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream(self._device)
         try:
-            # The outer context, because `torch.cuda.graph` leaves its own stream current when a capture fails.
+            # The outer context restores the stream: `torch.cuda.graph` leaves its own stream current on failure.
             with (
                 torch.cuda.stream(stream),
                 torch.cuda.graph(
@@ -69,7 +70,7 @@ class Recorder:
         return graph.replay, result
 
     def release(self) -> None:
-        """Give the graphs and their memory back, once the device has done with them."""
+        """Release the graphs and their memory, after synchronization."""
         if not self._graphs:
             return
         torch.cuda.synchronize(self._device)
@@ -79,10 +80,11 @@ class Recorder:
         self._pool = None
 
     def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Undo what a capture that did not end leaves behind.
+        """Restore allocator and random generator after a failed capture.
 
-        The caching allocator still takes it for running, so that `empty_cache` fails from then on, and so may the
-        random generator, so that the next dropout fails. The first is told; a capture that ends tells the second.
+        The caching allocator considers the capture as running, so `empty_cache` would fail from then on; ending the
+        allocation resets it. The random generator may do so too, and the next dropout would fail; a trivial capture
+        that succeeds resets it.
         """
         with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
@@ -99,11 +101,11 @@ class Recorder:
 
 
 class _Waits:
-    """Tells threads where they wait for a device.
+    """Records the synchronizations of each thread with a device.
 
-    torch says so in warnings, in a mode of the whole process, which is on while at least one thread listens. A wait is
-    noted for the thread that waits; the others are dropped, unless the mode was on before. Other warnings are shown
-    as ever. `warnings.catch_warnings` would do for one thread only: two that overlap leave state behind.
+    torch reports them as warnings in a mode of the whole process, which is on while at least one thread records. A
+    synchronization is recorded for its thread. Those of other threads are dropped, unless the mode was on before. All
+    other warnings are shown as usual. `warnings.catch_warnings` is not safe for overlapping threads.
     """
 
     def __init__(self) -> None:
@@ -135,7 +137,7 @@ class _Waits:
 
     def _begin(self) -> None:
         self._mode = torch.cuda.get_sync_debug_mode()
-        if warnings.showwarning != self._note:  # another thread's `catch_warnings` may have put it back
+        if warnings.showwarning != self._note:  # another thread's `catch_warnings` may have restored it
             self._show = warnings.showwarning
         warnings.showwarning = self._note
         warnings.filterwarnings("ignore", message=f".*{_PROTOTYPE}")
@@ -147,7 +149,7 @@ class _Waits:
         torch.cuda.set_sync_debug_mode(self._mode)
         if warnings.showwarning == self._note:
             warnings.showwarning = self._show
-        # A `catch_warnings` that another thread is in works on a copy, and puts the changed ones back.
+        # In another thread's `catch_warnings`, `warnings.filters` is a copy; on exit it restores the changed list.
         for filters in (self._changed, cast(list[Any], warnings.filters)):
             for item in self._filters:
                 with suppress(ValueError):
@@ -175,7 +177,7 @@ _WAITS = _Waits()
 
 @contextmanager
 def noting_waits(device: torch.device) -> Iterator[list[str]]:
-    """Note where in the block this thread waits for `device`, as `file.py:line`."""
+    """Record where in the block this thread synchronizes with `device`, as `file.py:line`."""
     if device.type != "cuda":
         yield []
         return
@@ -184,7 +186,7 @@ def noting_waits(device: torch.device) -> Iterator[list[str]]:
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what went wrong first: the end of a failed capture raises an error of its own on top."""
+    """Return the first line of the original error: the end of a failed capture raises a second one."""
     while error.__context__ is not None:
         error = error.__context__
     lines = str(error).splitlines()
@@ -193,5 +195,5 @@ def cause(error: BaseException) -> str:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One per device for good: cuBLAS keeps a workspace for every stream that it ever ran on."""
+    """Return a stream that is kept per device, because cuBLAS keeps a workspace for every stream that it has used."""
     return torch.cuda.Stream(device)

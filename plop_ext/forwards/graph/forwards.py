@@ -23,16 +23,17 @@ from plop_ext.forwards.graph.inputs import Ungraphable, launch_key, on_device, t
 from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_all_ones_masks
 from plop_ext.forwards.masks.known_models import runs_library_code
 
-# A graph keeps its launches on the device, in memory that torch does not count, and capturing takes as long as several
-# forwards. Eight are the phases of `token_step=8`, or as many lengths; data of more lengths rarely come back to one.
+# A graph keeps its launches on the device, in memory that torch does not count, and a capture takes as long as several
+# forwards. Eight graphs suffice for the phases of `token_step=8`, or for eight lengths; data with more lengths rarely
+# repeat one.
 MAX_GRAPHS = 8
-# Batches whose like is waited for. Each keeps its token maps, one byte per token.
+# Kinds of batches that are remembered after their eager trial. Each keeps its token maps, one byte per token.
 _REMEMBERED = 64
 
 
 @dataclass
 class _EagerTrial:
-    """A batch that ran eagerly; `wait` is where it synchronised with the device, which a capture cannot."""
+    """A batch that ran eagerly; `wait` is the place where it synchronized with the device, which a capture cannot."""
 
     tokens: BatchTokens
     wait: str | None
@@ -40,7 +41,7 @@ class _EagerTrial:
 
 @dataclass
 class _Graph:
-    """A captured forward: what it reads, how it is replayed, what it writes."""
+    """A captured forward: its inputs, its replay, and its result."""
 
     inputs: list[Tensor]
     tokens: BatchTokens
@@ -49,27 +50,27 @@ class _Graph:
 
 
 class GraphedForwards:
-    """Context manager that runs scoring forwards, and replays those whose like it has seen before.
+    """Context manager that runs scoring forwards, and replays those of a kind that it has run before.
 
-    Forwards are alike if the same launches run: same shapes and types, same first token read, and a mask either for
-    both or for none. The first one runs eagerly, which fills every cache and shows whether it makes the host wait;
-    the second is captured and replayed, every further one replayed. Totals have the same bits as eager ones. What
-    cannot be captured runs eagerly, for a reason that `report` gives; a forward that waits, or a failed capture, ends
-    graphing with a warning.
+    Two forwards are of one kind if they launch the same kernels: they have the same shapes and types, the same first
+    token read, and either both or neither have a mask. The first forward of a kind runs eagerly, which fills every
+    cache and shows whether the forward synchronizes; the second is captured and replayed, and all later ones are
+    replayed. Totals are bitwise identical to eager ones. Batches that cannot be captured run eagerly, for a reason
+    that `report` gives. A forward that synchronizes, or a failed capture, ends graphing with a warning.
 
-    All graphs share one memory pool, which holds the activations of one forward: they run one after the other.
+    All graphs share one memory pool, which holds the activations of one forward, because they run one after the other.
 
     Args:
         model: Prepared for scoring, on a CUDA device.
-        forward: Runs a batch. Its Python code is not called at a replay.
+        forward: Function that runs a batch. A replay does not call its Python code.
         collector: Entered.
-        plain: Whether `forward` is `default_forward`. Only then, and only of a model that `runs_library_code`, is it
-            known on which values of a batch the masks depend. Any other model that looks at them, as transformers' own
-            do, synchronises, and is not captured.
+        plain: Whether `forward` is `default_forward`. Only in this case, and only for a model that
+            `runs_library_code`, plop_ext can predict the masks of a batch. Any other model that reads their values
+            synchronizes, as transformers' own models do, and is not captured.
 
     Attributes:
-        reason: Why forwards are not graphed any more, or not at all; None while they are.
-        replayed: Batches that were replayed.
+        reason: The reason why forwards are no longer graphed; None while they are.
+        replayed: Number of replayed batches.
     """
 
     def __init__(
@@ -108,7 +109,8 @@ class GraphedForwards:
             if key is not None and graph is None:
                 trial = self._trials.get(key)
                 if trial is None or trial.wait is not None:
-                    # The tokens of a trial become the graph's, and are overwritten: not the caller's mask.
+                    # A copy of the caller's mask, because the graph takes over the tokens of a trial and overwrites
+                    # them.
                     own = BatchTokens(size, None if counted is None else counted.clone(), step, phase)
                     self._try_eagerly(key, inputs, own)
                     return
@@ -122,14 +124,14 @@ class GraphedForwards:
                 self._eager.run(batch, size, counted, step=step, phase=phase)
 
     def forget(self) -> None:
-        """Drop all graphs and what was seen of batches: the model runs other code than it did so far.
+        """Drop all graphs and trials, because the model runs other code from now on.
 
-        The next batch of each kind runs eagerly again. `replayed` and the number of graphs captured count on.
+        The next batch of each kind runs eagerly again. `replayed` and the number of captured graphs keep counting.
         """
         self._release()
 
     def report(self) -> dict[str, Any]:
-        """Return how many batches were replayed from how many graphs, and why not the others, as the entry `graph`."""
+        """Return the entry `graph`: the numbers of graphs and of replayed batches, and why others were not."""
         reason = self.reason or self._left_out
         if reason is None and not self.replayed:
             reason = "no batch was like an earlier one in shape, phase and having a mask"
@@ -146,7 +148,7 @@ class GraphedForwards:
             return None
 
     def _try_eagerly(self, key: Hashable, inputs: Any, tokens: BatchTokens) -> None:
-        """Run a batch eagerly, on the path that a capture of its like would take."""
+        """Run a batch eagerly, on the code path of a capture."""
         before = self._trials.pop(key, None)
         inputs = batch_to_device(inputs, self._device)
         with ExitStack() as stack:
@@ -161,15 +163,15 @@ class GraphedForwards:
         if self.reason is not None:
             return
         wait = waits[0] if waits else None
-        if wait is not None and before is not None:  # once may be a cache that was empty
-            self._stop(f"the forward makes the host wait for the device ({wait}), which a captured one cannot")
+        if wait is not None and before is not None:  # the first time may be due to an empty cache
+            self._stop(f"the forward synchronizes with the device ({wait}), which a capture cannot")
             return
         while len(self._trials) >= _REMEMBERED:
             self._trials.pop(next(iter(self._trials)))
         self._trials[key] = _EagerTrial(tokens, wait)
 
     def _capture(self, key: Hashable, inputs: Any, counted: Tensor | None) -> _Graph | None:
-        """The graph of a batch whose like ran eagerly; None, with graphing ended, if it cannot be captured."""
+        """Return the graph of a batch after an eager trial; if the capture fails, end graphing and return None."""
         tokens = self._trials.pop(key).tokens
         tokens.refill(counted)
         static = on_device(inputs, self._device)
@@ -177,7 +179,7 @@ class GraphedForwards:
         def forward() -> Tensor:
             with decided_masks(static, self._plain):
                 self._collector.recording.start(tokens)
-                # A batch of its own, since it may change it.
+                # A copy, because the model may change the batch.
                 self._forward(self._model, batch_to_device(static, self._device))
                 return self._collector.recording.close()
 
@@ -210,10 +212,10 @@ class GraphedForwards:
 
 
 def check_graph(model: nn.Module) -> None:
-    """Refuse to graph a model that is on no CUDA device.
+    """Check that the model is on a CUDA device.
 
     Raises:
-        InputError: If it is.
+        InputError: If it is not.
     """
     devices = {parameter.device.type for parameter in model.parameters()} or {"cpu"}
     if "cuda" not in devices:

@@ -1,4 +1,4 @@
-"""What of a batch decides which kernels a forward launches."""
+"""The properties of a batch that determine which kernels a forward launches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from plop_ext.collecting.transfer import overwrite
 
 
 class Ungraphable(Exception):
-    """What no graph can serve; the message says why."""
+    """A batch that cannot be captured; the message gives the reason."""
 
 
 def launch_key(batch: Any) -> Hashable:
-    """Equal for batches that differ only in the values of their tensors.
+    """Return a key that is equal for batches that differ only in the values of their tensors.
 
     Raises:
-        Ungraphable: If there is no telling, as of an object of a foreign class.
+        Ungraphable: If this cannot be determined, as for an object of an unknown class.
     """
     if isinstance(batch, Tensor):
         if batch.layout != torch.strided:
@@ -35,7 +35,7 @@ def launch_key(batch: Any) -> Hashable:
 
 
 def tensors(batch: Any) -> list[Tensor]:
-    """All tensors of a batch, in the same order for batches of one `launch_key`."""
+    """Return all tensors of a batch, in the same order for batches of one `launch_key`."""
     if isinstance(batch, Tensor):
         return [batch]
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
@@ -43,7 +43,7 @@ def tensors(batch: Any) -> list[Tensor]:
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    """The batch with a copy of each tensor on `device`, none of which is the caller's."""
+    """Return the batch with a new copy of each tensor on `device`."""
     if isinstance(batch, Tensor):
         copy = torch.empty_like(batch, device=device)
         overwrite(copy, batch)

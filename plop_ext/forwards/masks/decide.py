@@ -1,4 +1,4 @@
-"""The attention masks that transformers makes, without a look at the values of any tensor."""
+"""The decisions of transformers on attention masks, made without reading the values of any tensor."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from plop_ext.forwards.batch import CACHES
 from plop_ext.forwards.masks.thread_patch import ThreadPatch
 
-# Those that every transformers model that takes them may be called without. What else is called so is a model's own.
+# The masks that are optional in every transformers model that takes them; masks of other names are a model's own.
 _DECODER_MASK = "decoder_attention_mask"
 _MASKS = ("attention_mask", _DECODER_MASK)
-# With these in a batch, a mask of ones and no mask may mean different things.
+# If a batch holds one of these, a mask of ones and no mask may differ in meaning.
 _CONTEXT = ("position_ids", *CACHES)
-# Where transformers decides whether to look at values. The second is of 5.17: later ones have no such module.
+# The functions by which transformers decides whether to read values. The second exists in 5.17, not in later versions.
 _TRACING = ("masking_utils", "is_tracing")
 _TRACING_OF_5_17 = ("modeling_attn_mask_utils", "is_tracing")
 _PACKED = ("masking_utils", "find_packed_sequence_indices")
@@ -27,16 +27,17 @@ _PATCHES = {place: ThreadPatch(place[1]) for place in (_TRACING, _TRACING_OF_5_1
 
 
 class UnknownMasks(Exception):
-    """This transformers decides on masks in a way that is not known here; the message says which."""
+    """This version of transformers decides on masks in an unsupported way; the message names it."""
 
 
 def without_all_ones_masks(batch: Any) -> Any:
-    """The batch with None for each attention mask that masks nothing, which means the same to a transformers model.
+    """Return the batch with None for each attention mask that masks nothing, which means the same to a transformers
+    model.
 
-    It computes attention without a mask either way, but of a mask of ones it must look at every value to know. A batch
-    with positions keeps its masks: without one the model takes positions that start again for samples in one row. So
-    does one with a key-value cache, which a mask may leave out, and one whose mask [B, T] is for no input [B, T, ...]:
-    what is wrong with it, the model says.
+    The model computes attention without a mask in either case, but it has to read every value of a mask of ones. These
+    batches keep their masks: a batch with positions, because without a mask the model takes restarting positions for
+    several samples in one row; a batch with a key-value cache, of which a mask may exclude tokens; and a batch whose
+    mask [B, T] fits no input [B, T, ...], for which the model raises its own error.
     """
     if not isinstance(batch, Mapping) or not batch.keys().isdisjoint(_CONTEXT):
         return batch
@@ -49,20 +50,20 @@ def without_all_ones_masks(batch: Any) -> Any:
 
 @contextmanager
 def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
-    """Within the block transformers makes the attention masks it makes eagerly, without a look at any value.
+    """Make transformers decide on masks within the block as it does eagerly, but without reading values.
 
-    Left to itself it looks at the values of masks and positions, for which the host waits; during a capture it takes
-    every mask for one that masks something and every batch for a packed one, so that other, slower kernels run. Here
-    the masks that are still there after `without_all_ones_masks` mask something, and the model counts positions by
-    itself, so that nothing is packed. Nor does it look for padding among unmasked tokens, to advise a mask. Where that
-    is not known a capture looks as well, and fails. Other threads notice nothing.
+    By default it reads the values of masks and positions, which synchronizes. During a capture it assumes that every
+    mask masks something and every batch is packed, and runs other, slower kernels. Here, a mask that remains after
+    `without_all_ones_masks` does mask something, and nothing is packed, because the model counts positions by itself.
+    The search for padding among unmasked tokens, which only leads to a warning, is disabled. If none of this can be
+    inferred from the batch, transformers reads the values, and a capture fails. Other threads are not affected.
 
     Args:
         inputs: The batch.
-        plain: Whether it goes to a transformers model as it is, by `default_forward`.
+        plain: Whether the batch is passed unchanged to a transformers model, by `default_forward`.
 
     Raises:
-        UnknownMasks: On entry, if this transformers decides elsewhere: it would take other paths.
+        UnknownMasks: On entry, if this version of transformers decides in other functions.
     """
     fields = inputs if isinstance(inputs, Mapping) else {}
     masks = {name: value for name, value in fields.items() if _is_mask(name, value)}
@@ -86,15 +87,15 @@ def decided_masks(inputs: Any, plain: bool) -> Iterator[None]:
             if not hasattr(module, name):
                 release = getattr(sys.modules.get("transformers"), "__version__", "as installed")
                 raise UnknownMasks(
-                    f"it is not known how transformers {release} decides on attention masks: its {module_name} has no "
-                    f"`{name}`"
+                    f"transformers {release} decides on attention masks in an unsupported way: its {module_name} has "
+                    f"no `{name}`"
                 )
             stack.enter_context(_PATCHES[place](module, decision))
         yield
 
 
 def _extents(batch: Mapping[Any, Any], mask: Any) -> set[torch.Size]:
-    """[B, T] of all inputs [B, T, ...] that a mask may be for. Labels are one of decoders behind an encoder only."""
+    """Return [B, T] of all inputs [B, T, ...] that a mask may fit; labels only for a decoder behind an encoder."""
     none = _MASKS if mask == _DECODER_MASK else (*_MASKS, "labels")
     return {value.shape[:2] for name, value in batch.items() if isinstance(value, Tensor) and name not in none}
 

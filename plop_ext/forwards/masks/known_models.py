@@ -1,4 +1,4 @@
-"""Models that compute the same without an attention mask as with one of ones, as far as their code is known."""
+"""Models that compute the same without an attention mask as with a mask of ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ATTENTION = ("eager", "sdpa")
 
 
 def may_omit_masks(model: nn.Module) -> bool:
-    """Whether to the whole model no attention mask is known to mean the same as one of ones.
+    """Return whether the whole model computes the same without an attention mask as with a mask of ones.
 
-    So it is with transformers' own models of the families in
-    `plop_ext.forwards.fast.families`, bare or in a `PeftModel`, and attention by sdpa or eager.
+    This holds for transformers' own models of the families in `plop_ext.forwards.fast.families`, bare or in a
+    `PeftModel`, with attention by sdpa or eager.
     """
     if not runs_library_code(model):
         return False
@@ -33,10 +33,11 @@ def may_omit_masks(model: nn.Module) -> bool:
 
 
 def runs_library_code(model: nn.Module) -> bool:
-    """Whether only transformers', PEFT's and torch's own code sees the masks that a transformers model is called with.
+    """Return whether only transformers', PEFT's and torch's own code sees the masks that a transformers model is
+    called with.
 
-    Whatever else does may need one of ones: a larger model around it, a class, a forward or a hook of the user's, a
-    mask function in the place of transformers'. What lies within a block of a known family sees none but those that
+    Any other code that sees the mask may rely on an explicit all-ones mask: a wrapping model, a user-defined class,
+    forward or hook, or a replaced mask function. Modules inside a block of a supported family see only the masks that
     transformers makes.
     """
     blocks = {module for module in model.modules() if family_of(module) is not None}
@@ -62,7 +63,7 @@ def _is_model(module: Any) -> bool:
 
 
 def _without_peft(model: nn.Module) -> Any:
-    """The model in a `PeftModel`. The class is asked: PEFT's others hand on what they lack to the model inside."""
+    """Return the model in a `PeftModel`, by its class: other classes of PEFT forward attributes to the model."""
     unwrap = getattr(type(model), "get_base_model", None) if _is_of_peft(type(model)) else None
     return model if unwrap is None else unwrap(model)
 
@@ -83,7 +84,7 @@ def _takes_mask(kind: type[nn.Module]) -> bool:
 
 
 def _is_unmodified(module: nn.Module) -> bool:
-    """Whether nothing but transformers', PEFT's or torch's own code sees what the module is called with."""
+    """Return whether only transformers', PEFT's or torch's own code sees the arguments of the module."""
     kind = type(module)
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     if "forward" in vars(module) or not all(map(is_output_capturing, hooks)):
@@ -96,13 +97,13 @@ def _is_unmodified(module: nn.Module) -> bool:
 
 
 def _makes_its_masks(model: Any) -> bool:
-    """Whether the masks of a transformers model are made by transformers' own functions."""
+    """Return whether transformers' own functions make the masks of a transformers model."""
     names = vars(sys.modules[type(model).__module__])
     makers = [value for name, value in names.items() if name.startswith("create_") and "mask" in name]
     attention = model.config._attn_implementation
     known = getattr(sys.modules.get("transformers.masking_utils"), "ALL_MASK_ATTENTION_FUNCTIONS", {})
-    if attention is not None:  # as it is for a model without attention
-        if attention not in known:  # it is given the mask as it is
+    if attention is not None:  # None for a model without attention
+        if attention not in known:  # it receives the unchanged mask
             return False
         makers.append(known[attention])
     return all(is_defined_in(maker, "transformers") for maker in makers)

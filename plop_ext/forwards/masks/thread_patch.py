@@ -1,4 +1,4 @@
-"""Functions of other packages, replaced for the running thread alone."""
+"""The replacement of a function of another package for a single thread."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class ThreadPatch:
-    """A function of a module that a thread may replace by its own; every other thread goes on calling the original.
+    """A function of a module that a thread may replace; every other thread continues to call the original.
 
-    While at least one thread has replaced it the module holds a function that tells threads apart.
+    While at least one thread has replaced it, the module holds a function that dispatches by thread.
 
     Args:
-        name: The name of the function in its module.
+        name: Name of the function in its module.
     """
 
     def __init__(self, name: str) -> None:
@@ -23,7 +23,7 @@ class ThreadPatch:
         self._lock = threading.Lock()
         self._blocks = 0
         self._original: Callable[..., Any] | None = None
-        # A variable of the context would be inherited by new threads in some builds of Python.
+        # In some builds of Python, new threads would inherit a context variable.
         self._own = threading.local()
 
     @contextmanager
@@ -31,15 +31,15 @@ class ThreadPatch:
         """Replace the function within the block, in the thread that entered it.
 
         Args:
-            module: The same one at every call.
-            replacement: Called in its place.
+            module: The module, the same at every call.
+            replacement: The replacement.
 
         Raises:
             AttributeError: If the module has no such function.
         """
         with self._lock:
             found = getattr(module, self._name)
-            if found != self._dispatch:  # whoever else patches may have put back what it found during a block
+            if found != self._dispatch:  # other patches may have restored the function that they found during a block
                 self._original = found
             setattr(module, self._name, self._dispatch)
             self._blocks += 1

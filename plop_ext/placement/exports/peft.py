@@ -45,7 +45,7 @@ def export(placement: PlacementData, r: int | None = None, lora_alpha: int | Non
 
 
 def targets(placement: PlacementData) -> dict[str, Any]:
-    """Return keyword arguments for `LoraConfig`; see `Placement.targets`."""
+    """Return the keyword arguments for `LoraConfig`; see `Placement.targets`."""
     placement.check_not_empty()
     parameters = [target.name for target in placement.lora_targets if target.parameter]
     modules = [target.name for target in placement.lora_targets if not target.parameter]
@@ -80,7 +80,7 @@ def adapted_names(peft_model: nn.Module) -> set[str]:
 
 
 def rank_pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:
-    """PEFT's `rank_pattern`: one alternation of escaped full names per rank other than `common`.
+    """Return PEFT's `rank_pattern`: one alternation of escaped full names per rank other than `common`.
 
     PEFT tries the keys of the pattern on every module; one key per module takes minutes on a large model.
     """
@@ -92,6 +92,6 @@ def rank_pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:
 
 
 def alpha_pattern(ranks: Mapping[str, int], scale: float) -> dict[str, float]:
-    """PEFT's `alpha_pattern` for a `rank_pattern`: alpha / r is `scale` everywhere; whole numbers stay whole."""
+    """Return PEFT's `alpha_pattern` for a `rank_pattern`, with alpha / r = `scale` everywhere."""
     alphas = {key: rank * scale for key, rank in ranks.items()}
     return {key: int(alpha) if alpha == int(alpha) else alpha for key, alpha in alphas.items()}

@@ -150,7 +150,7 @@ def test_batches_in_and_out_of_inference_mode() -> None:
             model(**batch, use_cache=False)
 
     np.testing.assert_array_equal(quietly(model, data, forward=forward).totals, plain.totals)
-    with pytest.warns(UserWarning, match="4 forwards of blocks ran as they were"):
+    with pytest.warns(UserWarning, match="4 forwards of blocks ran without the kernels"):
         mixed = quietly(model, data, forward=forward, fast=True)
     np.testing.assert_allclose(mixed.totals, plain.totals, rtol=1e-5)
 
@@ -194,7 +194,9 @@ def test_autocast_and_inference_mode_run_the_model_as_it_was(family: str) -> Non
             model(**batch, use_cache=False)
 
     for forward in (autocast, inference):
-        with pytest.warns(UserWarning, match="has no effect: 8 forwards of blocks ran as they were, under autocast"):
+        with pytest.warns(
+            UserWarning, match="has no effect: 8 forwards of blocks ran without the kernels, under autocast"
+        ):
             fast = quietly(model, data, fast=True, forward=forward)
         assert fast.provenance["fast"]["blocks"] == 0
         np.testing.assert_array_equal(fast.totals, quietly(model, data, forward=forward).totals)

@@ -65,7 +65,7 @@ def test_scores_are_bitwise_identical(name: str, case: str, graphing: torch.devi
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:.*host wait for the device", "ignore:.*not scored", "ignore:.*input of zeros")
+@pytest.mark.filterwarnings("ignore:.*synchronizes with the device", "ignore:.*not scored", "ignore:.*input of zeros")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_bitwise_identical_captured_or_not(name: str) -> None:
     case = ARCHITECTURES[name]
@@ -73,7 +73,7 @@ def test_every_architecture_is_bitwise_identical_captured_or_not(name: str) -> N
     graphed = scored(model, batches, graph=True, **case.kwargs)
     assert same(graphed, scored(model, batches, **case.kwargs))
     report = graphed.provenance["graph"]
-    assert report["replayed"] == 2 or "host wait for the device" in report["reason"]
+    assert report["replayed"] == 2 or "synchronizes with the device" in report["reason"]
 
 
 @pytest.mark.filterwarnings("ignore:`fast=True`")

@@ -87,7 +87,7 @@ def test_a_forward_that_waits_is_not_captured() -> None:
     def forward(model: nn.Module, batch: Batch) -> Tensor:
         return model(batch["x"] * (1.0 if batch["x"].sum().item() < 1e9 else 0.0))
 
-    with pytest.warns(UserWarning, match=rf"makes the host wait for the device \({Path(__file__).name}:\d+\)"):
+    with pytest.warns(UserWarning, match=rf"synchronizes with the device \({Path(__file__).name}:\d+\)"):
         graphed = scored(model, floats(5), graph=True, forward=forward)
     assert graphed.provenance["graph"]["captured"] == 0
     assert same(graphed, scored(model, floats(5), forward=forward))
@@ -118,7 +118,7 @@ def test_transformers_under_a_forward_of_its_own_or_positions_of_the_batch_looks
         ([(batch["input_ids"], batch["attention_mask"]) for batch in data], {"mask": "all"}),
     ]
     for batches, settings in cases:
-        with pytest.warns(UserWarning, match=r"makes the host wait for the device \(masking_utils.py"):
+        with pytest.warns(UserWarning, match=r"synchronizes with the device \(masking_utils.py"):
             graphed = scored(model, batches, graph=True, **settings)
         assert same(graphed, scored(model, batches, **settings))
 
@@ -161,7 +161,7 @@ def test_a_transformers_that_decides_elsewhere_is_not_graphed(
         renamed = tuple(f"new_{name}" if used == name else used for used in caller.__code__.co_names)
         monkeypatch.setattr(caller, "__code__", caller.__code__.replace(co_names=renamed))
     monkeypatch.setattr(masking_utils, f"new_{name}", function, raising=False)
-    with pytest.warns(UserWarning, match=rf"because it is not known how transformers [\d.]+ .* no `{name}`"):
+    with pytest.warns(UserWarning, match=rf"transformers [\d.]+ decides on attention masks in an .* no `{name}`"):
         graphed = scored(model, batches, graph=True)
     assert graphed.provenance["graph"]["captured"] == 0 and f"no `{name}`" in graphed.provenance["graph"]["reason"]
     assert same(graphed, expected)

@@ -180,4 +180,4 @@ def test_whatever_may_need_its_mask_gets_it(
         graphed = scored(model, data, graph=True)
     assert graphed.totals.values.tobytes() == expected.totals.values.tobytes()
     if graphing.type == "cuda":
-        assert "makes the host wait" in graphed.provenance["graph"]["reason"]
+        assert "synchronizes" in graphed.provenance["graph"]["reason"]
