@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
-#include <vector>
 
 #include "checks.h"
 #ifdef PLOP_WITH_CUDA
@@ -147,53 +146,6 @@ Pair checked_pair(const Tensor& out,                  // [2 * R]
   return pair;
 }
 
-// The CPU kernel reads the bias in the type it sums in.
-template <typename Sum>
-std::vector<Sum> widened(const Tensor& bias) {
-  std::vector<Sum> values(static_cast<size_t>(bias.numel()));
-  const auto bits_to_float = [](uint32_t bits) {
-    float value;
-    static_assert(sizeof(value) == sizeof(bits));
-    __builtin_memcpy(&value, &bits, sizeof(value));
-    return value;
-  };
-  for (size_t k = 0; k < values.size(); ++k) {
-    switch (bias.scalar_type()) {
-      case ScalarType::Float:
-        values[k] = static_cast<Sum>(static_cast<const float*>(bias.const_data_ptr())[k]);
-        break;
-      case ScalarType::Double:
-        values[k] = static_cast<Sum>(static_cast<const double*>(bias.const_data_ptr())[k]);
-        break;
-      case ScalarType::BFloat16:
-        values[k] = bits_to_float(static_cast<uint32_t>(static_cast<const uint16_t*>(bias.const_data_ptr())[k]) << 16);
-        break;
-      default:
-        values[k] = static_cast<float>(static_cast<const torch::headeronly::Half*>(bias.const_data_ptr())[k]);
-    }
-  }
-  return values;
-}
-
-// The bias of `args` in the type that the CPU kernel sums in; alive while the kernel runs.
-class WidenedBias {
- public:
-  WidenedBias(RowSumsqArgs& args, const std::optional<Tensor>& bias) {
-    if (!bias) return;
-    if (args.dtype == DType::kFloat64) {
-      double_ = widened<double>(*bias);
-      args.bias = double_.data();
-    } else if (args.bias_dtype != DType::kFloat32) {
-      float_ = widened<float>(*bias);
-      args.bias = float_.data();
-    }
-  }
-
- private:
-  std::vector<float> float_;
-  std::vector<double> double_;
-};
-
 // Rows per task of which each takes `elements`. Below so many elements a second thread costs more than it saves.
 int64_t grain_of(int64_t elements) {
   constexpr int64_t kGrain = 32768;
@@ -201,17 +153,15 @@ int64_t grain_of(int64_t elements) {
 }
 
 void row_sumsq_on_cpu(Tensor out, Tensor x, std::optional<Tensor> bias, int64_t step, int64_t phase) {
-  RowSumsqArgs args = checked_args(out, x, bias, step, phase);
+  const RowSumsqArgs args = checked_args(out, x, bias, step, phase);
   if (args.n_rows == 0) return;
-  const WidenedBias widened_bias(args, bias);
   torch::stable::parallel_for(0, args.n_rows, grain_of(args.in_features),
                               [&args](int64_t begin, int64_t end) { row_sumsq_cpu(args, begin, end); });
 }
 
 void row_sumsq_pair_on_cpu(Tensor out, Tensor x, Tensor y, std::optional<Tensor> bias, int64_t step, int64_t phase) {
-  Pair pair = checked_pair(out, x, y, bias, step, phase);
+  const Pair pair = checked_pair(out, x, y, bias, step, phase);
   if (pair.first.n_rows == 0) return;
-  const WidenedBias widened_bias(pair.second, bias);
   const int64_t elements = pair.first.in_features + pair.second.in_features;
   torch::stable::parallel_for(0, pair.first.n_rows, grain_of(elements), [&pair](int64_t begin, int64_t end) {
     row_sumsq_cpu(pair.first, begin, end);

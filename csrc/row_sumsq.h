@@ -24,7 +24,7 @@ struct RowSumsqArgs {
   int64_t phase;           // first row read
 };
 
-// Computes rows [begin, end) of the output on the calling thread. `bias` must be float32 (float64 if x is).
+// Computes rows [begin, end) of the output on the calling thread.
 void row_sumsq_cpu(const RowSumsqArgs& args, int64_t begin, int64_t end);
 
 // Enqueues on `stream` (a cudaStream_t). Returns nullptr, or CUDA's text for a failed launch.
