@@ -2,15 +2,10 @@
 // plop_ext/ops/add_rms_norm.py.
 #include "add_rms_norm.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <optional>
 
 #include "checks.h"
-#ifdef PLOP_WITH_CUDA
-#include "stream.h"
-#endif
+#include "run.h"
 
 namespace plop_ext {
 namespace {
@@ -18,18 +13,18 @@ namespace {
 constexpr const char* kOp = "add_rms_norm_";
 constexpr int64_t kMaxInFeatures = 16384;
 
-AddRmsNormArgs checked_args(const Tensor& normed,                       // [R, K]
-                            const std::optional<Tensor>& hidden,        // [R, K]
-                            const Tensor& x,                            // [R, K]
-                            const std::optional<Tensor>& residual,      // [R, K]
-                            const Tensor& weight,                       // [K]
-                            double eps,                                 //
-                            const std::optional<Tensor>& inner_weight,  // [K]
-                            double inner_eps, bool unit_offset,         //
-                            const std::optional<Tensor>& bias,          // [K]
-                            const std::optional<Tensor>& x_sumsq,       // one element per row read
-                            const std::optional<Tensor>& normed_sumsq,  // likewise
-                            int64_t step, int64_t phase) {
+void add_rms_norm(const Tensor& normed,                       // [R, K]
+                  const std::optional<Tensor>& hidden,        // [R, K]
+                  const Tensor& x,                            // [R, K]
+                  const std::optional<Tensor>& residual,      // [R, K]
+                  const Tensor& weight,                       // [K]
+                  double eps,                                 //
+                  const std::optional<Tensor>& inner_weight,  // [K]
+                  double inner_eps, bool unit_offset,         //
+                  const std::optional<Tensor>& bias,          // [K]
+                  const std::optional<Tensor>& x_sumsq,       // one element per row read
+                  const std::optional<Tensor>& normed_sumsq,  // likewise
+                  int64_t step, int64_t phase) {
   Arguments matrices = {{"normed", &normed, 2}};
   add_given(matrices, "hidden", hidden, 2);
   add_given(matrices, "residual", residual, 2);
@@ -71,39 +66,10 @@ AddRmsNormArgs checked_args(const Tensor& normed,                       // [R, K
   args.unit_offset = unit_offset;
   args.step = step;
   args.phase = phase;
-  return args;
+  run_rows<add_rms_norm_cpu, launch_add_rms_norm>(kOp, x, args, args.n_rows, args.in_features, kFusedGrain);
 }
-
-void add_rms_norm_on_cpu(Tensor normed, std::optional<Tensor> hidden, Tensor x, std::optional<Tensor> residual,
-                         Tensor weight, double eps, std::optional<Tensor> inner_weight, double inner_eps,
-                         bool unit_offset, std::optional<Tensor> bias, std::optional<Tensor> x_sumsq,
-                         std::optional<Tensor> normed_sumsq, int64_t step, int64_t phase) {
-  const AddRmsNormArgs args = checked_args(normed, hidden, x, residual, weight, eps, inner_weight, inner_eps,
-                                           unit_offset, bias, x_sumsq, normed_sumsq, step, phase);
-  // Below this many elements a second thread costs more than it saves.
-  constexpr int64_t kGrain = 16384;
-  torch::stable::parallel_for(0, args.n_rows, 1 + kGrain / args.in_features,
-                              [&args](int64_t begin, int64_t end) { add_rms_norm_cpu(args, begin, end); });
-}
-
-#ifdef PLOP_WITH_CUDA
-void add_rms_norm_on_cuda(Tensor normed, std::optional<Tensor> hidden, Tensor x, std::optional<Tensor> residual,
-                          Tensor weight, double eps, std::optional<Tensor> inner_weight, double inner_eps,
-                          bool unit_offset, std::optional<Tensor> bias, std::optional<Tensor> x_sumsq,
-                          std::optional<Tensor> normed_sumsq, int64_t step, int64_t phase) {
-  const AddRmsNormArgs args = checked_args(normed, hidden, x, residual, weight, eps, inner_weight, inner_eps,
-                                           unit_offset, bias, x_sumsq, normed_sumsq, step, phase);
-  if (args.n_rows == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const char* error = launch_add_rms_norm(args, current_cuda_stream(x.get_device_index()));
-  STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
-}
-#endif
 
 }  // namespace
 }  // namespace plop_ext
 
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CPU, m) { m.impl("add_rms_norm_", TORCH_BOX(&plop_ext::add_rms_norm_on_cpu)); }
-#ifdef PLOP_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) { m.impl("add_rms_norm_", TORCH_BOX(&plop_ext::add_rms_norm_on_cuda)); }
-#endif
+PLOP_REGISTER("add_rms_norm_", plop_ext::add_rms_norm)

@@ -27,10 +27,17 @@ struct GainTotalsArgs {
   int64_t n_rows;     // offsets past it are cut to it
 };
 
-// Adds one cell of a record on the calling thread.
-void gain_totals_cpu(const GainTotalsArgs& args, const GainRecord& record, int64_t cell_index);
+// One call of the op: `args` of all records, and the records, in host memory. No two may share a module.
+struct GainTotalsCall {
+  GainTotalsArgs args;
+  const GainRecord* records;
+  int64_t n_records;
+};
 
-// Enqueues all cells on `stream` (a cudaStream_t). No two records may share a module.
-const char* launch_gain_totals(const GainTotalsArgs& args, const GainRecord* records, int64_t n_records, void* stream);
+// Adds cells [begin, end) of the n_records * n_cells on the calling thread, those of one record after another's.
+void gain_totals_cpu(const GainTotalsCall& call, int64_t begin, int64_t end);
+
+// Enqueues all cells on `stream` (a cudaStream_t). Returns nullptr, or CUDA's text for a failed launch.
+const char* launch_gain_totals(const GainTotalsCall& call, void* stream);
 
 }  // namespace plop_ext

@@ -2,16 +2,11 @@
 // plop_ext/ops/gated_activation.py.
 #include "gated_activation.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <optional>
 #include <string>
 
 #include "checks.h"
-#ifdef PLOP_WITH_CUDA
-#include "stream.h"
-#endif
+#include "run.h"
 
 namespace plop_ext {
 namespace {
@@ -27,16 +22,16 @@ int64_t checked_stride(const Tensor& t, const char* name) {
   return rows > 1 ? t.stride(0) : 0;
 }
 
-GatedActivationArgs checked_args(const Tensor& out,                        // [R, I]
-                                 const Tensor& gate,                       // [R, I]
-                                 const Tensor& up,                         // [R, I]
-                                 const std::string& activation,            //
-                                 const std::optional<Tensor>& gate_bias,   // [I]
-                                 const std::optional<Tensor>& up_bias,     // [I]
-                                 const std::optional<Tensor>& gate_sumsq,  // one element per row read
-                                 const std::optional<Tensor>& up_sumsq,    // likewise
-                                 const std::optional<Tensor>& out_sumsq,   // likewise
-                                 int64_t step, int64_t phase) {
+void gated_activation(const Tensor& out,                        // [R, I]
+                      const Tensor& gate,                       // [R, I]
+                      const Tensor& up,                         // [R, I]
+                      const std::string& activation,            //
+                      const std::optional<Tensor>& gate_bias,   // [I]
+                      const std::optional<Tensor>& up_bias,     // [I]
+                      const std::optional<Tensor>& gate_sumsq,  // one element per row read
+                      const std::optional<Tensor>& up_sumsq,    // likewise
+                      const std::optional<Tensor>& out_sumsq,   // likewise
+                      int64_t step, int64_t phase) {
   Arguments vectors;
   add_given(vectors, "gate_bias", gate_bias, 1);
   add_given(vectors, "up_bias", up_bias, 1);
@@ -77,43 +72,10 @@ GatedActivationArgs checked_args(const Tensor& out,                        // [R
   args.activation = activation == "silu" ? Activation::kSilu : Activation::kGeluTanh;
   args.step = step;
   args.phase = phase;
-  return args;
+  run_rows<gated_activation_cpu, launch_gated_activation>(kOp, gate, args, args.n_rows, args.features, kFusedGrain);
 }
-
-void gated_activation_on_cpu(Tensor out, Tensor gate, Tensor up, std::string activation,
-                             std::optional<Tensor> gate_bias, std::optional<Tensor> up_bias,
-                             std::optional<Tensor> gate_sumsq, std::optional<Tensor> up_sumsq,
-                             std::optional<Tensor> out_sumsq, int64_t step, int64_t phase) {
-  const GatedActivationArgs args =
-      checked_args(out, gate, up, activation, gate_bias, up_bias, gate_sumsq, up_sumsq, out_sumsq, step, phase);
-  // Below this many elements a second thread costs more than it saves.
-  constexpr int64_t kGrain = 16384;
-  torch::stable::parallel_for(0, args.n_rows, 1 + kGrain / args.features,
-                              [&args](int64_t begin, int64_t end) { gated_activation_cpu(args, begin, end); });
-}
-
-#ifdef PLOP_WITH_CUDA
-void gated_activation_on_cuda(Tensor out, Tensor gate, Tensor up, std::string activation,
-                              std::optional<Tensor> gate_bias, std::optional<Tensor> up_bias,
-                              std::optional<Tensor> gate_sumsq, std::optional<Tensor> up_sumsq,
-                              std::optional<Tensor> out_sumsq, int64_t step, int64_t phase) {
-  const GatedActivationArgs args =
-      checked_args(out, gate, up, activation, gate_bias, up_bias, gate_sumsq, up_sumsq, out_sumsq, step, phase);
-  if (args.n_rows == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(gate.get_device_index());
-  const char* error = launch_gated_activation(args, current_cuda_stream(gate.get_device_index()));
-  STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
-}
-#endif
 
 }  // namespace
 }  // namespace plop_ext
 
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CPU, m) {
-  m.impl("gated_activation_", TORCH_BOX(&plop_ext::gated_activation_on_cpu));
-}
-#ifdef PLOP_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) {
-  m.impl("gated_activation_", TORCH_BOX(&plop_ext::gated_activation_on_cuda));
-}
-#endif
+PLOP_REGISTER("gated_activation_", plop_ext::gated_activation)

@@ -2,17 +2,14 @@
 // PyTorch's serves. The schemas and their documentation: plop_ext/ops/gated_projection.py.
 #include "gated_projection.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <limits>
 #include <optional>
 #include <string>
 
 #include "checks.h"
-#ifdef PLOP_WITH_CUDA
-#include "stream.h"
+#include "run.h"
 
+#ifdef PLOP_WITH_CUDA
 namespace plop_ext {
 namespace {
 
@@ -24,15 +21,15 @@ void check_width(const Tensor& t, const char* name) {
                   " as last size, got ", t.size(1));
 }
 
-GatedProjectionArgs checked_args(const Tensor& out,                        // [R, I]
-                                 const Tensor& x,                          // [R, K]
-                                 const Tensor& gate_weight,                // [I, K]
-                                 const Tensor& up_weight,                  // [I, K]
-                                 const std::string& activation,            //
-                                 const std::optional<Tensor>& gate_sumsq,  // one element per row read
-                                 const std::optional<Tensor>& up_sumsq,    // likewise
-                                 const std::optional<Tensor>& out_sumsq,   // likewise
-                                 int64_t step, int64_t phase) {
+void gated_projection(const Tensor& out,                        // [R, I]
+                      const Tensor& x,                          // [R, K]
+                      const Tensor& gate_weight,                // [I, K]
+                      const Tensor& up_weight,                  // [I, K]
+                      const std::string& activation,            //
+                      const std::optional<Tensor>& gate_sumsq,  // one element per row read
+                      const std::optional<Tensor>& up_sumsq,    // likewise
+                      const std::optional<Tensor>& out_sumsq,   // likewise
+                      int64_t step, int64_t phase) {
   Arguments sums;
   add_given(sums, "gate_sumsq", gate_sumsq, 1);
   add_given(sums, "up_sumsq", up_sumsq, 1);
@@ -72,14 +69,6 @@ GatedProjectionArgs checked_args(const Tensor& out,                        // [R
   args.activation = activation == "silu" ? Activation::kSilu : Activation::kGeluTanh;
   args.step = step;
   args.phase = phase;
-  return args;
-}
-
-void gated_projection_on_cuda(Tensor out, Tensor x, Tensor gate_weight, Tensor up_weight, std::string activation,
-                              std::optional<Tensor> gate_sumsq, std::optional<Tensor> up_sumsq,
-                              std::optional<Tensor> out_sumsq, int64_t step, int64_t phase) {
-  GatedProjectionArgs args =
-      checked_args(out, x, gate_weight, up_weight, activation, gate_sumsq, up_sumsq, out_sumsq, step, phase);
   if (args.n_rows == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   STD_TORCH_CHECK(has_gated_projection(), kOp, ": x must be on a device of compute capability 9.0 that the library ",
@@ -90,11 +79,10 @@ void gated_projection_on_cuda(Tensor out, Tensor x, Tensor gate_weight, Tensor u
     workspace = torch::stable::new_empty(x, {tiles, 3, args.n_rows}, ScalarType::Float);
     args.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   }
-  const char* error = launch_gated_projection(args, current_cuda_stream(x.get_device_index()));
-  STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
+  enqueue<launch_gated_projection>(kOp, x, args);
 }
 
-bool has_gated_projection_on_cuda(Tensor device) {
+bool device_has_gated_projection(const Tensor& device) {
   const torch::stable::accelerator::DeviceGuard guard(device.get_device_index());
   return has_gated_projection();
 }
@@ -102,8 +90,6 @@ bool has_gated_projection_on_cuda(Tensor device) {
 }  // namespace
 }  // namespace plop_ext
 
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) {
-  m.impl("gated_projection_", TORCH_BOX(&plop_ext::gated_projection_on_cuda));
-  m.impl("has_gated_projection", TORCH_BOX(&plop_ext::has_gated_projection_on_cuda));
-}
+PLOP_REGISTER_CUDA("gated_projection_", plop_ext::gated_projection)
+PLOP_REGISTER_CUDA("has_gated_projection", plop_ext::device_has_gated_projection)
 #endif

@@ -1,15 +1,10 @@
 // plop_ext::rotary_: checks, then the CPU or the CUDA kernel. The schema and its documentation: plop_ext/ops/rotary.py.
 #include "rotary.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <optional>
 
 #include "checks.h"
-#ifdef PLOP_WITH_CUDA
-#include "stream.h"
-#endif
+#include "run.h"
 
 namespace plop_ext {
 namespace {
@@ -45,20 +40,20 @@ RotaryHeads heads_args(const Tensor& out, const Tensor& x, const std::optional<T
   return heads;
 }
 
-RotaryArgs checked_args(const Tensor& q_out,                    // [B, T, H, D]
-                        const Tensor& k_out,                    // [B, T, Hk, D]
-                        const Tensor& q,                        // [B, T, H, D]
-                        const Tensor& k,                        // [B, T, Hk, D]
-                        const Tensor& cos,                      // [B or 1, T, R]
-                        const Tensor& sin,                      // likewise
-                        const std::optional<Tensor>& q_weight,  // [D]
-                        const std::optional<Tensor>& k_weight,  // [D]
-                        double eps, bool unit_offset,           //
-                        const std::optional<Tensor>& q_bias,    // [H * D]
-                        const std::optional<Tensor>& k_bias,    // [Hk * D]
-                        const std::optional<Tensor>& q_sumsq,   // one element per token read
-                        const std::optional<Tensor>& k_sumsq,   // likewise
-                        int64_t step, int64_t phase) {
+void rotary(const Tensor& q_out,                    // [B, T, H, D]
+            const Tensor& k_out,                    // [B, T, Hk, D]
+            const Tensor& q,                        // [B, T, H, D]
+            const Tensor& k,                        // [B, T, Hk, D]
+            const Tensor& cos,                      // [B or 1, T, R]
+            const Tensor& sin,                      // likewise
+            const std::optional<Tensor>& q_weight,  // [D]
+            const std::optional<Tensor>& k_weight,  // [D]
+            double eps, bool unit_offset,           //
+            const std::optional<Tensor>& q_bias,    // [H * D]
+            const std::optional<Tensor>& k_bias,    // [Hk * D]
+            const std::optional<Tensor>& q_sumsq,   // one element per token read
+            const std::optional<Tensor>& k_sumsq,   // likewise
+            int64_t step, int64_t phase) {
   Arguments weights;
   add_given(weights, "q_weight", q_weight, 1);
   add_given(weights, "k_weight", k_weight, 1);
@@ -117,40 +112,11 @@ RotaryArgs checked_args(const Tensor& q_out,                    // [B, T, H, D]
   args.unit_offset = unit_offset;
   args.step = step;
   args.phase = phase;
-  return args;
-}
-
-void rotary_on_cpu(Tensor q_out, Tensor k_out, Tensor q, Tensor k, Tensor cos, Tensor sin,
-                   std::optional<Tensor> q_weight, std::optional<Tensor> k_weight, double eps, bool unit_offset,
-                   std::optional<Tensor> q_bias, std::optional<Tensor> k_bias, std::optional<Tensor> q_sumsq,
-                   std::optional<Tensor> k_sumsq, int64_t step, int64_t phase) {
-  const RotaryArgs args = checked_args(q_out, k_out, q, k, cos, sin, q_weight, k_weight, eps, unit_offset, q_bias,
-                                       k_bias, q_sumsq, k_sumsq, step, phase);
-  // Below this many elements a second thread costs more than it saves.
-  constexpr int64_t kGrain = 16384;
   const int64_t features = (args.q.heads + args.k.heads) * args.head_dim;
-  torch::stable::parallel_for(0, args.n_rows, 1 + kGrain / features,
-                              [&args](int64_t begin, int64_t end) { rotary_cpu(args, begin, end); });
+  run_rows<rotary_cpu, launch_rotary>(kOp, q, args, args.n_rows, features, kFusedGrain);
 }
-
-#ifdef PLOP_WITH_CUDA
-void rotary_on_cuda(Tensor q_out, Tensor k_out, Tensor q, Tensor k, Tensor cos, Tensor sin,
-                    std::optional<Tensor> q_weight, std::optional<Tensor> k_weight, double eps, bool unit_offset,
-                    std::optional<Tensor> q_bias, std::optional<Tensor> k_bias, std::optional<Tensor> q_sumsq,
-                    std::optional<Tensor> k_sumsq, int64_t step, int64_t phase) {
-  const RotaryArgs args = checked_args(q_out, k_out, q, k, cos, sin, q_weight, k_weight, eps, unit_offset, q_bias,
-                                       k_bias, q_sumsq, k_sumsq, step, phase);
-  if (args.n_rows == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-  const char* error = launch_rotary(args, current_cuda_stream(q.get_device_index()));
-  STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
-}
-#endif
 
 }  // namespace
 }  // namespace plop_ext
 
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CPU, m) { m.impl("rotary_", TORCH_BOX(&plop_ext::rotary_on_cpu)); }
-#ifdef PLOP_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) { m.impl("rotary_", TORCH_BOX(&plop_ext::rotary_on_cuda)); }
-#endif
+PLOP_REGISTER("rotary_", plop_ext::rotary)

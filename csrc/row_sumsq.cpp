@@ -2,15 +2,10 @@
 // documentation: plop_ext/ops/row_sumsq.py and row_sumsq_pair.py.
 #include "row_sumsq.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <optional>
 
 #include "checks.h"
-#ifdef PLOP_WITH_CUDA
-#include "stream.h"
-#endif
+#include "run.h"
 
 namespace plop_ext {
 namespace {
@@ -93,10 +88,10 @@ RowSumsqArgs rows_to_read(DType dtype,
   return args;
 }
 
-RowSumsqArgs checked_args(const Tensor& out,                  // [R]
-                          const Tensor& x,                    // [T, K] or [N, T, K]
-                          const std::optional<Tensor>& bias,  // [K] or [T, K]
-                          int64_t step, int64_t phase) {
+void row_sumsq(const Tensor& out,                  // [R]
+               const Tensor& x,                    // [T, K] or [N, T, K]
+               const std::optional<Tensor>& bias,  // [K] or [T, K]
+               int64_t step, int64_t phase) {
   check_same_device(kOp, out, "out", x);
   if (bias) check_same_device(kOp, *bias, "bias", x);
   const DType dtype = element_type(kOp, x, "x");
@@ -107,21 +102,17 @@ RowSumsqArgs checked_args(const Tensor& out,                  // [R]
   if (bias) check_bias_shape(kOp, *bias, x);
   const int64_t n_rows = checked_rows_read(kOp, rows_of(x), step, phase);
   check_elements(kOp, out, "out", n_rows);
+
   RowSumsqArgs args = rows_to_read(dtype, x, bias, n_rows, step, phase);
   args.out = out.mutable_data_ptr();
-  return args;
+  run_rows<row_sumsq_cpu, launch_row_sumsq>(kOp, x, args, n_rows, args.in_features, kReadGrain);
 }
 
-struct Pair {
-  RowSumsqArgs first;
-  RowSumsqArgs second;
-};
-
-Pair checked_pair(const Tensor& out,                  // [2 * R]
-                  const Tensor& x,                    // [T, K] or [N, T, K]
-                  const Tensor& y,                    // as many rows, [.., M]
-                  const std::optional<Tensor>& bias,  // [M] or [T, M]
-                  int64_t step, int64_t phase) {
+void row_sumsq_pair(const Tensor& out,                  // [2 * R]
+                    const Tensor& x,                    // [T, K] or [N, T, K]
+                    const Tensor& y,                    // as many rows, [.., M]
+                    const std::optional<Tensor>& bias,  // [M] or [T, M]
+                    int64_t step, int64_t phase) {
   check_same_device(kPairOp, out, "out", x);
   check_same_device(kPairOp, y, "y", x);
   if (bias) check_same_device(kPairOp, *bias, "bias", x);
@@ -138,65 +129,19 @@ Pair checked_pair(const Tensor& out,                  // [2 * R]
   STD_TORCH_CHECK(rows_of(y) == rows, kPairOp, ": y must have ", rows, " rows, got ", rows_of(y));
   const int64_t n_rows = checked_rows_read(kPairOp, rows, step, phase);
   check_elements(kPairOp, out, "out", 2 * n_rows);
-  Pair pair = {rows_to_read(dtype, x, std::nullopt, n_rows, step, phase),
-               rows_to_read(dtype, y, bias, n_rows, step, phase)};
-  pair.first.out = out.mutable_data_ptr();
+
+  RowSumsqArgs first = rows_to_read(dtype, x, std::nullopt, n_rows, step, phase);
+  RowSumsqArgs second = rows_to_read(dtype, y, bias, n_rows, step, phase);
   const int64_t bytes = n_rows * static_cast<int64_t>(is_double ? sizeof(double) : sizeof(float));
-  pair.second.out = static_cast<char*>(pair.first.out) + bytes;
-  return pair;
+  first.out = out.mutable_data_ptr();
+  second.out = static_cast<char*>(first.out) + bytes;
+  const RowSumsqPair pair = {{first, second}};
+  const int64_t elements = first.in_features + second.in_features;
+  run_rows<row_sumsq_pair_cpu, launch_row_sumsq_pair>(kPairOp, x, pair, n_rows, elements, kReadGrain);
 }
-
-// Rows per task of which each takes `elements`. Below so many elements a second thread costs more than it saves.
-int64_t grain_of(int64_t elements) {
-  constexpr int64_t kGrain = 32768;
-  return 1 + kGrain / (elements + 1);
-}
-
-void row_sumsq_on_cpu(Tensor out, Tensor x, std::optional<Tensor> bias, int64_t step, int64_t phase) {
-  const RowSumsqArgs args = checked_args(out, x, bias, step, phase);
-  if (args.n_rows == 0) return;
-  torch::stable::parallel_for(0, args.n_rows, grain_of(args.in_features),
-                              [&args](int64_t begin, int64_t end) { row_sumsq_cpu(args, begin, end); });
-}
-
-void row_sumsq_pair_on_cpu(Tensor out, Tensor x, Tensor y, std::optional<Tensor> bias, int64_t step, int64_t phase) {
-  const Pair pair = checked_pair(out, x, y, bias, step, phase);
-  if (pair.first.n_rows == 0) return;
-  const int64_t elements = pair.first.in_features + pair.second.in_features;
-  torch::stable::parallel_for(0, pair.first.n_rows, grain_of(elements), [&pair](int64_t begin, int64_t end) {
-    row_sumsq_cpu(pair.first, begin, end);
-    row_sumsq_cpu(pair.second, begin, end);
-  });
-}
-
-#ifdef PLOP_WITH_CUDA
-void row_sumsq_on_cuda(Tensor out, Tensor x, std::optional<Tensor> bias, int64_t step, int64_t phase) {
-  const RowSumsqArgs args = checked_args(out, x, bias, step, phase);
-  if (args.n_rows == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const char* error = launch_row_sumsq(args, current_cuda_stream(x.get_device_index()));
-  STD_TORCH_CHECK(error == nullptr, kOp, ": the CUDA kernel failed to launch: ", error);
-}
-
-void row_sumsq_pair_on_cuda(Tensor out, Tensor x, Tensor y, std::optional<Tensor> bias, int64_t step, int64_t phase) {
-  const Pair pair = checked_pair(out, x, y, bias, step, phase);
-  if (pair.first.n_rows == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const char* error = launch_row_sumsq_pair(pair.first, pair.second, current_cuda_stream(x.get_device_index()));
-  STD_TORCH_CHECK(error == nullptr, kPairOp, ": the CUDA kernel failed to launch: ", error);
-}
-#endif
 
 }  // namespace
 }  // namespace plop_ext
 
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CPU, m) {
-  m.impl("row_sumsq_", TORCH_BOX(&plop_ext::row_sumsq_on_cpu));
-  m.impl("row_sumsq_pair_", TORCH_BOX(&plop_ext::row_sumsq_pair_on_cpu));
-}
-#ifdef PLOP_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(plop_ext, CUDA, m) {
-  m.impl("row_sumsq_", TORCH_BOX(&plop_ext::row_sumsq_on_cuda));
-  m.impl("row_sumsq_pair_", TORCH_BOX(&plop_ext::row_sumsq_pair_on_cuda));
-}
-#endif
+PLOP_REGISTER("row_sumsq_", plop_ext::row_sumsq)
+PLOP_REGISTER("row_sumsq_pair_", plop_ext::row_sumsq_pair)

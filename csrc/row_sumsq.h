@@ -24,15 +24,20 @@ struct RowSumsqArgs {
   int64_t phase;           // first row read
 };
 
+// Two tensors of one dtype, `n_rows`, step, phase and device.
+struct RowSumsqPair {
+  RowSumsqArgs parts[2];  // the first without a bias
+};
+
 // Computes rows [begin, end) of the output on the calling thread.
 void row_sumsq_cpu(const RowSumsqArgs& args, int64_t begin, int64_t end);
 
 // Enqueues on `stream` (a cudaStream_t). Returns nullptr, or CUDA's text for a failed launch.
 const char* launch_row_sumsq(const RowSumsqArgs& args, void* stream);
 
-// The same for two tensors of one dtype, `n_rows` and device, `first` without a bias: one launch where both take the
-// kernel that has a warp per row and aligned loads, and one is faster (`enqueue_pair`). The bits are those of two calls
-// of `launch_row_sumsq`.
-const char* launch_row_sumsq_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, void* stream);
+// The same for two tensors, bitwise identical to two calls. On CUDA it is one launch where both tensors take the kernel
+// that has a warp per row and aligned loads, and one launch is faster (`enqueue_pair`).
+void row_sumsq_pair_cpu(const RowSumsqPair& pair, int64_t begin, int64_t end);
+const char* launch_row_sumsq_pair(const RowSumsqPair& pair, void* stream);
 
 }  // namespace plop_ext

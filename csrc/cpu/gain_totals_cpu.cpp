@@ -34,11 +34,15 @@ void add_cell(const GainTotalsArgs& args, const GainRecord& record, int64_t cell
 
 }  // namespace
 
-void gain_totals_cpu(const GainTotalsArgs& args, const GainRecord& record, int64_t cell_index) {
-  if (args.dtype == DType::kFloat64) {
-    add_cell<double>(args, record, cell_index);
-  } else {
-    add_cell<float>(args, record, cell_index);
+void gain_totals_cpu(const GainTotalsCall& call, int64_t begin, int64_t end) {
+  const int64_t n_cells = call.args.n_cells;
+  for (int64_t cell = begin; cell < end; ++cell) {
+    const GainRecord& record = call.records[cell / n_cells];
+    if (call.args.dtype == DType::kFloat64) {
+      add_cell<double>(call.args, record, cell % n_cells);
+    } else {
+      add_cell<float>(call.args, record, cell % n_cells);
+    }
   }
 }
 

@@ -64,4 +64,8 @@ void row_sumsq_cpu(const RowSumsqArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+void row_sumsq_pair_cpu(const RowSumsqPair& pair, int64_t begin, int64_t end) {
+  for (const RowSumsqArgs& args : pair.parts) row_sumsq_cpu(args, begin, end);
+}
+
 }  // namespace plop_ext

@@ -53,13 +53,14 @@ __global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsA
 
 }  // namespace
 
-const char* launch_gain_totals(const GainTotalsArgs& args, const GainRecord* records, int64_t n_records, void* stream) {
+const char* launch_gain_totals(const GainTotalsCall& call, void* stream) {
+  const GainTotalsArgs& args = call.args;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const unsigned cells = static_cast<unsigned>(args.n_cells < kMaxGrid ? args.n_cells : kMaxGrid);
-  for (int64_t first = 0; first < n_records; first += kMaxRecords) {
-    const int64_t count = n_records - first < kMaxRecords ? n_records - first : kMaxRecords;
+  for (int64_t first = 0; first < call.n_records; first += kMaxRecords) {
+    const int64_t count = call.n_records - first < kMaxRecords ? call.n_records - first : kMaxRecords;
     RecordBatch batch = {};
-    for (int64_t i = 0; i < count; ++i) batch.records[i] = records[first + i];
+    for (int64_t i = 0; i < count; ++i) batch.records[i] = call.records[first + i];
     const dim3 grid(cells, static_cast<unsigned>(count));
     if (args.dtype == DType::kFloat64) {
       launch(gain_totals_kernel<double>, grid, kThreads, cuda_stream, args, batch);

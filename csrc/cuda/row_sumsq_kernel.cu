@@ -213,10 +213,6 @@ constexpr int kWarpRows = kThreads / kWarpSize;
 template <bool kBias>
 constexpr int kPairBlocks = kBias ? 4 : 5;
 
-struct RowSumsqPair {
-  RowSumsqArgs parts[2];
-};
-
 // The deep warp-per-row kernel over the aligned rows of two tensors, as many of one as of the other: the first half of
 // the grid reads the first part, which has no bias.
 template <typename T, bool kBias>
@@ -311,7 +307,9 @@ bool takes_aligned_warps(const RowSumsqArgs& args) {
 // second part fills the machine while the first runs out: by 2 to 6 % with 8192 to 32768 rows of bf16. A bias takes
 // that away again where it is subtracted from many narrow rows (5 to 9 % slower with 32768 rows of 128 and 384 chunks).
 template <typename T>
-bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStream_t stream) {
+bool enqueue_pair(const RowSumsqPair& pair, cudaStream_t stream) {
+  const RowSumsqArgs& first = pair.parts[0];
+  const RowSumsqArgs& second = pair.parts[1];
   const bool same_bias = second.bias == nullptr || second.bias_dtype == second.dtype;
   const bool subtracts_from_narrow_rows = second.bias != nullptr && row_chunks<T>(second) < kDeepRow;
   const int64_t blocks = (first.n_rows + kWarpRows - 1) / kWarpRows * 2;
@@ -320,9 +318,9 @@ bool enqueue_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, cudaStr
   if (!takes_aligned_warps<T>(first) || !takes_aligned_warps<T>(second)) return false;
   const dim3 grid(static_cast<unsigned>(blocks));
   if (second.bias == nullptr) {
-    launch(row_sumsq_pair_kernel<T, false>, grid, kThreads, stream, RowSumsqPair{first, second});
+    launch(row_sumsq_pair_kernel<T, false>, grid, kThreads, stream, pair);
   } else {
-    launch(row_sumsq_pair_kernel<T, true>, grid, kThreads, stream, RowSumsqPair{first, second});
+    launch(row_sumsq_pair_kernel<T, true>, grid, kThreads, stream, pair);
   }
   return true;
 }
@@ -338,16 +336,16 @@ const char* launch_row_sumsq(const RowSumsqArgs& args, void* stream) {
   return for_narrow_type(args.dtype, [&](auto value) { enqueue_by_bias<decltype(value)>(args, cuda_stream); });
 }
 
-const char* launch_row_sumsq_pair(const RowSumsqArgs& first, const RowSumsqArgs& second, void* stream) {
-  if (first.dtype != DType::kFloat64) {
+const char* launch_row_sumsq_pair(const RowSumsqPair& pair, void* stream) {
+  if (pair.parts[0].dtype != DType::kFloat64) {
     bool together = false;
-    const char* error = for_narrow_type(first.dtype, [&](auto value) {
-      together = enqueue_pair<decltype(value)>(first, second, static_cast<cudaStream_t>(stream));
+    const char* error = for_narrow_type(pair.parts[0].dtype, [&](auto value) {
+      together = enqueue_pair<decltype(value)>(pair, static_cast<cudaStream_t>(stream));
     });
     if (together || error != nullptr) return error;
   }
-  const char* error = launch_row_sumsq(first, stream);
-  return error != nullptr ? error : launch_row_sumsq(second, stream);
+  const char* error = launch_row_sumsq(pair.parts[0], stream);
+  return error != nullptr ? error : launch_row_sumsq(pair.parts[1], stream);
 }
 
 }  // namespace plop_ext
