@@ -4,7 +4,7 @@ python -m benchmarks.bitwise_before_after before/libplop_ext.so after/libplop_ex
 
 Each library runs in a process of its own on the same inputs; outputs are filled with NaN first, so an element that one
 library leaves unwritten shows. Prints a table and exits with 1 if an output differs. `--bounded OP` accepts, for that
-op, sums that differ by `SUM_BOUND` of their value and outputs that differ by one step of their dtype.
+op, sums that differ by `SUM_BOUND` of their value and other outputs that differ by one step of their largest value.
 """
 
 from __future__ import annotations
@@ -232,11 +232,13 @@ def compare(before: Sequence[Case], after: Sequence[Case], bounded: Sequence[str
             row["elements"] += old.numel()
             if not other.any():
                 continue
+            sums = name.endswith("sumsq")
             a, b = old[other].double(), new[other].double()
-            relative = float(((a - b).abs() / a.abs()).nan_to_num(float("inf")).max())
+            scale = a.abs() if sums else old.double().abs().max()
+            relative = float(((a - b).abs() / scale).nan_to_num(float("inf")).max())
             row["other"] += int(other.sum())
             row["most"] = max(row["most"], relative)
-            bound = SUM_BOUND if name.endswith("sumsq") else torch.finfo(old.dtype).eps
+            bound = SUM_BOUND if sums else torch.finfo(old.dtype).eps
             if op not in bounded or relative > bound:
                 count = f"{int(other.sum())} of {other.numel()}"
                 bad.append(f"{op} {name}, {what}: {count} differ, most by {relative:.1e}")

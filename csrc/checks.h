@@ -59,10 +59,6 @@ inline DType element_type(const char* op, const Tensor& t, const char* name) {
   }
 }
 
-// What the fused ops read and write in vectors; their fakes check the same (plop_ext/ops/checks.py).
-constexpr int64_t kVector = 8;
-constexpr uintptr_t kVectorBytes = 16;
-
 struct Argument {
   const char* name;
   const Tensor* tensor;
@@ -121,11 +117,16 @@ inline void check_aligned(const char* op, const Tensor& t, const char* name) {
                   kVectorBytes, " bytes of memory, got ", address % kVectorBytes, " past one");
 }
 
-// Step, phase, and one element of each of `sums` per row read.
-inline void check_rows(const char* op, const Arguments& sums, int64_t rows, int64_t step, int64_t phase) {
+// Checks step and phase and returns the number of rows read.
+inline int64_t checked_rows_read(const char* op, int64_t rows, int64_t step, int64_t phase) {
   STD_TORCH_CHECK(step >= 1, op, ": step must be at least 1, got ", step);
   STD_TORCH_CHECK(phase >= 0 && phase < step, op, ": phase must be in [0, step), got ", phase);
-  const int64_t read = rows > phase ? (rows - phase - 1) / step + 1 : 0;
+  return rows_read(rows, step, phase);
+}
+
+// Step, phase, and one element of each of `sums` per row read.
+inline void check_rows(const char* op, const Arguments& sums, int64_t rows, int64_t step, int64_t phase) {
+  const int64_t read = checked_rows_read(op, rows, step, phase);
   for (const Argument& a : sums) check_elements(op, *a.tensor, a.name, read);
 }
 

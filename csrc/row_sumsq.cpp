@@ -44,13 +44,6 @@ void check_bias_shape(const char* op, const Tensor& bias, const Tensor& x) {
 
 int64_t rows_of(const Tensor& x) { return x.dim() == 3 ? x.size(0) * x.size(1) : x.size(0); }
 
-// Checks step and phase and returns the number of rows read.
-int64_t checked_rows_read(const char* op, int64_t rows, int64_t step, int64_t phase) {
-  STD_TORCH_CHECK(step >= 1, op, ": step must be at least 1, got ", step);
-  STD_TORCH_CHECK(phase >= 0 && phase < step, op, ": phase must be in [0, step), got ", phase);
-  return rows > phase ? (rows - phase - 1) / step + 1 : 0;
-}
-
 // What the kernels read of arguments that are right, all but `out`.
 RowSumsqArgs rows_to_read(DType dtype,
                           const Tensor& x,                    // [T, K] or [N, T, K]

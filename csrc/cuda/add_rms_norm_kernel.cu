@@ -12,12 +12,12 @@ constexpr int kMaxThreads = 512;
 
 // Blocks that a multiprocessor must hold, so that other rows' loads are in flight while one waits at its barriers. On
 // an H200 rows of 4096 in bfloat16 lose 5 % of the bandwidth with one block more or less. Rows with two norms meet two
-// barriers: there four packs a thread, in blocks of half as many threads, gain a tenth.
-template <typename T, int kPacks, int kMostThreads>
-constexpr int kMinBlocks = sizeof(T) == 2 && kPacks * kMostThreads < 4 * kMaxThreads ? 3 : 1;
+// barriers: there four chunks a thread, in blocks of half as many threads, gain a tenth.
+template <typename T, int kChunks, int kMostThreads>
+constexpr int kMinBlocks = sizeof(T) == 2 && kChunks * kMostThreads < 4 * kMaxThreads ? 3 : 1;
 
-template <typename T, int kPacks, int kMostThreads, bool kInner, bool kUnitOffset>
-__global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThreads>)
+template <typename T, int kChunks, int kMostThreads, bool kInner, bool kUnitOffset>
+__global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kChunks, kMostThreads>)
     add_rms_norm_kernel(const AddRmsNormArgs args, const int64_t first_row) {
   __shared__ float scratch_x[2][kWarpSize];
   __shared__ float scratch_h[1][kWarpSize];
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThrea
   await_previous_kernel();
 
   const int64_t row = first_row + blockIdx.x;
-  const int packs = static_cast<int>(args.in_features / kPack);
+  const int chunks = static_cast<int>(args.in_features / kVector);
   const float mean_factor = 1.0f / static_cast<float>(args.in_features);
   const T* __restrict__ x = static_cast<const T*>(args.x) + row * args.in_features;
   const T* __restrict__ residual = static_cast<const T*>(args.residual);
@@ -35,35 +35,35 @@ __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThrea
   T* __restrict__ hidden = args.hidden == nullptr ? nullptr : static_cast<T*>(args.hidden) + row * args.in_features;
   T* __restrict__ normed = static_cast<T*>(args.normed) + row * args.in_features;
 
-  // Threads past the end of the row load its last pack again: without a branch between them all loads are in flight
+  // Threads past the end of the row load its last chunk again: without a branch between them all loads are in flight
   // before the first is used.
-  int places[kPacks];
-  bool inside[kPacks];
+  int places[kChunks];
+  bool inside[kChunks];
 #pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
-    const int pack = threadIdx.x + i * blockDim.x;
-    inside[i] = pack < packs;
-    places[i] = (inside[i] ? pack : packs - 1) * kPack;
+  for (int i = 0; i < kChunks; ++i) {
+    const int chunk = threadIdx.x + i * blockDim.x;
+    inside[i] = chunk < chunks;
+    places[i] = (inside[i] ? chunk : chunks - 1) * kVector;
   }
-  Pack<T> read[kPacks];
-  Pack<T> added[kPacks];
+  Chunk<T> read[kChunks];
+  Chunk<T> added[kChunks];
 #pragma unroll
-  for (int i = 0; i < kPacks; ++i) read[i] = load_pack(x + places[i]);
+  for (int i = 0; i < kChunks; ++i) read[i] = load_chunk(x + places[i]);
   if (residual != nullptr) {
     residual += row * args.in_features;
 #pragma unroll
-    for (int i = 0; i < kPacks; ++i) added[i] = load_pack(residual + places[i]);
+    for (int i = 0; i < kChunks; ++i) added[i] = load_chunk(residual + places[i]);
   }
 
   float sums[2] = {};  // of (x - bias)^2; of x^2 or, without an inner norm, hidden^2
 #pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
+  for (int i = 0; i < kChunks; ++i) {
     if (!inside[i]) continue;
     sums[0] =
-        bias == nullptr ? add_squares(sums[0], read[i]) : add_squares(sums[0], read[i], load_pack(bias + places[i]));
+        bias == nullptr ? add_squares(sums[0], read[i]) : add_squares(sums[0], read[i], load_chunk(bias + places[i]));
     if constexpr (!kInner) {
       if (residual != nullptr) read[i] = add(added[i], read[i]);
-      if (hidden != nullptr) store_pack(hidden + places[i], read[i]);
+      if (hidden != nullptr) store_chunk(hidden + places[i], read[i]);
     }
     sums[1] = add_squares(sums[1], read[i]);
   }
@@ -77,11 +77,11 @@ __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThrea
     const float inner_rstd = rsqrtf(sums[1] * mean_factor + args.inner_eps);
     hidden_sumsq[0] = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kPacks; ++i) {
+    for (int i = 0; i < kChunks; ++i) {
       if (!inside[i]) continue;
-      read[i] = normalized<T, kUnitOffset>(read[i], inner_rstd, load_pack(inner_weight + places[i]));
+      read[i] = normalized<T, kUnitOffset>(read[i], inner_rstd, load_chunk(inner_weight + places[i]));
       if (residual != nullptr) read[i] = add(added[i], read[i]);
-      if (hidden != nullptr) store_pack(hidden + places[i], read[i]);
+      if (hidden != nullptr) store_chunk(hidden + places[i], read[i]);
       hidden_sumsq[0] = add_squares(hidden_sumsq[0], read[i]);
     }
     block_sums(hidden_sumsq, scratch_h);
@@ -90,10 +90,10 @@ __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThrea
   const float rstd = rsqrtf(hidden_sumsq[0] * mean_factor + args.eps);
   float normed_sumsq[1] = {};
 #pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
+  for (int i = 0; i < kChunks; ++i) {
     if (!inside[i]) continue;
-    const Pack<T> out = normalized<T, kUnitOffset>(read[i], rstd, load_pack(weight + places[i]));
-    store_pack(normed + places[i], out);
+    const Chunk<T> out = normalized<T, kUnitOffset>(read[i], rstd, load_chunk(weight + places[i]));
+    store_chunk(normed + places[i], out);
     normed_sumsq[0] = add_squares(normed_sumsq[0], out);
   }
   if (args.normed_sumsq != nullptr) {
@@ -102,22 +102,22 @@ __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kPacks, kMostThrea
   }
 }
 
-template <typename T, int kPacks, int kMostThreads, bool kInner, bool kUnitOffset>
+template <typename T, int kChunks, int kMostThreads, bool kInner, bool kUnitOffset>
 void enqueue(const AddRmsNormArgs& args, cudaStream_t stream) {
-  const int64_t packs = args.in_features / kPack;
-  const int64_t warps = (packs + kPacks * kWarpSize - 1) / (kPacks * kWarpSize);
+  const int64_t chunks = args.in_features / kVector;
+  const int64_t warps = (chunks + kChunks * kWarpSize - 1) / (kChunks * kWarpSize);
   for_grids(args.n_rows, 1, [&](int64_t row, dim3 grid) {
-    launch(add_rms_norm_kernel<T, kPacks, kMostThreads, kInner, kUnitOffset>, grid, warps * kWarpSize, stream, args,
+    launch(add_rms_norm_kernel<T, kChunks, kMostThreads, kInner, kUnitOffset>, grid, warps * kWarpSize, stream, args,
            row);
   });
 }
 
 template <typename T, bool kInner, bool kUnitOffset>
 void enqueue_by_width(const AddRmsNormArgs& args, cudaStream_t stream) {
-  constexpr int kPacks = kInner ? 4 : 2;
+  constexpr int kChunks = kInner ? 4 : 2;
   constexpr int kMostThreads = kInner ? kMaxThreads / 2 : kMaxThreads;
-  if (args.in_features <= int64_t{kPacks} * kPack * kMostThreads) {
-    enqueue<T, kPacks, kMostThreads, kInner, kUnitOffset>(args, stream);
+  if (args.in_features <= int64_t{kChunks} * kVector * kMostThreads) {
+    enqueue<T, kChunks, kMostThreads, kInner, kUnitOffset>(args, stream);
   } else {
     enqueue<T, 4, kMaxThreads, kInner, kUnitOffset>(args, stream);
   }

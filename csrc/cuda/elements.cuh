@@ -1,4 +1,5 @@
-// Elements of the types the kernels read, widened for arithmetic, and 16-byte accesses to eight of them.
+// Chunks of neighbouring elements in registers: vectorised loads and stores, widening, sums of squares, and arithmetic
+// that rounds as PyTorch's operators do.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,19 +8,17 @@
 
 #include <cstdint>
 
-namespace plop_ext {
+#include "../types.h"
 
-constexpr int kVectorBytes = 16;
-// Elements a thread of a fused kernel handles together: one 16-byte access of 16-bit types, two of float32.
-constexpr int kPack = 8;
+namespace plop_ext {
 
 __device__ __forceinline__ float load_value(float v) { return v; }
 __device__ __forceinline__ double load_value(double v) { return v; }
 __device__ __forceinline__ float load_value(__half v) { return __half2float(v); }
 __device__ __forceinline__ float load_value(__nv_bfloat16 v) { return __bfloat162float(v); }
 
-// The `j`-th of elements that lie in registers. A bfloat16 is the upper half of its float32: a shift or a mask of the
-// word it lies in. The compiler takes two instructions for the upper one.
+// The `j`-th of elements that lie in registers, widened. A bfloat16 is the upper half of its float32: a shift or a mask
+// of the word it lies in. The compiler takes two instructions for the upper one.
 template <typename T>
 __device__ __forceinline__ auto element(const T* __restrict__ values, int j) {
   return load_value(values[j]);
@@ -30,18 +29,62 @@ __device__ __forceinline__ auto element(const __nv_bfloat16* __restrict__ values
   return __uint_as_float(j % 2 == 0 ? word << 16 : word & 0xffff0000u);
 }
 
-template <typename T>
-struct alignas(kVectorBytes) Pack {
-  T values[kPack];
+// Neighbouring elements in registers. A thread of a fused kernel handles chunks of the default size: one vectorised
+// access of a 16-bit type, two of float32.
+template <typename T, int kSize = kVector>
+struct alignas(kVectorBytes) Chunk {
+  T values[kSize];
 
-  __device__ __forceinline__ float operator[](int j) const { return element(values, j); }
+  __device__ __forceinline__ auto operator[](int j) const { return element(values, j); }
 };
 
-// The same operation on two neighbours at once. On 16-bit types a product or a sum is rounded once; PyTorch computes it
-// in float32 and rounds that: the same bits, since a float32 holds any product of two of them, and any sum of two that
-// is near a tie.
+// Loads through the read-only path.
+template <int kSize = kVector, typename T>
+__device__ __forceinline__ Chunk<T, kSize> load_chunk(const T* __restrict__ p) {
+  constexpr int kLoads = kSize * sizeof(T) / kVectorBytes;
+  Chunk<T, kSize> chunk;
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    reinterpret_cast<uint4*>(&chunk)[i] = __ldg(reinterpret_cast<const uint4*>(p) + i);
+  }
+  return chunk;
+}
+
+template <typename T, int kSize>
+__device__ __forceinline__ void store_chunk(T* __restrict__ p, const Chunk<T, kSize>& chunk) {
+  constexpr int kStores = kSize * sizeof(T) / kVectorBytes;
+#pragma unroll
+  for (int i = 0; i < kStores; ++i) reinterpret_cast<uint4*>(p)[i] = reinterpret_cast<const uint4*>(&chunk)[i];
+}
+
+// Sum plus the squares of a chunk, element by element. By fma: otherwise each compiler and each caller could round the
+// squares differently, and equal rows could have different sums.
+template <typename Sum, typename T, int kSize>
+__device__ __forceinline__ Sum add_squares(Sum sum, const Chunk<T, kSize>& chunk) {
+#pragma unroll
+  for (int j = 0; j < kSize; ++j) {
+    const Sum v = chunk[j];
+    sum = fma(v, v, sum);
+  }
+  return sum;
+}
+
+// Sum plus the squares of chunk - shift.
+template <typename Sum, typename T, typename B, int kSize>
+__device__ __forceinline__ Sum add_squares(Sum sum, const Chunk<T, kSize>& chunk, const Chunk<B, kSize>& shift) {
+#pragma unroll
+  for (int j = 0; j < kSize; ++j) {
+    const Sum v = chunk[j] - static_cast<Sum>(shift[j]);
+    sum = fma(v, v, sum);
+  }
+  return sum;
+}
+
+// Arithmetic on two neighbouring elements at once. On 16-bit types a product or a sum is rounded once; PyTorch computes
+// it in float32 and rounds that. The results are bitwise identical, since a float32 holds any product of two of them,
+// and any sum of two that is near a tie.
 template <typename T>
-struct Two {
+struct Pairwise {
   using type = float2;
   static __device__ __forceinline__ float2 from(float a, float b) { return {a, b}; }
   static __device__ __forceinline__ float2 multiply(float2 a, float2 b) {
@@ -55,7 +98,7 @@ struct Two {
   }
 };
 template <>
-struct Two<__half> {
+struct Pairwise<__half> {
   using type = __half2;
   static __device__ __forceinline__ __half2 from(float a, float b) { return __floats2half2_rn(a, b); }
   static __device__ __forceinline__ __half2 multiply(__half2 a, __half2 b) { return __hmul2_rn(a, b); }
@@ -63,7 +106,7 @@ struct Two<__half> {
   static __device__ __forceinline__ __half2 subtract(__half2 a, __half2 b) { return __hsub2_rn(a, b); }
 };
 template <>
-struct Two<__nv_bfloat16> {
+struct Pairwise<__nv_bfloat16> {
   using type = __nv_bfloat162;
   static __device__ __forceinline__ __nv_bfloat162 from(float a, float b) { return __floats2bfloat162_rn(a, b); }
   static __device__ __forceinline__ __nv_bfloat162 multiply(__nv_bfloat162 a, __nv_bfloat162 b) {
@@ -76,11 +119,11 @@ struct Two<__nv_bfloat16> {
 };
 
 template <typename T, typename Operation>
-__device__ __forceinline__ Pack<T> by_two(const Pack<T>& a, const Pack<T>& b, Operation operation) {
-  using Pair = typename Two<T>::type;
-  Pack<T> out;
+__device__ __forceinline__ Chunk<T> pairwise(const Chunk<T>& a, const Chunk<T>& b, Operation operation) {
+  using Pair = typename Pairwise<T>::type;
+  Chunk<T> out;
 #pragma unroll
-  for (int i = 0; i < kPack / 2; ++i) {
+  for (int i = 0; i < kVector / 2; ++i) {
     reinterpret_cast<Pair*>(&out)[i] =
         operation(reinterpret_cast<const Pair*>(&a)[i], reinterpret_cast<const Pair*>(&b)[i]);
   }
@@ -88,77 +131,43 @@ __device__ __forceinline__ Pack<T> by_two(const Pack<T>& a, const Pack<T>& b, Op
 }
 
 template <typename T>
-__device__ __forceinline__ Pack<T> multiply(const Pack<T>& a, const Pack<T>& b) {
-  return by_two(a, b, Two<T>::multiply);
+__device__ __forceinline__ Chunk<T> multiply(const Chunk<T>& a, const Chunk<T>& b) {
+  return pairwise(a, b, Pairwise<T>::multiply);
 }
 
 template <typename T>
-__device__ __forceinline__ Pack<T> add(const Pack<T>& a, const Pack<T>& b) {
-  return by_two(a, b, Two<T>::add);
+__device__ __forceinline__ Chunk<T> add(const Chunk<T>& a, const Chunk<T>& b) {
+  return pairwise(a, b, Pairwise<T>::add);
 }
 
 template <typename T>
-__device__ __forceinline__ Pack<T> subtract(const Pack<T>& a, const Pack<T>& b) {
-  return by_two(a, b, Two<T>::subtract);
+__device__ __forceinline__ Chunk<T> subtract(const Chunk<T>& a, const Chunk<T>& b) {
+  return pairwise(a, b, Pairwise<T>::subtract);
 }
 
 // Rounds to nearest even, as PyTorch's operators store their results.
 template <typename T>
-__device__ __forceinline__ Pack<T> rounded(const float (&values)[kPack]) {
-  Pack<T> out;
+__device__ __forceinline__ Chunk<T> rounded(const float (&values)[kVector]) {
+  Chunk<T> out;
 #pragma unroll
-  for (int i = 0; i < kPack / 2; ++i) {
-    reinterpret_cast<typename Two<T>::type*>(&out)[i] = Two<T>::from(values[2 * i], values[2 * i + 1]);
+  for (int i = 0; i < kVector / 2; ++i) {
+    reinterpret_cast<typename Pairwise<T>::type*>(&out)[i] = Pairwise<T>::from(values[2 * i], values[2 * i + 1]);
   }
   return out;
-}
-
-// Sum plus the squares of pack.
-template <typename T>
-__device__ __forceinline__ float add_squares(float sum, const Pack<T>& pack) {
-#pragma unroll
-  for (int j = 0; j < kPack; ++j) sum += pack[j] * pack[j];
-  return sum;
-}
-
-// Sum plus the squares of pack - shift.
-template <typename T>
-__device__ __forceinline__ float add_squares(float sum, const Pack<T>& pack, const Pack<T>& shift) {
-#pragma unroll
-  for (int j = 0; j < kPack; ++j) sum += (pack[j] - shift[j]) * (pack[j] - shift[j]);
-  return sum;
 }
 
 // An RMSNorm's result, rounded where the modules round: h * rstd before the weight, or with `kUnitOffset` only at the
 // end of h * rstd * (1 + weight).
 template <typename T, bool kUnitOffset>
-__device__ __forceinline__ Pack<T> normalized(const Pack<T>& pack, float rstd, const Pack<T>& weight) {
-  float scaled[kPack];
+__device__ __forceinline__ Chunk<T> normalized(const Chunk<T>& chunk, float rstd, const Chunk<T>& weight) {
+  float scaled[kVector];
 #pragma unroll
-  for (int j = 0; j < kPack; ++j) {
-    scaled[j] = __fmul_rn(pack[j], rstd);
+  for (int j = 0; j < kVector; ++j) {
+    scaled[j] = __fmul_rn(chunk[j], rstd);
     if constexpr (kUnitOffset) scaled[j] = __fmul_rn(scaled[j], 1.0f + weight[j]);
   }
   if constexpr (kUnitOffset) return rounded<T>(scaled);
   return multiply(weight, rounded<T>(scaled));
-}
-
-template <typename T>
-__device__ __forceinline__ Pack<T> load_pack(const T* __restrict__ p) {
-  constexpr int kLoads = sizeof(Pack<T>) / kVectorBytes;
-  Pack<T> pack;
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    reinterpret_cast<uint4*>(&pack)[i] = __ldg(reinterpret_cast<const uint4*>(p) + i);
-  }
-  return pack;
-}
-
-template <typename T>
-__device__ __forceinline__ void store_pack(T* __restrict__ p, const Pack<T>& pack) {
-  constexpr int kStores = sizeof(Pack<T>) / kVectorBytes;
-#pragma unroll
-  for (int i = 0; i < kStores; ++i) reinterpret_cast<uint4*>(p)[i] = reinterpret_cast<const uint4*>(&pack)[i];
 }
 
 // Writes the sum of a row where every `step`-th row from `phase` on has one.

@@ -10,7 +10,7 @@ namespace plop_ext {
 namespace {
 
 constexpr int kMaxThreads = 256;
-// Packs of gate and of up in flight per thread: 64 bytes, whatever the type.
+// Chunks of gate and of up in flight per thread: 64 bytes, whatever the type.
 template <typename T>
 constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;
 
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   __shared__ float scratch[3][kWarpSize];
   await_previous_kernel();
   const int64_t row = first_row + blockIdx.x;
-  const int packs = static_cast<int>(args.features / kPack);
+  const int chunks = static_cast<int>(args.features / kVector);
   const T* __restrict__ gate = static_cast<const T*>(args.gate) + row * args.gate_stride;
   const T* __restrict__ up = static_cast<const T*>(args.up) + row * args.up_stride;
   const T* __restrict__ gate_bias = static_cast<const T*>(args.gate_bias);
@@ -28,32 +28,32 @@ __global__ void __launch_bounds__(kMaxThreads)
   T* __restrict__ out = static_cast<T*>(args.out) + row * args.features;
 
   float sums[3] = {};  // gate, up, out
-  for (int first = threadIdx.x; first < packs; first += kUnroll<T> * blockDim.x) {
-    Pack<T> gates[kUnroll<T>];
-    Pack<T> ups[kUnroll<T>];
-    // Past the end of the row the last pack again: no branch between the loads.
+  for (int first = threadIdx.x; first < chunks; first += kUnroll<T> * blockDim.x) {
+    Chunk<T> gates[kUnroll<T>];
+    Chunk<T> ups[kUnroll<T>];
+    // Past the end of the row the last chunk again: no branch between the loads.
 #pragma unroll
     for (int u = 0; u < kUnroll<T>; ++u) {
-      const int pack = first + u * static_cast<int>(blockDim.x);
-      const int place = (pack < packs ? pack : packs - 1) * kPack;
-      gates[u] = load_pack(gate + place);
-      ups[u] = load_pack(up + place);
+      const int chunk = first + u * static_cast<int>(blockDim.x);
+      const int place = (chunk < chunks ? chunk : chunks - 1) * kVector;
+      gates[u] = load_chunk(gate + place);
+      ups[u] = load_chunk(up + place);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll<T>; ++u) {
-      const int pack = first + u * static_cast<int>(blockDim.x);
-      if (pack >= packs) continue;
-      const int place = pack * kPack;
+      const int chunk = first + u * static_cast<int>(blockDim.x);
+      if (chunk >= chunks) continue;
+      const int place = chunk * kVector;
       sums[0] = gate_bias == nullptr ? add_squares(sums[0], gates[u])
-                                     : add_squares(sums[0], gates[u], load_pack(gate_bias + place));
+                                     : add_squares(sums[0], gates[u], load_chunk(gate_bias + place));
       sums[1] =
-          up_bias == nullptr ? add_squares(sums[1], ups[u]) : add_squares(sums[1], ups[u], load_pack(up_bias + place));
-      float act[kPack];
+          up_bias == nullptr ? add_squares(sums[1], ups[u]) : add_squares(sums[1], ups[u], load_chunk(up_bias + place));
+      float act[kVector];
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) act[j] = activated<T, kActivation>(gates[u][j]);
-      const Pack<T> product = multiply(rounded<T>(act), ups[u]);
+      for (int j = 0; j < kVector; ++j) act[j] = activated<T, kActivation>(gates[u][j]);
+      const Chunk<T> product = multiply(rounded<T>(act), ups[u]);
       sums[2] = add_squares(sums[2], product);
-      store_pack(out + place, product);
+      store_chunk(out + place, product);
     }
   }
   block_sums(sums, scratch);
@@ -67,9 +67,9 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <typename T, Activation kActivation>
 void enqueue(const GatedActivationArgs& args, cudaStream_t stream) {
   // As few rounds as kMaxThreads allow, and in them as few idle threads as whole warps allow.
-  const int64_t packs = args.features / kPack;
-  const int64_t rounds = (packs + kUnroll<T> * kMaxThreads - 1) / (kUnroll<T> * kMaxThreads);
-  const int64_t warps = (packs + kUnroll<T> * rounds * kWarpSize - 1) / (kUnroll<T> * rounds * kWarpSize);
+  const int64_t chunks = args.features / kVector;
+  const int64_t rounds = (chunks + kUnroll<T> * kMaxThreads - 1) / (kUnroll<T> * kMaxThreads);
+  const int64_t warps = (chunks + kUnroll<T> * rounds * kWarpSize - 1) / (kUnroll<T> * rounds * kWarpSize);
   for_grids(args.n_rows, 1, [&](int64_t row, dim3 grid) {
     launch(gated_activation_kernel<T, kActivation>, grid, warps * kWarpSize, stream, args, row);
   });

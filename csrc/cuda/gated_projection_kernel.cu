@@ -168,7 +168,7 @@ __device__ __forceinline__ void clear_features(float (&d)[128], int from) {
 template <typename T, Activation kActivation>
 __device__ __forceinline__ void finish_tile(float (&d)[128], Shared<T>& shared, const CUtensorMap& out_map,
                                             const Sizes& sizes, Place place, int group, float* __restrict__ partials) {
-  using Pair = typename Two<T>::type;
+  using Pair = typename Pairwise<T>::type;
   const int thread = threadIdx.x % kGroupThreads;
   const int warp = thread / kWarpSize;
   const int lane = thread % kWarpSize;
@@ -186,14 +186,14 @@ __device__ __forceinline__ void finish_tile(float (&d)[128], Shared<T>& shared, 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = 4 * (chunk + i / 2) + 2 * (i % 2);
-      const Pair gate = Two<T>::from(d[at], d[at + 1]);
-      const Pair up = Two<T>::from(d[at + 64], d[at + 65]);
+      const Pair gate = Pairwise<T>::from(d[at], d[at + 1]);
+      const Pair up = Pairwise<T>::from(d[at + 64], d[at + 65]);
       const float gate0 = element(reinterpret_cast<const T*>(&gate), 0);
       const float gate1 = element(reinterpret_cast<const T*>(&gate), 1);
       const float up0 = element(reinterpret_cast<const T*>(&up), 0);
       const float up1 = element(reinterpret_cast<const T*>(&up), 1);
-      const Pair act = Two<T>::from(activated<T, kActivation>(gate0), activated<T, kActivation>(gate1));
-      const Pair product = Two<T>::multiply(act, up);
+      const Pair act = Pairwise<T>::from(activated<T, kActivation>(gate0), activated<T, kActivation>(gate1));
+      const Pair product = Pairwise<T>::multiply(act, up);
       const float product0 = element(reinterpret_cast<const T*>(&product), 0);
       const float product1 = element(reinterpret_cast<const T*>(&product), 1);
       sums[0][i % 2] = fmaf(gate1, gate1, fmaf(gate0, gate0, sums[0][i % 2]));
@@ -361,7 +361,7 @@ const char* launch_gated_projection(const GatedProjectionArgs& args, void* strea
     args.activation == Activation::kSilu ? enqueue<__nv_bfloat16, Activation::kSilu>(args, maps, sizes, stream)
                                          : enqueue<__nv_bfloat16, Activation::kGeluTanh>(args, maps, sizes, stream);
   }
-  const int64_t read = args.n_rows > args.phase ? (args.n_rows - args.phase - 1) / args.step + 1 : 0;
+  const int64_t read = rows_read(args.n_rows, args.step, args.phase);
   if (args.workspace != nullptr && read > 0) {
     launch(sum_gated_projection_kernel, dim3(static_cast<unsigned>((read + 255) / 256), 3), 256, stream, args.workspace,
            sizes.feature_tiles, args.n_rows, read, args.step, args.phase, args.gate_sumsq, args.up_sumsq,

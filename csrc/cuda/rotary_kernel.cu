@@ -1,4 +1,4 @@
-// One warp per token, all heads of q and k: each is read once and written once. A lane owns the same two packs, which
+// One warp per token, all heads of q and k: each is read once and written once. A lane owns the same two chunks, which
 // rotate into each other, of every head it handles, so it loads cos and sin once; the D / 16 lanes of a head are
 // neighbours and norm it with shuffles. Bound by memory bandwidth.
 #include "../rotary.h"
@@ -32,10 +32,10 @@ __device__ __forceinline__ float head_sum(float value, int width) {
 
 // Keeps the compiler from holding the widened values of a loop's constant in registers: they take twice as many.
 template <typename T>
-__device__ __forceinline__ void keep_packed(Pack<T>& pack) {
+__device__ __forceinline__ void keep_packed(Chunk<T>& chunk) {
 #pragma unroll
-  for (size_t i = 0; i < sizeof(pack) / sizeof(uint32_t); ++i) {
-    asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(&pack)[i]));
+  for (size_t i = 0; i < sizeof(chunk) / sizeof(uint32_t); ++i) {
+    asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(&chunk)[i]));
   }
 }
 
@@ -46,10 +46,10 @@ struct Lane {
   int units;     // lanes of one head
   int together;  // heads side by side in the warp; lanes that are left over repeat the last one's work
   int slot;      // which of them this lane works on
-  int low;       // where its two packs are in a head
+  int low;       // where its two chunks are in a head
   int high;
-  bool rotates;  // or passes its packs on
-  Pack<T> cos_low, cos_high, sin_low, sin_high;
+  bool rotates;  // or passes its chunks on
+  Chunk<T> cos_low, cos_high, sin_low, sin_high;
 };
 
 // All heads of q or of k of one token; returns this lane's share of the sum of squares.
@@ -59,21 +59,21 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
   const T* __restrict__ x = static_cast<const T*>(part.x) + lane.row * part.stride;
   const T* __restrict__ bias = static_cast<const T*>(part.bias);
   T* __restrict__ out = static_cast<T*>(part.out) + lane.row * part.heads * head_dim;
-  Pack<T> weight_low, weight_high;
+  Chunk<T> weight_low, weight_high;
   if constexpr (kNorm) {
-    weight_low = load_pack(static_cast<const T*>(part.weight) + lane.low);
-    weight_high = load_pack(static_cast<const T*>(part.weight) + lane.high);
+    weight_low = load_chunk(static_cast<const T*>(part.weight) + lane.low);
+    weight_high = load_chunk(static_cast<const T*>(part.weight) + lane.high);
   }
   float total = 0.0f;
   for (int first = 0; first < heads; first += kUnroll<kNorm> * lane.together) {
-    Pack<T> lows[kUnroll<kNorm>];
-    Pack<T> highs[kUnroll<kNorm>];
+    Chunk<T> lows[kUnroll<kNorm>];
+    Chunk<T> highs[kUnroll<kNorm>];
     // Past the last head that one again: no branch between the loads.
 #pragma unroll
     for (int u = 0; u < kUnroll<kNorm>; ++u) {
       const int place = min(first + u * lane.together + lane.slot, heads - 1) * head_dim;
-      lows[u] = load_pack(x + place + lane.low);
-      highs[u] = load_pack(x + place + lane.high);
+      lows[u] = load_chunk(x + place + lane.low);
+      highs[u] = load_chunk(x + place + lane.high);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll<kNorm>; ++u) {
@@ -82,13 +82,13 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
       const bool mine = head < heads && lane.slot < lane.together;
       const float sum = add_squares(add_squares(0.0f, lows[u]), highs[u]);
       if (mine && bias != nullptr) {
-        total += add_squares(add_squares(0.0f, lows[u], load_pack(bias + place + lane.low)), highs[u],
-                             load_pack(bias + place + lane.high));
+        total += add_squares(add_squares(0.0f, lows[u], load_chunk(bias + place + lane.low)), highs[u],
+                             load_chunk(bias + place + lane.high));
       } else if (mine) {
         total += sum;
       }
-      Pack<T> low = lows[u];
-      Pack<T> high = highs[u];
+      Chunk<T> low = lows[u];
+      Chunk<T> high = highs[u];
       if constexpr (kNorm) {  // with every lane, since they shuffle
         keep_packed(weight_low);
         keep_packed(weight_high);
@@ -98,11 +98,11 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
       }
       if (!mine) continue;
       if (lane.rotates) {
-        store_pack(out + place + lane.low, subtract(multiply(low, lane.cos_low), multiply(high, lane.sin_low)));
-        store_pack(out + place + lane.high, add(multiply(high, lane.cos_high), multiply(low, lane.sin_high)));
+        store_chunk(out + place + lane.low, subtract(multiply(low, lane.cos_low), multiply(high, lane.sin_low)));
+        store_chunk(out + place + lane.high, add(multiply(high, lane.cos_high), multiply(low, lane.sin_high)));
       } else {
-        store_pack(out + place + lane.low, low);
-        store_pack(out + place + lane.high, high);
+        store_chunk(out + place + lane.low, low);
+        store_chunk(out + place + lane.high, high);
       }
     }
   }
@@ -119,24 +119,24 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kNorm>)
   Lane<T> lane;
   lane.row = first_row + int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
   if (lane.row >= args.n_rows) return;  // a whole warp
-  lane.units = head_dim / (2 * kPack);
+  lane.units = head_dim / (2 * kVector);
   lane.together = kWarpSize / lane.units;
   lane.slot = index / lane.units;
-  // The first R / 16 lanes of a head rotate, the others have two neighbouring packs.
+  // The first R / 16 lanes of a head rotate, the others have two neighbouring chunks.
   const int unit = index % lane.units;
-  lane.rotates = unit < rotary_dim / (2 * kPack);
-  lane.low = lane.rotates ? unit * kPack : rotary_dim + 2 * (unit * kPack - rotary_dim / 2);
-  lane.high = lane.low + (lane.rotates ? rotary_dim / 2 : kPack);
+  lane.rotates = unit < rotary_dim / (2 * kVector);
+  lane.low = lane.rotates ? unit * kVector : rotary_dim + 2 * (unit * kVector - rotary_dim / 2);
+  lane.high = lane.low + (lane.rotates ? rotary_dim / 2 : kVector);
   const int64_t table = (lane.row % args.cos_rows) * rotary_dim;
   const T* __restrict__ cos = static_cast<const T*>(args.cos) + table;
   const T* __restrict__ sin = static_cast<const T*>(args.sin) + table;
   // A lane that does not rotate loads what it will not use, from inside the table.
   const int low = lane.rotates ? lane.low : 0;
   const int high = lane.rotates ? lane.high : 0;
-  lane.cos_low = load_pack(cos + low);
-  lane.cos_high = load_pack(cos + high);
-  lane.sin_low = load_pack(sin + low);
-  lane.sin_high = load_pack(sin + high);
+  lane.cos_low = load_chunk(cos + low);
+  lane.cos_high = load_chunk(cos + high);
+  lane.sin_low = load_chunk(sin + low);
+  lane.sin_high = load_chunk(sin + high);
 
   const float q_sum = rotate_heads<T, kNorm, kUnitOffset>(args.q, lane, head_dim, args.eps);
   const float k_sum = rotate_heads<T, kNorm, kUnitOffset>(args.k, lane, head_dim, args.eps);

@@ -38,36 +38,6 @@ struct SumOf<double> {
 template <typename T>
 constexpr int kChunk = kVectorBytes / sizeof(T);
 
-template <typename T, int kSize>
-struct alignas(kVectorBytes) Chunk {
-  T values[kSize];
-};
-
-// Sum plus the squares of a chunk, element by element. By fma, so that no compiler chooses where a square is rounded.
-template <bool kBias, typename T, typename B, typename Sum>
-__device__ __forceinline__ Sum add_squares(Sum sum, const Chunk<T, kChunk<T>>& chunk,
-                                           const Chunk<B, kChunk<T>>& shift) {
-#pragma unroll
-  for (int j = 0; j < kChunk<T>; ++j) {
-    Sum v = element(chunk.values, j);
-    if constexpr (kBias) v -= static_cast<Sum>(element(shift.values, j));
-    sum = fma(v, v, sum);
-  }
-  return sum;
-}
-
-// One 16-byte load through the read-only path (two for a float32 bias of 16-bit rows).
-template <typename T, int kSize>
-__device__ __forceinline__ Chunk<T, kSize> load_vector(const T* __restrict__ p) {
-  constexpr int kLoads = kSize * sizeof(T) / kVectorBytes;
-  Chunk<T, kSize> chunk;
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    reinterpret_cast<uint4*>(&chunk)[i] = __ldg(reinterpret_cast<const uint4*>(p) + i);
-  }
-  return chunk;
-}
-
 // Element by element; those past the row's end are zero and add nothing.
 template <typename T, int kSize>
 __device__ __forceinline__ Chunk<T, kSize> load_elements(const T* __restrict__ p, int64_t k0, int64_t n,
@@ -91,15 +61,19 @@ __device__ __forceinline__ void add_chunks(Sum (&sums)[kUnroll], const T* __rest
 #pragma unroll
   for (int u = 0; u < kChunks; ++u) {
     chunks[u] = {};
-    if (kWhole || u * kGroup < left) chunks[u] = load_vector<T, kSize>(row + (c + u * kGroup) * kSize);
+    if (kWhole || u * kGroup < left) chunks[u] = load_chunk<kSize>(row + (c + u * kGroup) * kSize);
   }
 #pragma unroll
   for (int u = 0; u < kChunks; ++u) {
     Chunk<B, kSize> shift = {};
     if constexpr (kBias) {
-      if (kWhole || u * kGroup < left) shift = load_vector<B, kSize>(bias + (c + u * kGroup) * kSize);
+      if (kWhole || u * kGroup < left) shift = load_chunk<kSize>(bias + (c + u * kGroup) * kSize);
     }
-    sums[u % kUnroll] = add_squares<kBias>(sums[u % kUnroll], chunks[u], shift);
+    if constexpr (kBias) {
+      sums[u % kUnroll] = add_squares(sums[u % kUnroll], chunks[u], shift);
+    } else {
+      sums[u % kUnroll] = add_squares(sums[u % kUnroll], chunks[u]);
+    }
   }
 }
 
@@ -157,7 +131,8 @@ __device__ __forceinline__ typename SumOf<T>::type lane_sumsq(const T* __restric
       for (int u = 0; u < kUnroll; ++u) {
         const int64_t k0 = (c + u * kGroup) * kSize;
         if constexpr (kBias) shift = load_elements<B, kSize>(bias, k0, n, 1);
-        sums[u] = add_squares<kBias>(sums[u], load_elements<T, kSize>(row, k0, n, stride), shift);
+        const Chunk<T, kSize> chunk = load_elements<T, kSize>(row, k0, n, stride);
+        sums[u] = kBias ? add_squares(sums[u], chunk, shift) : add_squares(sums[u], chunk);
       }
     }
   }
