@@ -76,7 +76,7 @@ void gated_projection(const Tensor& out,                        // [R, I]
   Tensor workspace = x;
   if (gate_sumsq || up_sumsq || out_sumsq) {
     const int64_t tiles = (args.features + kProjectionTile - 1) / kProjectionTile;
-    workspace = torch::stable::new_empty(x, {tiles, 3, args.n_rows}, ScalarType::Float);
+    workspace = torch::stable::new_empty(x, {tiles, kProjectionSums, args.n_rows}, ScalarType::Float);
     args.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   }
   enqueue<launch_gated_projection>(kOp, x, args);

@@ -9,15 +9,16 @@
 
 namespace plop_ext {
 
-// Features of out per tile, of whose sums `workspace` holds one for each row.
+// Features of out per tile; `workspace` holds the sums over each tile of each row.
 constexpr int64_t kProjectionTile = 128;
+constexpr int kProjectionSums = 3;  // of gate, up and out
 
 struct GatedProjectionArgs {
   const void* x;            // [R, K]
   const void* gate_weight;  // [I, K]
   const void* up_weight;    // [I, K]
   void* out;                // [R, I]
-  float* workspace;         // [ceil(I / kProjectionTile), 3, R]; nullptr if no sums are wanted
+  float* workspace;         // [ceil(I / kProjectionTile), kProjectionSums, R]; nullptr if no sums are wanted
   float* gate_sumsq;        // [ceil((R - phase) / step)], or nullptr
   float* up_sumsq;          // likewise
   float* out_sumsq;         // likewise

@@ -1,5 +1,5 @@
-// Hopper's own instructions (sm_90a): tiles from global to shared memory by the copy engine, barriers in shared memory
-// that count its bytes, and matrix products of a warpgroup.
+// Hopper's instructions (sm_90a): tiles from global to shared memory by the copy engine, barriers in shared memory that
+// count its bytes, and matrix products of a warpgroup (wgmma).
 #pragma once
 
 #include <cuda.h>
@@ -9,6 +9,20 @@
 #include <cstdint>
 
 namespace plop_ext {
+
+constexpr int kGroupThreads = 128;  // of a warpgroup
+
+// A tile in shared memory has rows of 128 bytes, which the copy engine writes and wgmma reads with 128-byte swizzling.
+constexpr int kSwizzledBytes = 128;
+constexpr int kTileAlignment = 1024;  // of its address: eight rows, after which the swizzle repeats
+
+// One wgmma instruction: m64n256k16.
+constexpr int kProductRows = 64;
+constexpr int kProductColumns = 256;
+constexpr int kProductDepth = 16;
+// Float32 accumulators per thread of a warpgroup.
+constexpr int kAccumulators = kProductRows * kProductColumns / kGroupThreads;
+using Accumulators = float[kAccumulators];
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -20,18 +34,18 @@ __device__ __forceinline__ void init_barrier(uint64_t& barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
 
-// Makes barriers that this thread initialized known to the cluster's other block and to the copy engine.
+// Makes the barriers that this thread initialised visible to the other block of the cluster and to the copy engine.
 __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Arrives, and makes the phase wait for so many bytes.
+// Arrives, and makes the phase wait for `bytes` from the copy engine.
 __device__ __forceinline__ void expect_bytes(uint64_t& barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
                : "memory");
 }
 
-// Arrives at the barrier in the same place of the `block`-th block of the cluster, if `arrives`.
+// Arrives, if `arrives`, at the same barrier in the shared memory of block `block` of the cluster.
 __device__ __forceinline__ void arrive_in(uint64_t& barrier, uint32_t block, bool arrives) {
   asm volatile(
       "{\n"
@@ -45,7 +59,7 @@ __device__ __forceinline__ void arrive_in(uint64_t& barrier, uint32_t block, boo
       : "memory");
 }
 
-// Waits for the end of the phase of this parity.
+// Waits until the phase of this parity has completed.
 __device__ __forceinline__ void await_phase(uint64_t& barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -60,7 +74,7 @@ __device__ __forceinline__ void await_phase(uint64_t& barrier, uint32_t parity) 
       : "memory");
 }
 
-// Of the `threads` that call it with this id, in 1 to 15.
+// A barrier among the `threads` that call it with this id, 1 to 15.
 __device__ __forceinline__ void sync_threads(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -75,7 +89,7 @@ __device__ __forceinline__ void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// --- copies; a box's place is (column, row) ---
+// --- copies; a box lies at (column, row) of its matrix ---
 
 __device__ __forceinline__ void load_box(void* to, const CUtensorMap& map, int column, int row, uint64_t& barrier) {
   asm volatile(
@@ -85,7 +99,7 @@ __device__ __forceinline__ void load_box(void* to, const CUtensorMap& map, int c
       : "memory");
 }
 
-// Into the same place of all blocks that `blocks` has a bit for, whose barriers in the same place count the bytes.
+// Multicast: into the same place of every block that `blocks` has a bit for; the same barrier of each counts the bytes.
 __device__ __forceinline__ void load_box_in(uint16_t blocks, void* to, const CUtensorMap& map, int column, int row,
                                             uint64_t& barrier) {
   asm volatile(
@@ -95,7 +109,7 @@ __device__ __forceinline__ void load_box_in(uint16_t blocks, void* to, const CUt
       : "memory");
 }
 
-// In each thread that wrote to shared memory, before the barrier behind which another one calls `store_box`.
+// Called by each thread that wrote to shared memory, before the barrier after which one thread calls `store_box`.
 __device__ __forceinline__ void publish_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void store_box(const CUtensorMap& map, const void* from, int column, int row) {
@@ -106,10 +120,10 @@ __device__ __forceinline__ void store_box(const CUtensorMap& map, const void* fr
 
 __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
-// Until shared memory may be written again.
+// Waits until the stores have read shared memory, so that it may be written again.
 __device__ __forceinline__ void await_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-// Until global memory has it all.
+// Waits until the stores are complete.
 __device__ __forceinline__ void await_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Four matrices of 8 x 8 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
@@ -121,24 +135,27 @@ __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t 
 
 // --- matrix products ---
 
-// A tile whose rows are 128 bytes, as the copy engine writes it with 128-byte swizzling, from an address that 1024
-// divides. 16 elements of 16 bits further along the rows is 2 more.
+// A descriptor counts bytes in units of 16: kProductDepth 16-bit elements further along the rows are 2 more.
+constexpr int kDescriptorUnit = 16;
+
+// wgmma's descriptor of a swizzled tile at a multiple of kTileAlignment.
 __device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
   constexpr uint64_t kSwizzled128 = uint64_t{1} << 62;
-  constexpr uint64_t kEightRows = uint64_t{1024 >> 4} << 32;
+  constexpr uint64_t kEightRows = uint64_t{kTileAlignment / kDescriptorUnit} << 32;
   constexpr uint64_t kUnused = uint64_t{1} << 16;
-  return kSwizzled128 | kEightRows | kUnused | ((shared_address(tile) & 0x3ffff) >> 4);
+  return kSwizzled128 | kEightRows | kUnused | ((shared_address(tile) & 0x3ffff) / kDescriptorUnit);
 }
 
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until no more than so many committed groups are running.
+// Waits until at most kRunning committed groups are in flight.
 template <int kRunning>
 __device__ __forceinline__ void await_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kRunning) : "memory");
 }
-// Until all products are in `d`: the compiler may read registers ahead of a wait that does not name them.
-__device__ __forceinline__ void await_products(float (&d)[128]) {
+// Waits until all products are in `d`: the compiler may move a read of registers ahead of a wait that does not name
+// them.
+__device__ __forceinline__ void await_products(Accumulators& d) {
   await_products<0>();
 #pragma unroll
   for (float& sum : d) asm volatile("" : "+f"(sum)::"memory");
@@ -167,22 +184,22 @@ __device__ __forceinline__ void await_products(float (&d)[128]) {
       : PLOP_D64(0), PLOP_D64(64)                                                                              \
       : "l"(a), "l"(b), "r"(static_cast<int>(adds)))
 
-// d = a b^T, or with `adds` d + a b^T, of 64 x 16 and 256 x 16 elements.
+// d = a b^T, or with `adds` d + a b^T; a is kProductRows x kProductDepth, b kProductColumns x kProductDepth.
 template <typename T>
-__device__ __forceinline__ void multiply_tiles(float (&d)[128], uint64_t a, uint64_t b, bool adds);
+__device__ __forceinline__ void multiply_tiles(Accumulators& d, uint64_t a, uint64_t b, bool adds);
 template <>
-__device__ __forceinline__ void multiply_tiles<__half>(float (&d)[128], uint64_t a, uint64_t b, bool adds) {
+__device__ __forceinline__ void multiply_tiles<__half>(Accumulators& d, uint64_t a, uint64_t b, bool adds) {
   PLOP_PRODUCT("f16");
 }
 template <>
-__device__ __forceinline__ void multiply_tiles<__nv_bfloat16>(float (&d)[128], uint64_t a, uint64_t b, bool adds) {
+__device__ __forceinline__ void multiply_tiles<__nv_bfloat16>(Accumulators& d, uint64_t a, uint64_t b, bool adds) {
   PLOP_PRODUCT("bf16");
 }
 #undef PLOP_PRODUCT
 #undef PLOP_D64
 #undef PLOP_D8
 
-// Registers a thread of this warpgroup may use from here on.
+// Raises (take) or lowers (give) the number of registers that a thread of this warpgroup may use.
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
