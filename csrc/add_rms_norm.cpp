@@ -11,7 +11,6 @@ namespace plop_ext {
 namespace {
 
 constexpr const char* kOp = "add_rms_norm_";
-constexpr int64_t kMaxInFeatures = 16384;
 
 void add_rms_norm(const Tensor& normed,                       // [R, K]
                   const std::optional<Tensor>& hidden,        // [R, K]
@@ -40,8 +39,8 @@ void add_rms_norm(const Tensor& normed,                       // [R, K]
 
   args.n_rows = x.size(0);
   args.in_features = x.size(1);
-  STD_TORCH_CHECK(args.in_features > 0 && args.in_features <= kMaxInFeatures && args.in_features % kVector == 0, kOp,
-                  ": x must have a multiple of ", kVector, " up to ", kMaxInFeatures, " as last size, got ",
+  STD_TORCH_CHECK(args.in_features > 0 && args.in_features <= kMaxNormFeatures && args.in_features % kVector == 0, kOp,
+                  ": x must have a multiple of ", kVector, " up to ", kMaxNormFeatures, " as last size, got ",
                   args.in_features);
   for (const Argument& a : matrices) check_shape(kOp, *a.tensor, a.name, {args.n_rows, args.in_features});
   for (const Argument& a : vectors) check_elements(kOp, *a.tensor, a.name, args.in_features);

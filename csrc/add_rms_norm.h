@@ -12,6 +12,9 @@
 
 namespace plop_ext {
 
+// Widest row that the CUDA kernel holds in registers; the fake checks the same (MAX_NORM_FEATURES).
+constexpr int64_t kMaxNormFeatures = 16384;
+
 struct AddRmsNormArgs {
   const void* x;             // [R, K]
   const void* residual;      // [R, K] or nullptr
@@ -24,7 +27,7 @@ struct AddRmsNormArgs {
   float* normed_sumsq;       // likewise
   DType dtype;               // of all tensors but the sums; not float64
   int64_t n_rows;            // R
-  int64_t in_features;       // K, a multiple of 8, at most 16384
+  int64_t in_features;       // K, a multiple of kVector, at most kMaxNormFeatures
   float inner_eps;
   float eps;
   bool unit_offset;  // the weights are stored as their distance from 1

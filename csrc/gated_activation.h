@@ -22,7 +22,7 @@ struct GatedActivationArgs {
   DType dtype;            // of all tensors but the sums; not float64
   Activation activation;
   int64_t n_rows;    // R
-  int64_t features;  // I, a multiple of 8
+  int64_t features;  // I, a multiple of kVector
   int64_t gate_stride;
   int64_t up_stride;
   int64_t step;

@@ -25,8 +25,8 @@ struct GatedProjectionArgs {
   DType dtype;              // of all tensors but the sums: float16 or bfloat16
   Activation activation;
   int64_t n_rows;       // R
-  int64_t in_features;  // K, a multiple of 8
-  int64_t features;     // I, a multiple of 8
+  int64_t in_features;  // K, a multiple of kVector
+  int64_t features;     // I, a multiple of kVector
   int64_t step;
   int64_t phase;
 };

@@ -10,8 +10,6 @@ namespace plop_ext {
 namespace {
 
 constexpr const char* kOp = "rotary_";
-constexpr int64_t kUnit = 16;  // the rotary and the unrotated part of a head are made of so many features each
-constexpr int64_t kMaxHeadDim = 256;
 
 // Returns how far apart the tokens of `t` [B, T, H, D] are: it must be a view of [B, T, s].
 int64_t checked_stride(const Tensor& t, const char* name) {
@@ -73,13 +71,14 @@ void rotary(const Tensor& q_out,                    // [B, T, H, D]
   const int64_t length = q.size(1);
   const int64_t head_dim = q.size(3);
   const int64_t rotary_dim = cos.size(2);
-  STD_TORCH_CHECK(head_dim > 0 && head_dim <= kMaxHeadDim && head_dim % kUnit == 0, kOp, ": q must have a multiple of ",
-                  kUnit, " up to ", kMaxHeadDim, " as last size, got ", head_dim);
-  STD_TORCH_CHECK(rotary_dim > 0 && rotary_dim <= head_dim && rotary_dim % kUnit == 0, kOp,
-                  ": cos must have a multiple of ", kUnit, " up to ", head_dim, " as last size, got ", rotary_dim);
+  STD_TORCH_CHECK(head_dim > 0 && head_dim <= kMaxHeadDim && head_dim % kRotaryUnit == 0, kOp,
+                  ": q must have a multiple of ", kRotaryUnit, " up to ", kMaxHeadDim, " as last size, got ", head_dim);
+  STD_TORCH_CHECK(rotary_dim > 0 && rotary_dim <= head_dim && rotary_dim % kRotaryUnit == 0, kOp,
+                  ": cos must have a multiple of ", kRotaryUnit, " up to ", head_dim, " as last size, got ",
+                  rotary_dim);
   STD_TORCH_CHECK(weights.size() != 1, kOp, ": q_weight and k_weight must come together, got one");
-  const int64_t units = head_dim / kUnit;
-  STD_TORCH_CHECK(weights.empty() || (units & (units - 1)) == 0, kOp, ": q must have ", kUnit,
+  const int64_t units = head_dim / kRotaryUnit;
+  STD_TORCH_CHECK(weights.empty() || (units & (units - 1)) == 0, kOp, ": q must have ", kRotaryUnit,
                   " times a power of two as last size with a weight, got ", head_dim);
   STD_TORCH_CHECK(q.size(2) > 0, kOp, ": q must have at least 1 head, got 0");
   STD_TORCH_CHECK(k.size(2) > 0, kOp, ": k must have at least 1 head, got 0");

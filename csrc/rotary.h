@@ -13,6 +13,12 @@
 
 namespace plop_ext {
 
+// Widest head; the fake checks the same (MAX_HEAD_DIM).
+constexpr int64_t kMaxHeadDim = 256;
+// Features of one lane: two vectors, which rotate into each other. The rotated and the other part of a head are made of
+// whole units.
+constexpr int64_t kRotaryUnit = 2 * kVector;
+
 struct RotaryHeads {
   const void* x;       // [B * T, heads, D], tokens `stride` apart
   const void* weight;  // [D] or nullptr: no norm
@@ -31,8 +37,8 @@ struct RotaryArgs {
   DType dtype;         // of all tensors but the sums; not float64
   int64_t n_rows;      // B * T
   int64_t cos_rows;    // token t reads cos row t % cos_rows: T for one table for all samples, else B * T
-  int64_t head_dim;    // D, at most 256; with a norm 16 times a power of two
-  int64_t rotary_dim;  // R <= D, a multiple of 16; so is D - R
+  int64_t head_dim;    // D, at most kMaxHeadDim; with a norm kRotaryUnit times a power of two
+  int64_t rotary_dim;  // R <= D, a multiple of kRotaryUnit; so is D - R
   float eps;
   bool unit_offset;  // the weights are stored as their distance from 1
   int64_t step;

@@ -8,9 +8,8 @@
 namespace plop_ext {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kHeadsAtOnce = 4;
-static_assert(kHeadsAtOnce * 16 % kLanes == 0, "heads of 16 features and more end at the last lane");
+static_assert(kHeadsAtOnce * kRotaryUnit % kLanes == 0, "the narrowest heads end at the last lane");
 
 template <typename Element>
 PLOP_INLINE void rotate_head(const typename Element::Storage* x, const float* cos, const float* sin,

@@ -9,12 +9,14 @@ namespace plop_ext {
 namespace {
 
 constexpr int kMaxThreads = 512;
+constexpr int kMaxChunks = 4;  // of a thread
+static_assert(int64_t{kMaxThreads} * kMaxChunks * kVector >= kMaxNormFeatures, "a block holds the widest row");
 
 // Blocks that a multiprocessor must hold, so that other rows' loads are in flight while one waits at its barriers. On
 // an H200 rows of 4096 in bfloat16 lose 5 % of the bandwidth with one block more or less. Rows with two norms meet two
 // barriers: there four chunks a thread, in blocks of half as many threads, gain a tenth.
 template <typename T, int kChunks, int kMostThreads>
-constexpr int kMinBlocks = sizeof(T) == 2 && kChunks * kMostThreads < 4 * kMaxThreads ? 3 : 1;
+constexpr int kMinBlocks = sizeof(T) == 2 && kChunks * kMostThreads < kMaxChunks * kMaxThreads ? 3 : 1;
 
 template <typename T, int kChunks, int kMostThreads, bool kInner, bool kUnitOffset>
 __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kChunks, kMostThreads>)
@@ -114,12 +116,12 @@ void enqueue(const AddRmsNormArgs& args, cudaStream_t stream) {
 
 template <typename T, bool kInner, bool kUnitOffset>
 void enqueue_by_width(const AddRmsNormArgs& args, cudaStream_t stream) {
-  constexpr int kChunks = kInner ? 4 : 2;
+  constexpr int kChunks = kInner ? kMaxChunks : kMaxChunks / 2;
   constexpr int kMostThreads = kInner ? kMaxThreads / 2 : kMaxThreads;
   if (args.in_features <= int64_t{kChunks} * kVector * kMostThreads) {
     enqueue<T, kChunks, kMostThreads, kInner, kUnitOffset>(args, stream);
   } else {
-    enqueue<T, 4, kMaxThreads, kInner, kUnitOffset>(args, stream);
+    enqueue<T, kMaxChunks, kMaxThreads, kInner, kUnitOffset>(args, stream);
   }
 }
 

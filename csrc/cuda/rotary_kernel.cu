@@ -11,6 +11,8 @@ namespace {
 
 // Two warps: a small batch still spreads over all multiprocessors.
 constexpr int kThreads = 64;
+constexpr int kUnit = static_cast<int>(kRotaryUnit);
+static_assert(kMaxHeadDim / kUnit <= kWarpSize, "a head has no more units than a warp has lanes");
 // Heads in flight per lane, and the blocks a multiprocessor must hold: with a norm, fewer registers matter more than
 // more loads. Measured on an H200 with heads of 128 in bfloat16; both ways around lose 5 % and more of the bandwidth.
 template <bool kNorm>
@@ -119,12 +121,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kNorm>)
   Lane<T> lane;
   lane.row = first_row + int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
   if (lane.row >= args.n_rows) return;  // a whole warp
-  lane.units = head_dim / (2 * kVector);
+  lane.units = head_dim / kUnit;
   lane.together = kWarpSize / lane.units;
   lane.slot = index / lane.units;
   // The first R / 16 lanes of a head rotate, the others have two neighbouring chunks.
   const int unit = index % lane.units;
-  lane.rotates = unit < rotary_dim / (2 * kVector);
+  lane.rotates = unit < rotary_dim / kUnit;
   lane.low = lane.rotates ? unit * kVector : rotary_dim + 2 * (unit * kVector - rotary_dim / 2);
   lane.high = lane.low + (lane.rotates ? rotary_dim / 2 : kVector);
   const int64_t table = (lane.row % args.cos_rows) * rotary_dim;
