@@ -36,7 +36,7 @@ void gain_totals(const Tensor& totals,   // [M, B, 5]
   check_contiguous(kOp, sumsq, "sumsq");
   check_contiguous(kOp, counted, "counted");
   check_contiguous(kOp, offsets, "offsets");
-  STD_TORCH_CHECK(totals.size(2) == kTotalsFields, kOp, ": totals must be [M, B, ", kTotalsFields, "], got ",
+  STD_TORCH_CHECK(totals.size(2) == kTotalsFields, kOp, ": totals must be [M, B, ", int{kTotalsFields}, "], got ",
                   totals.size(2), " fields");
   const int64_t samples = totals.size(1);
   const int64_t cells = offsets.size(0) - 1;

@@ -8,7 +8,8 @@
 
 namespace plop_ext {
 
-constexpr int kTotalsFields = 5;
+// Fields of a cell of `totals`, in the order of the Python package's TOTALS_FIELDS.
+enum TotalsField { kSumGain, kSumGainSq, kTokens, kSkippedZero, kSkippedNonFinite, kTotalsFields };
 
 struct GainRecord {
   int64_t module;     // row of `totals` of its first group

@@ -18,14 +18,14 @@ void add_cell(const GainTotalsArgs& args, const GainRecord& record, int64_t cell
     const double in = static_cast<double>(s_in[t]);
     const double out = static_cast<double>(s_out[t]);
     if (!std::isfinite(in) || !std::isfinite(out)) {
-      sums[4] += 1.0;
+      sums[kSkippedNonFinite] += 1.0;
     } else if (in == 0.0) {
-      sums[3] += 1.0;
+      sums[kSkippedZero] += 1.0;
     } else {
       const double gain_sq = out / in;
-      sums[0] += std::sqrt(gain_sq);
-      sums[1] += gain_sq;
-      sums[2] += 1.0;
+      sums[kSumGain] += std::sqrt(gain_sq);
+      sums[kSumGainSq] += gain_sq;
+      sums[kTokens] += 1.0;
     }
   }
   double* cell = args.totals + (record.module * args.n_samples + cell_index) * kTotalsFields;

@@ -32,14 +32,14 @@ __global__ void __launch_bounds__(kThreads) gain_totals_kernel(const GainTotalsA
       const double in = static_cast<double>(s_in[t]);
       const double out = static_cast<double>(s_out[t]);
       if (!isfinite(in) || !isfinite(out)) {
-        sums[4] += 1.0;
+        sums[kSkippedNonFinite] += 1.0;
       } else if (in == 0.0) {
-        sums[3] += 1.0;
+        sums[kSkippedZero] += 1.0;
       } else {
         const double gain_sq = out / in;
-        sums[0] += sqrt(gain_sq);
-        sums[1] += gain_sq;
-        sums[2] += 1.0;
+        sums[kSumGain] += sqrt(gain_sq);
+        sums[kSumGainSq] += gain_sq;
+        sums[kTokens] += 1.0;
       }
     }
     double* cell = args.totals + (record.module * args.n_samples + index) * kTotalsFields;
