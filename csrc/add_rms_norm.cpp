@@ -22,7 +22,7 @@ void add_rms_norm(const Tensor& normed,                       // [R, K]
                   double inner_eps, bool unit_offset,         //
                   const std::optional<Tensor>& bias,          // [K]
                   const std::optional<Tensor>& x_sumsq,       // one element per row read
-                  const std::optional<Tensor>& normed_sumsq,  // likewise
+                  const std::optional<Tensor>& normed_sumsq,  // as x_sumsq
                   int64_t step, int64_t phase) {
   Arguments matrices = {{"normed", &normed, 2}};
   add_given(matrices, "hidden", hidden, 2);

@@ -1,11 +1,10 @@
-// RMSNorm of hidden = residual + x, with the sums of squares of what it reads and writes:
-//   y      = x, or with an inner weight rms_norm(x; inner_weight, inner_eps)      (blocks that norm before they add)
-//   hidden = residual + y, or without a residual y
-//   normed = rms_norm(hidden; weight, eps)
-//   x_sumsq[t] = sum_k (x[t, k] - bias[k])^2,  normed_sumsq[t] = sum_k normed[t, k]^2
-// Roundings are those of the modules it stands for: y, hidden and normed are rounded to `dtype`; a plain norm rounds
-// h * rstd before it multiplies by the weight, one with `unit_offset` multiplies h * rstd * (1 + weight) in float32.
-// Only every `step`-th row from `phase` on has its sums written.
+// RMSNorm of hidden = residual + x, with the sums of squares of x and of normed:
+//   y      = x, or with an inner weight rms_norm(x; inner_weight, inner_eps)      (blocks that normalise before they
+//   add) hidden = residual + y, or without a residual y normed = rms_norm(hidden; weight, eps) x_sumsq[t] = sum_k (x[t,
+//   k] - bias[k])^2,  normed_sumsq[t] = sum_k normed[t, k]^2
+// Roundings are those of the modules that the op replaces: y, hidden and normed are rounded to `dtype`; a plain norm
+// rounds h * rstd before it multiplies by the weight, one with `unit_offset` multiplies h * rstd * (1 + weight) in
+// float32. Sums are written for every `step`-th row from `phase` on.
 #pragma once
 
 #include "types.h"
@@ -21,10 +20,10 @@ struct AddRmsNormArgs {
   const void* inner_weight;  // [K] or nullptr
   const void* weight;        // [K]
   const void* bias;          // [K] or nullptr
-  void* hidden;              // [R, K], or nullptr: not wanted
+  void* hidden;              // [R, K] or nullptr: not stored
   void* normed;              // [R, K]
   float* x_sumsq;            // [ceil((R - phase) / step)], or nullptr
-  float* normed_sumsq;       // likewise
+  float* normed_sumsq;       // as x_sumsq
   DType dtype;               // of all tensors but the sums; not float64
   int64_t n_rows;            // R
   int64_t in_features;       // K, a multiple of kVector, at most kMaxNormFeatures

@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kOp = "gated_activation_";
 
-// Returns how far apart the rows of `t` are.
+// Returns the row stride of `t`, in elements.
 int64_t checked_stride(const Tensor& t, const char* name) {
   const int64_t rows = t.size(0);
   const bool fits = rows == 0 || (t.stride(1) == 1 && (rows == 1 || t.stride(0) % kVector == 0));
@@ -29,8 +29,8 @@ void gated_activation(const Tensor& out,                        // [R, I]
                       const std::optional<Tensor>& gate_bias,   // [I]
                       const std::optional<Tensor>& up_bias,     // [I]
                       const std::optional<Tensor>& gate_sumsq,  // one element per row read
-                      const std::optional<Tensor>& up_sumsq,    // likewise
-                      const std::optional<Tensor>& out_sumsq,   // likewise
+                      const std::optional<Tensor>& up_sumsq,    // as gate_sumsq
+                      const std::optional<Tensor>& out_sumsq,   // as gate_sumsq
                       int64_t step, int64_t phase) {
   Arguments vectors;
   add_given(vectors, "gate_bias", gate_bias, 1);

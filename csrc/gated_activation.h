@@ -1,7 +1,7 @@
-// out = act(gate) * up, with the sums of squares of what it reads and writes (SwiGLU, GeGLU):
-//   gate_sumsq[t] = sum_k (gate[t, k] - gate_bias[k])^2, up_sumsq alike, out_sumsq[t] = sum_k out[t, k]^2
-// act(gate) is computed in float32 and rounded to `dtype` before the product is, as the two modules do.
-// Only every `step`-th row from `phase` on has its sums written.
+// out = act(gate) * up, with the sums of squares of its inputs and its output (SwiGLU, GeGLU):
+//   gate_sumsq[t] = sum_k (gate[t, k] - gate_bias[k])^2, up_sumsq in the same way, out_sumsq[t] = sum_k out[t, k]^2
+// act(gate) is computed in float32 and rounded to `dtype`, then the product is: the roundings of two modules.
+// Sums are written for every `step`-th row from `phase` on.
 #pragma once
 
 #include "types.h"
@@ -17,8 +17,8 @@ struct GatedActivationArgs {
   const void* up_bias;    // [I] or nullptr
   void* out;              // [R, I]
   float* gate_sumsq;      // [ceil((R - phase) / step)], or nullptr
-  float* up_sumsq;        // likewise
-  float* out_sumsq;       // likewise
+  float* up_sumsq;        // as gate_sumsq
+  float* out_sumsq;       // as gate_sumsq
   DType dtype;            // of all tensors but the sums; not float64
   Activation activation;
   int64_t n_rows;    // R

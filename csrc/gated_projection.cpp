@@ -1,5 +1,5 @@
-// plop_ext::gated_projection_ and has_gated_projection: checks, then the CUDA kernel. There is none for the CPU, where
-// PyTorch's serves. The schemas and their documentation: plop_ext/ops/gated_projection.py.
+// plop_ext::gated_projection_ and has_gated_projection: checks, then the CUDA kernel. The CPU has none; PyTorch's
+// kernel serves there. The schemas and their documentation: plop_ext/ops/gated_projection.py.
 #include "gated_projection.h"
 
 #include <limits>
@@ -14,7 +14,8 @@ namespace plop_ext {
 namespace {
 
 constexpr const char* kOp = "gated_projection_";
-constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max() - 1024;  // a tile further is still a 32-bit number
+constexpr int64_t kMaxSize =
+    std::numeric_limits<int32_t>::max() - 1024;  // coordinates one tile past the end still fit 32 bits
 
 void check_width(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.size(1) > 0 && t.size(1) % kVector == 0, kOp, ": ", name, " must have a multiple of ", kVector,
@@ -27,8 +28,8 @@ void gated_projection(const Tensor& out,                        // [R, I]
                       const Tensor& up_weight,                  // [I, K]
                       const std::string& activation,            //
                       const std::optional<Tensor>& gate_sumsq,  // one element per row read
-                      const std::optional<Tensor>& up_sumsq,    // likewise
-                      const std::optional<Tensor>& out_sumsq,   // likewise
+                      const std::optional<Tensor>& up_sumsq,    // as gate_sumsq
+                      const std::optional<Tensor>& out_sumsq,   // as gate_sumsq
                       int64_t step, int64_t phase) {
   Arguments sums;
   add_given(sums, "gate_sumsq", gate_sumsq, 1);

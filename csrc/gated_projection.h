@@ -1,7 +1,8 @@
 // out = act(x gate_weight^T) * (x up_weight^T), with the sums of squares of gate, up and out:
-//   gate_sumsq[t] = sum_k gate[t, k]^2, where gate = x gate_weight^T rounded to `dtype`; up_sumsq and out_sumsq alike
-// Products accumulate in float32 along K; gate, up, act(gate) and out are rounded as the separate modules round them.
-// Only every `step`-th row from `phase` on has its sums written.
+//   gate_sumsq[t] = sum_k gate[t, k]^2, where gate = x gate_weight^T rounded to `dtype`; up_sumsq and out_sumsq in the
+//   same way
+// Products accumulate in float32 along K; gate, up, act(gate) and out are rounded where the separate modules round
+// them. Sums are written for every `step`-th row from `phase` on.
 #pragma once
 
 #include "gated_activation.h"
@@ -18,10 +19,10 @@ struct GatedProjectionArgs {
   const void* gate_weight;  // [I, K]
   const void* up_weight;    // [I, K]
   void* out;                // [R, I]
-  float* workspace;         // [ceil(I / kProjectionTile), kProjectionSums, R]; nullptr if no sums are wanted
+  float* workspace;         // [ceil(I / kProjectionTile), kProjectionSums, R]; nullptr without sums
   float* gate_sumsq;        // [ceil((R - phase) / step)], or nullptr
-  float* up_sumsq;          // likewise
-  float* out_sumsq;         // likewise
+  float* up_sumsq;          // as gate_sumsq
+  float* out_sumsq;         // as gate_sumsq
   DType dtype;              // of all tensors but the sums: float16 or bfloat16
   Activation activation;
   int64_t n_rows;       // R

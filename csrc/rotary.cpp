@@ -11,7 +11,7 @@ namespace {
 
 constexpr const char* kOp = "rotary_";
 
-// Returns how far apart the tokens of `t` [B, T, H, D] are: it must be a view of [B, T, s].
+// Returns the token stride of `t` [B, T, H, D], which must be a view of [B, T, s].
 int64_t checked_stride(const Tensor& t, const char* name) {
   const int64_t batch = t.size(0);
   const int64_t length = t.size(1);
@@ -43,14 +43,14 @@ void rotary(const Tensor& q_out,                    // [B, T, H, D]
             const Tensor& q,                        // [B, T, H, D]
             const Tensor& k,                        // [B, T, Hk, D]
             const Tensor& cos,                      // [B or 1, T, R]
-            const Tensor& sin,                      // likewise
+            const Tensor& sin,                      // as cos
             const std::optional<Tensor>& q_weight,  // [D]
             const std::optional<Tensor>& k_weight,  // [D]
             double eps, bool unit_offset,           //
             const std::optional<Tensor>& q_bias,    // [H * D]
             const std::optional<Tensor>& k_bias,    // [Hk * D]
             const std::optional<Tensor>& q_sumsq,   // one element per token read
-            const std::optional<Tensor>& k_sumsq,   // likewise
+            const std::optional<Tensor>& k_sumsq,   // as q_sumsq
             int64_t step, int64_t phase) {
   Arguments weights;
   add_given(weights, "q_weight", q_weight, 1);

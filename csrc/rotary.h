@@ -1,12 +1,12 @@
 // Rotary position embedding of queries and keys, after an RMSNorm over each head where the model has one, with the sums
-// of squares of what it reads:
+// of squares of q and k:
 //   x_sumsq[t] = sum_{h, d} (x[t, h, d] - bias[h, d])^2                                for x = q and x = k
 //   n[h]       = x[h], or rms_norm(x[h]; weight, eps) over the head
 //   out[d]     = n[d] * cos[d] - n[d + R/2] * sin[d]                                       for d < R/2
 //   out[d]     = n[d] * cos[d] + n[d - R/2] * sin[d]                                       for R/2 <= d < R
 //   out[d]     = n[d]                                                                      for d >= R
 // Every product and every sum is rounded to `dtype`, as separate PyTorch operators do.
-// Only every `step`-th token from `phase` on has its sums written.
+// Sums are written for every `step`-th token from `phase` on.
 #pragma once
 
 #include "types.h"
@@ -33,7 +33,7 @@ struct RotaryArgs {
   RotaryHeads q;
   RotaryHeads k;
   const void* cos;     // [B * T, R] or [T, R]
-  const void* sin;     // likewise
+  const void* sin;     // as cos
   DType dtype;         // of all tensors but the sums; not float64
   int64_t n_rows;      // B * T
   int64_t cos_rows;    // token t reads cos row t % cos_rows: T for one table for all samples, else B * T

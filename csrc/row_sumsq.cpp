@@ -44,7 +44,7 @@ void check_bias_shape(const char* op, const Tensor& bias, const Tensor& x) {
 
 int64_t rows_of(const Tensor& x) { return x.dim() == 3 ? x.size(0) * x.size(1) : x.size(0); }
 
-// What the kernels read of arguments that are right, all but `out`.
+// The kernels' arguments, all but `out`, from arguments of the op that passed the checks.
 RowSumsqArgs rows_to_read(DType dtype,
                           const Tensor& x,                    // [T, K] or [N, T, K]
                           const std::optional<Tensor>& bias,  // [K] or [T, K]
@@ -64,7 +64,7 @@ RowSumsqArgs rows_to_read(DType dtype,
     args.bias_stride = one_bias_per_inner_row(*bias, x) ? args.in_features : 0;
   }
 
-  // One row axis where the two can be merged; strides of axes of one element carry no information.
+  // Merge the two row axes where their strides allow it; the stride of an axis of one element carries no information.
   const int64_t rows = outer * args.inner;
   if (args.in_features <= 1) args.feature_stride = 1;
   const bool mergeable = outer <= 1 || args.inner == 1 || args.outer_stride == args.inner * args.row_stride;

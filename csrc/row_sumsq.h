@@ -1,5 +1,5 @@
 // out[r] = sum_k (x[r, k] - bias[k])^2 for every `step`-th row of x; with one bias per inner row, bias[r % inner, k].
-// A row's result depends on its values, K and the dtype alone, never on strides, alignment or the other rows:
+// A row's result is a function of its values, K and the dtype alone, never of strides, alignment or the other rows:
 // each element belongs to a fixed accumulator, and accumulators are added in a fixed order.
 #pragma once
 
@@ -18,7 +18,7 @@ struct RowSumsqArgs {
   int64_t in_features;     // K
   int64_t outer_stride;    // in elements
   int64_t row_stride;      // in elements
-  int64_t feature_stride;  // in elements; 1 for the fast path
+  int64_t feature_stride;  // in elements; 1 allows vectorised loads
   int64_t bias_stride;     // in elements; 0 for one bias for all rows, K for one per inner row
   int64_t step;            // distance in rows between the rows read
   int64_t phase;           // first row read

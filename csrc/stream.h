@@ -5,8 +5,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/Exception.h>
 
-// Lives in libtorch_cuda. Weak, so that one library serves CPU and CUDA builds of torch: it is null on the former,
-// where no CUDA tensor can reach the ops anyway.
+// Defined in libtorch_cuda. Weak, so that one library serves CPU and CUDA builds of torch: in a CPU build it is null,
+// and no CUDA tensor reaches the ops.
 #pragma weak aoti_torch_get_current_cuda_stream
 
 namespace plop_ext {

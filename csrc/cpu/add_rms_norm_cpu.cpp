@@ -28,9 +28,9 @@ PLOP_INLINE void norm_row(const AddRmsNormArgs& args, int64_t row) {
     inner_sum.add(x, nullptr, n);
     inner_rstd = reciprocal_rms(inner_sum.total(), n, args.inner_eps);
   }
-  // What nobody keeps passes through `normed`.
+  // A hidden row that is not stored passes through `normed`.
   Storage* sum = hidden ? hidden : normed;
-  const bool as_is = !inner_weight && !residual;
+  const bool unchanged = !inner_weight && !residual;
   for (int64_t k = 0; k < n; k += kBlock) {
     const int64_t size = std::min(kBlock, n - k);
     if (wants_x) x_sum.add(x + k, bias ? bias + k : nullptr, size);
@@ -45,14 +45,14 @@ PLOP_INLINE void norm_row(const AddRmsNormArgs& args, int64_t row) {
       }
       y = sum + k;
     }
-    if (hidden && as_is) {
+    if (hidden && unchanged) {
       for (int64_t i = 0; i < size; ++i) hidden[k + i] = y[i];
     }
     hidden_sum.add(y, nullptr, size);
   }
   if (wants_x) args.x_sumsq[slot] = x_sum.total();
 
-  const Storage* source = as_is ? x : sum;
+  const Storage* source = unchanged ? x : sum;
   const float rstd = reciprocal_rms(hidden_sum.total(), n, args.eps);
   for (int64_t k = 0; k < n; k += kBlock) {
     const int64_t size = std::min(kBlock, n - k);

@@ -1,4 +1,4 @@
-// Gated activation on the CPU: a block of a row is computed, then its sums are read from the cache.
+// Gated activation on the CPU: a block of a row is computed, then summed while it is in the cache.
 #include <algorithm>
 
 #include "../gated_activation.h"

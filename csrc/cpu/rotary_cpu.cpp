@@ -1,4 +1,4 @@
-// Rotary position embedding on the CPU, one token at a time: its cosines and sines are widened once for all heads.
+// Rotary position embedding on the CPU, one token at a time: its cosines and sines are widened once, for all heads.
 #include <algorithm>
 #include <cstring>
 

@@ -1,6 +1,6 @@
 // What the CPU kernels share: element types with branch-free loads and stores, and sums of squares in fixed lanes. All
 // of it is inlined into functions marked PLOP_VECTOR_CLONES, whose loops the compiler vectorises once per instruction
-// set; the set is chosen when the library is loaded, and does not change a result.
+// set. The loader chooses the set; results are bitwise identical for all.
 #pragma once
 
 #include <cmath>
@@ -147,7 +147,7 @@ struct LaneSum {
   }
 };
 
-// The sum of a whole row.
+// The sum of squares of a whole row.
 template <typename Element, typename Bias = Element>
 PLOP_INLINE typename Element::Sum sumsq(const typename Element::Storage* x, const typename Bias::Storage* bias,
                                         int64_t n, int64_t stride = 1) {
@@ -156,7 +156,7 @@ PLOP_INLINE typename Element::Sum sumsq(const typename Element::Storage* x, cons
   return sum.total();
 }
 
-// Where the sum of `row` goes when every `step`-th row from `phase` on has one; -1: it has none.
+// The index of the sum of `row`, where every `step`-th row from `phase` on has one; -1: it has none.
 PLOP_INLINE int64_t sum_slot(int64_t row, int64_t step, int64_t phase) {
   return row >= phase && (row - phase) % step == 0 ? (row - phase) / step : -1;
 }

@@ -1,4 +1,4 @@
-// The activation of a gate, as the kernels compute it.
+// SiLU and GELU.
 #pragma once
 
 #include "../gated_activation.h"
@@ -19,9 +19,10 @@ __device__ __forceinline__ float power_of_two(float x) {
   return r;
 }
 
-// In float32 the expressions of PyTorch's own kernels. A 16-bit result does not show the last bits of one: there silu
-// takes half of the instructions, which bind at the clock that matrix products leave. It divides by no more than 2,
-// does not overflow to zero below -88.7, and goes by the root of exp(-|x|), which is a normal number for longer.
+// In float32 the expressions of PyTorch's kernels. A 16-bit result does not show a float32's last bits, so silu can
+// take half of the instructions there: at the clock that matrix products leave, instructions bind. It divides by at
+// most 2, does not overflow to zero below -88.7, and uses the root of exp(-|x|), which stays a normal number for
+// longer.
 template <typename T, Activation kActivation>
 __device__ __forceinline__ float activated(float x) {
   if constexpr (kActivation == Activation::kGeluTanh) {

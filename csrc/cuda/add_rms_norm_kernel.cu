@@ -1,5 +1,5 @@
-// One block per row, the row in registers: x and the residual are read once, hidden and normed written once, and the
-// sums of squares come out of the same pass. Bound by memory bandwidth.
+// One block per row, the row in registers: x and the residual are read once, hidden and normed are written once, and
+// the same pass yields the sums of squares. Bound by memory bandwidth.
 #include "../add_rms_norm.h"
 #include "elements.cuh"
 #include "launch.cuh"
@@ -12,9 +12,9 @@ constexpr int kMaxThreads = 512;
 constexpr int kMaxChunks = 4;  // of a thread
 static_assert(int64_t{kMaxThreads} * kMaxChunks * kVector >= kMaxNormFeatures, "a block holds the widest row");
 
-// Blocks that a multiprocessor must hold, so that other rows' loads are in flight while one waits at its barriers. On
-// an H200 rows of 4096 in bfloat16 lose 5 % of the bandwidth with one block more or less. Rows with two norms meet two
-// barriers: there four chunks a thread, in blocks of half as many threads, gain a tenth.
+// Blocks per multiprocessor, so that other rows load while one waits at a barrier. On an H200 one block more or less
+// costs 5 % of the bandwidth at K = 4096 in bf16. Two norms have two barriers: four chunks per thread in blocks of half
+// as many threads gain 10 % there.
 template <typename T, int kChunks, int kMostThreads>
 constexpr int kMinBlocks = sizeof(T) == 2 && kChunks * kMostThreads < kMaxChunks * kMaxThreads ? 3 : 1;
 
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kMostThreads, kMinBlocks<T, kChunks, kMostThre
   T* __restrict__ hidden = args.hidden == nullptr ? nullptr : static_cast<T*>(args.hidden) + row * args.in_features;
   T* __restrict__ normed = static_cast<T*>(args.normed) + row * args.in_features;
 
-  // Threads past the end of the row load its last chunk again: without a branch between them all loads are in flight
-  // before the first is used.
+  // Threads past the end of the row load its last chunk again: without branches, all loads are in flight before the
+  // first is used.
   int places[kChunks];
   bool inside[kChunks];
 #pragma unroll

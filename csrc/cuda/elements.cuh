@@ -145,7 +145,7 @@ __device__ __forceinline__ Chunk<T> subtract(const Chunk<T>& a, const Chunk<T>& 
   return pairwise(a, b, Pairwise<T>::subtract);
 }
 
-// Rounds to nearest even, as PyTorch's operators store their results.
+// Rounds float32 values to nearest even, as PyTorch's operators store their results.
 template <typename T>
 __device__ __forceinline__ Chunk<T> rounded(const float (&values)[kVector]) {
   Chunk<T> out;
@@ -156,8 +156,8 @@ __device__ __forceinline__ Chunk<T> rounded(const float (&values)[kVector]) {
   return out;
 }
 
-// An RMSNorm's result, rounded where the modules round: h * rstd before the weight, or with `kUnitOffset` only at the
-// end of h * rstd * (1 + weight).
+// h * rstd * weight of an RMSNorm, rounded where the modules round: h * rstd before the product with the weight, or
+// with `kUnitOffset` only h * rstd * (1 + weight).
 template <typename T, bool kUnitOffset>
 __device__ __forceinline__ Chunk<T> normalized(const Chunk<T>& chunk, float rstd, const Chunk<T>& weight) {
   float scaled[kVector];
@@ -170,7 +170,7 @@ __device__ __forceinline__ Chunk<T> normalized(const Chunk<T>& chunk, float rstd
   return multiply(weight, rounded<T>(scaled));
 }
 
-// Writes the sum of a row where every `step`-th row from `phase` on has one.
+// Stores the sum of a row, if the row is among every `step`-th from `phase` on.
 __device__ __forceinline__ void store_row_sum(float* __restrict__ sums, int64_t row, int64_t step, int64_t phase,
                                               float value) {
   if (step == 1) {

@@ -1,5 +1,5 @@
-// One block per (record, group, sample) cell. The records travel as a kernel parameter: nothing is copied to the device
-// and the host never waits. Within a launch no two records share a module, so each cell has one owner.
+// One block per (record, group, sample) cell. The records are a kernel parameter: no copy to the device, no
+// synchronisation. No two records share a module, so each cell has one owner.
 #include "../gain_totals.h"
 #include "launch.cuh"
 #include "reduce.cuh"

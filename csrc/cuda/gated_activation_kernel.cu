@@ -1,5 +1,5 @@
-// One block per row: gate and up are read once, out written once, and the sums of squares of all three come out of the
-// same pass. Bound by memory bandwidth; the exponential keeps a multiprocessor half busy.
+// One block per row: gate and up are read once, out is written once, and the same pass yields the sums of squares of
+// all three. Bound by memory bandwidth; the exponential keeps a multiprocessor half busy.
 #include "../gated_activation.h"
 #include "activation.cuh"
 #include "elements.cuh"
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int first = threadIdx.x; first < chunks; first += kUnroll<T> * blockDim.x) {
     Chunk<T> gates[kUnroll<T>];
     Chunk<T> ups[kUnroll<T>];
-    // Past the end of the row the last chunk again: no branch between the loads.
+    // Past the end of the row, load its last chunk again: no branch between the loads.
 #pragma unroll
     for (int u = 0; u < kUnroll<T>; ++u) {
       const int chunk = first + u * static_cast<int>(blockDim.x);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 template <typename T, Activation kActivation>
 void enqueue(const GatedActivationArgs& args, cudaStream_t stream) {
-  // As few rounds as kMaxThreads allow, and in them as few idle threads as whole warps allow.
+  // The fewest rounds that kMaxThreads allows, then the fewest warps that need no more rounds.
   const int64_t chunks = args.features / kVector;
   const int64_t rounds = (chunks + kUnroll<T> * kMaxThreads - 1) / (kUnroll<T> * kMaxThreads);
   const int64_t warps = (chunks + kUnroll<T> * rounds * kWarpSize - 1) / (kUnroll<T> * rounds * kWarpSize);

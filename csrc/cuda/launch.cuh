@@ -1,5 +1,4 @@
-// How kernels reach a stream: by the type of their elements, in grids no larger than a device takes, close behind the
-// kernel in front of them.
+// Launching: dispatch by element type, grids within the device's limit, programmatic dependent launch, launch checks.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,7 +13,7 @@ namespace plop_ext {
 
 constexpr int64_t kMaxGrid = int64_t{1} << 30;
 
-// The first statement of every kernel: what `launch` starts may be on a multiprocessor before the kernel in front of it
+// The first statement of every kernel: a kernel that `launch` starts may run before the previous kernel in the stream
 // has written its last result.
 __device__ __forceinline__ void await_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -23,7 +22,7 @@ __device__ __forceinline__ void await_previous_kernel() {
 }
 
 inline bool launches_ahead() {
-#ifdef PLOP_LAUNCHES_IN_ORDER  // PTX from before Hopper is among what was built, and does not wait if it runs there
+#ifdef PLOP_LAUNCHES_IN_ORDER  // the library has PTX older than Hopper, which would run there without the wait
   return false;
 #else
   int device = 0;
@@ -33,8 +32,8 @@ inline bool launches_ahead() {
 #endif
 }
 
-// Enqueues a kernel. From Hopper on it is set up while the one in front of it ends (programmatic dependent launch),
-// which saves 1.4 us of every launch behind a matrix product on an H200. Errors show in `launch_error`.
+// Enqueues a kernel. From Hopper on its launch overlaps the end of the previous kernel (programmatic dependent launch),
+// which saves 1.4 us behind a matrix product on an H200. Errors show in `launch_error`.
 template <typename... Parameters, typename... Arguments>
 void launch_with(size_t shared_bytes, void (*kernel)(Parameters...), dim3 grid, int64_t threads, cudaStream_t stream,
                  const Arguments&... arguments) {
@@ -57,13 +56,13 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int64_t threads, cudaStrea
   launch_with(0, kernel, grid, threads, stream, arguments...);
 }
 
-// CUDA's text for a launch that failed, or nullptr.
+// CUDA's text for a failed launch, or nullptr.
 inline const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Calls `enqueue(first row, grid)` until all rows have a block; a block takes `rows_per_block` of them.
+// Calls `enqueue(first row, grid)` for as many grids as the rows need, at `rows_per_block` rows per block.
 template <typename Enqueue>
 void for_grids(int64_t n_rows, int64_t rows_per_block, Enqueue enqueue) {
   for (int64_t row = 0; row < n_rows; row += kMaxGrid * rows_per_block) {
@@ -72,7 +71,7 @@ void for_grids(int64_t n_rows, int64_t rows_per_block, Enqueue enqueue) {
   }
 }
 
-// Calls `enqueue` with a value of the type, of at most 32 bits, that `dtype` names; returns what went wrong, or
+// Calls `enqueue` with a value of the element type that `dtype` names, of at most 32 bits. Returns an error text or
 // nullptr.
 template <typename Enqueue>
 const char* for_narrow_type(DType dtype, Enqueue enqueue) {

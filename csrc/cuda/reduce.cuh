@@ -5,7 +5,7 @@ namespace plop_ext {
 
 constexpr int kWarpSize = 32;
 
-// Butterfly over groups of `kWidth` neighbouring lanes: every lane ends with the same bits.
+// Butterfly over groups of `kWidth` neighbouring lanes: the result is bitwise identical on every lane.
 template <int kWidth, typename T>
 __device__ __forceinline__ T group_sum(T value) {
 #pragma unroll
@@ -13,8 +13,8 @@ __device__ __forceinline__ T group_sum(T value) {
   return value;
 }
 
-// Sum over a block of kThreads; the result is valid on thread 0. `scratch` holds kThreads / 32 values and may be reused
-// by the next call, because each call ends with a barrier.
+// Sum over a block of kThreads, valid on thread 0. `scratch` holds kThreads / kWarpSize values; the next call may reuse
+// it, because each call ends with a barrier.
 template <int kThreads, typename T>
 __device__ __forceinline__ T block_sum(T value, T* scratch) {
   constexpr int kWarps = kThreads / kWarpSize;
@@ -30,8 +30,8 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
   return value;
 }
 
-// Sums of kValues values over a block of any whole number of warps, valid on every thread. Each call of a kernel needs
-// a `scratch` of its own: one barrier is all there is.
+// Sums of kValues values over a block of whole warps, valid on every thread. Each call in a kernel needs its own
+// `scratch`: a call has one barrier, behind the writes, and none behind the reads.
 template <int kValues>
 __device__ __forceinline__ void block_sums(float (&values)[kValues], float (&scratch)[kValues][kWarpSize]) {
   const int warps = blockDim.x / kWarpSize;

@@ -1,6 +1,6 @@
-// One warp per token, all heads of q and k: each is read once and written once. A lane owns the same two chunks, which
-// rotate into each other, of every head it handles, so it loads cos and sin once; the D / 16 lanes of a head are
-// neighbours and norm it with shuffles. Bound by memory bandwidth.
+// One warp per token, for all heads of q and k: each is read once and written once. A lane owns the same two chunks of
+// every head that it handles, which rotate into each other, so it loads cos and sin once. The D / 16 lanes of a head
+// are neighbours and normalise it by shuffles. Bound by memory bandwidth.
 #include "../rotary.h"
 #include "elements.cuh"
 #include "launch.cuh"
@@ -13,11 +13,11 @@ namespace {
 constexpr int kThreads = 64;
 constexpr int kUnit = static_cast<int>(kRotaryUnit);
 static_assert(kMaxHeadDim / kUnit <= kWarpSize, "a head has no more units than a warp has lanes");
-// Heads in flight per lane, and the blocks a multiprocessor must hold: with a norm, fewer registers matter more than
-// more loads. Measured on an H200 with heads of 128 in bfloat16; both ways around lose 5 % and more of the bandwidth.
+// Heads in flight per lane, and blocks per multiprocessor: with a norm, fewer registers matter more than more loads. On
+// an H200 with heads of 128 in bf16, each choice made the other way costs at least 5 % of the bandwidth.
 template <bool kNorm>
 constexpr int kUnroll = kNorm ? 2 : 4;
-// Other architectures than Hopper would spill in the registers of 11.
+// On other architectures than Hopper 11 blocks leave too few registers and the kernel spills.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 constexpr int kNormBlocks = 11;
 #else
@@ -26,13 +26,13 @@ constexpr int kNormBlocks = 10;
 template <typename T, bool kNorm>
 constexpr int kMinBlocks = sizeof(T) == 2 ? (kNorm ? kNormBlocks : 10) : 1;
 
-// Sum over the `width` (a power of two) neighbouring lanes of a head; every lane gets it.
+// Sum over the `width` (a power of two) neighbouring lanes of a head, valid on every lane.
 __device__ __forceinline__ float head_sum(float value, int width) {
   for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// Keeps the compiler from holding the widened values of a loop's constant in registers: they take twice as many.
+// Keeps the compiler from hoisting the widening of `chunk` out of a loop: the widened values take twice the registers.
 template <typename T>
 __device__ __forceinline__ void keep_packed(Chunk<T>& chunk) {
 #pragma unroll
@@ -41,16 +41,16 @@ __device__ __forceinline__ void keep_packed(Chunk<T>& chunk) {
   }
 }
 
-// What a lane needs to know of its token.
+// A lane's token, its place among the heads, and its part of cos and sin.
 template <typename T>
 struct Lane {
   int64_t row;
-  int units;     // lanes of one head
-  int together;  // heads side by side in the warp; lanes that are left over repeat the last one's work
-  int slot;      // which of them this lane works on
-  int low;       // where its two chunks are in a head
+  int units;     // lanes per head
+  int together;  // heads side by side in the warp; surplus lanes repeat the work of the last head
+  int slot;      // which of these heads is this lane's
+  int low;       // offsets of its two chunks in a head
   int high;
-  bool rotates;  // or passes its chunks on
+  bool rotates;  // false: the chunks are copied
   Chunk<T> cos_low, cos_high, sin_low, sin_high;
 };
 
@@ -70,7 +70,7 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
   for (int first = 0; first < heads; first += kUnroll<kNorm> * lane.together) {
     Chunk<T> lows[kUnroll<kNorm>];
     Chunk<T> highs[kUnroll<kNorm>];
-    // Past the last head that one again: no branch between the loads.
+    // Past the last head, load that head again: no branch between the loads.
 #pragma unroll
     for (int u = 0; u < kUnroll<kNorm>; ++u) {
       const int place = min(first + u * lane.together + lane.slot, heads - 1) * head_dim;
@@ -91,7 +91,7 @@ __device__ __forceinline__ float rotate_heads(const RotaryHeads& part, const Lan
       }
       Chunk<T> low = lows[u];
       Chunk<T> high = highs[u];
-      if constexpr (kNorm) {  // with every lane, since they shuffle
+      if constexpr (kNorm) {  // on every lane: `head_sum` shuffles
         keep_packed(weight_low);
         keep_packed(weight_high);
         const float rstd = rsqrtf(head_sum(sum, lane.units) * (1.0f / static_cast<float>(head_dim)) + eps);
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kNorm>)
   lane.units = head_dim / kUnit;
   lane.together = kWarpSize / lane.units;
   lane.slot = index / lane.units;
-  // The first R / 16 lanes of a head rotate, the others have two neighbouring chunks.
+  // The first R / 16 lanes of a head rotate; each other lane has two neighbouring chunks.
   const int unit = index % lane.units;
   lane.rotates = unit < rotary_dim / kUnit;
   lane.low = lane.rotates ? unit * kVector : rotary_dim + 2 * (unit * kVector - rotary_dim / 2);
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kNorm>)
   const int64_t table = (lane.row % args.cos_rows) * rotary_dim;
   const T* __restrict__ cos = static_cast<const T*>(args.cos) + table;
   const T* __restrict__ sin = static_cast<const T*>(args.sin) + table;
-  // A lane that does not rotate loads what it will not use, from inside the table.
+  // A lane that does not rotate loads the start of the table, and does not use it.
   const int low = lane.rotates ? lane.low : 0;
   const int high = lane.rotates ? lane.high : 0;
   lane.cos_low = load_chunk(cos + low);

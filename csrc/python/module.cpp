@@ -1,4 +1,4 @@
-// plop_ext._C: loads the kernel library and says what it was built with. No torch header: the kernels register
+// plop_ext._C: loads the kernel library and reports how it was built. No torch header: the kernels register
 // themselves with torch when the library is opened, so this module depends on the Python version only and the kernels
 // on neither.
 #include <dlfcn.h>
