@@ -8,7 +8,7 @@ namespace plop_ext {
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // Elements that the fused ops read and write as one vector; their fakes check sizes, strides and offsets by the same
-// number (VECTOR in plop_ext/ops/checks.py).
+// number (VECTOR in plop_ext/ops/_schema.py).
 constexpr int kVector = 8;
 // Bytes of a vectorised access on CUDA, and the alignment that it needs.
 constexpr int kVectorBytes = 16;
