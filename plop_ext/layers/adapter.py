@@ -66,7 +66,7 @@ class LayerAdapter:
         """Raise `Unsupported` if this module cannot be scored as it is."""
 
     def features(self, module: nn.Module) -> tuple[int, int]:
-        """(in_features, out_features): K and M of the weight W in R^{M x K}."""
+        """Return (in_features, out_features): K and M of the weight W in R^{M x K}."""
         raise NotImplementedError
 
     def weight_rows(self, module: nn.Module) -> Tensor:

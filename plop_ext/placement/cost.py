@@ -40,7 +40,7 @@ class Cost:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """Sum of the four."""
         return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
 
 

@@ -128,7 +128,7 @@ def _automatic(scores: ScoreData, strategy: str, budget: Budget | None, r: int |
 
 
 def _require_signal(scores: ScoreData, strategy: str, asked: bool) -> None:
-    """Refuse to choose by scores that say nothing; who names a number is warned."""
+    """Refuse to choose by scores without signal; warn instead if the user gave a number."""
     if scores.paper_script or strategy == "random" or scores.signal.found:
         return
     if not asked:

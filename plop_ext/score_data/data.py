@@ -110,7 +110,7 @@ class ScoreData:
 
     @cached_property
     def signal(self) -> Signal:
-        """Whether the ranking says anything: not all 1, and the same on both halves of the data."""
+        """Whether the ranking has a signal: NFN is not 1 everywhere, and both halves of the data rank alike."""
         return find_signal(self.table)
 
     def statistics(self, k: int | None = None, seed: int = 0) -> Statistics:

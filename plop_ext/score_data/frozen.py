@@ -20,7 +20,7 @@ class FrozenDict(dict[str, Any]):
 
 
 def freeze(value: Any) -> Any:
-    """`value` with every dict in it a `FrozenDict` and every list a tuple."""
+    """Copy `value` with every dict in it as a `FrozenDict` and every list as a tuple."""
     if isinstance(value, Mapping):
         return FrozenDict({key: freeze(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):

@@ -56,7 +56,7 @@ def group_nfn(
 
 
 def metrics(modules: Sequence[ScoredModule], gain: NDArray[np.float64]) -> dict[str, dict[str, float]]:
-    """`actual` and `random` of each module at the script's scale: gain over RMS(W) and over K."""
+    """Compute `actual` and `random` of each module at the script's scale: gain over RMS(W) and over K."""
     found = {}
     for module, value in zip(modules, gain, strict=True):
         scale = 1.0 / (weight_rms(module) * module.in_features)

@@ -106,7 +106,7 @@ def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
 
 
 def _check(scores: ScoreData) -> None:
-    """Raise for what no scoring run gives: it would be placed by all the same."""
+    """Raise for values that no scoring run gives, which would be placed by all the same."""
     few = scores.few_tokens
     for module in (*scores.modules, *(() if few is None else few.modules)):
         sizes = (module.in_features, module.out_features)

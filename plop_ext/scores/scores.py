@@ -90,7 +90,7 @@ class Scores(ScoreData):
         )
 
     def paper_metrics(self) -> dict[str, dict[str, float]]:
-        r"""`actual` and `random` of each module at the published script's scale: gain over RMS(W) and over K.
+        r"""Compute `actual` and `random` of each module at the published script's scale: gain over RMS(W) and over K.
 
         Raises:
             InputError: If the weight norms are unknown.
