@@ -55,8 +55,6 @@ def test_an_array_with_other_fields_is_refused() -> None:
 
 def test_the_kernels_have_the_fields_in_the_same_order() -> None:
     text = HEADER.read_text()
-    if "constexpr int kTotalsFields" in text:
-        pytest.skip("the kernels do not name their fields yet")
     (names,) = re.findall(r"enum TotalsField \{([^}]*)\}", text)
     *fields, count = re.findall(r"k(\w+)", names)
     assert count == "TotalsFields"

@@ -115,12 +115,15 @@ def test_device_memory_stays_below_the_least_that_is_named(tmp_path: Path) -> No
     model = llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, vocab_size=512)
     folder = saved(model.to(torch.bfloat16), tmp_path, "40MB")
     batches = [token_batch([128] * 4, seed=seed) for seed in range(8)]
+    gc.collect()
+    held = torch.cuda.memory_allocated()  # by tests that ran before this one in the same process
     for _ in range(2):  # the first run makes workspaces of cuBLAS
         scores = stream_quietly(folder, batches, device="cuda")
     streaming = scores.provenance["streaming"]
-    assert streaming["peak_device"] <= streaming_plan(folder, "cuda", batches).device_least + streaming["hidden"]
+    least = streaming_plan(folder, "cuda", batches).device_least
+    assert streaming["peak_device"] - held <= least + streaming["hidden"]
     block = sum(weight.numel() for weight in model.model.layers[0].parameters()) * 2
-    assert streaming["peak_device"] >= 2 * block
+    assert streaming["peak_device"] - held >= 2 * block
 
 
 def streaming_plan(folder: Path, device: str, batches: list[dict[str, torch.Tensor]], **settings: Any) -> plan.Plan:
