@@ -1,4 +1,4 @@
-"""Warnings that point at the line of whoever called this package."""
+"""Warnings that point at the line that called this package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     `python -m plop_ext` in an embedded interpreter, the warning points at the outermost one.
 
     Args:
-        message: What to tell the user.
+        message: Text of the warning.
         category: Class of the warning.
     """
     frame = _caller(sys._getframe(1))

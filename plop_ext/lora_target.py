@@ -1,4 +1,4 @@
-"""Where LoRA goes for one scored matrix: the type that layers, scores, placements and exports share."""
+"""`LoraTarget`: the module or parameter that LoRA adapts for a scored matrix."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LoraTarget:
-    """A module or a parameter that LoRA adapts to reach a scored matrix.
+    """A module or a parameter that LoRA adapts for a scored matrix.
 
-    Several matrices can share one: the parts of a packed weight, and all experts of a layer.
+    Several matrices can share a target: the parts of a packed weight, and all experts of a layer.
 
     Attributes:
         name: Full name of the module, or of the parameter.
-        parameter: Whether PEFT takes it as an entry of `target_parameters`.
+        parameter: Whether the target is an entry of PEFT's `target_parameters`.
         size: Parameters that LoRA of rank 1 adds to the whole of it.
         shape: (in_features, out_features) of the module, or the shape of the parameter.
         refused: Why PEFT cannot adapt it; empty if it can.
@@ -34,16 +34,16 @@ class LoraTarget:
 
     @property
     def max_rank(self) -> int:
-        """The rank above which LoRA gains nothing: an update of W has at most rank min(K, M)."""
+        """The largest useful rank: an update of W has at most rank min(K, M)."""
         return min(self.shape[-2:])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> LoraTarget:
-        """Read what `to_dict` returned.
+        """Make a target from the result of `to_dict`.
 
         Raises:
             TypeError, ValueError: If a field is missing, surplus, of another type or out of range.

@@ -1,4 +1,4 @@
-"""What has a weight and no score."""
+"""Modules with a weight, but without a score."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class UnscoredModule:
     Attributes:
         name: Full module name.
         layer_class: Class of the module.
-        reason: One phrase, the same for all modules it holds for.
-        detail: What the reason leaves out, such as how many tokens an expert saw.
-        wanted: Whether someone might miss it: False for what is left out by default or by the user.
+        reason: A phrase that is the same for all modules with this reason.
+        detail: An addition to the reason for this module, such as the number of tokens that an expert saw.
+        wanted: Whether the missing score may surprise you: False for modules excluded by default or by you.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the collector may ask of a layer, and the registry of those who can answer."""
+"""The interface of layer adapters, and their registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plop_ext.layers.split import Split
 
 
 class Unsupported(Exception):
-    """Raised by an adapter: the class matches, but this very module cannot be scored; the text says why."""
+    """Raised by an adapter whose class matches, but whose module cannot be scored; the text gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Part:
     """One logical matrix W of a module: all of it, a column range of a packed weight, or one expert's projection.
 
     Attributes:
-        suffix: What its name adds to the module's: empty, `.q`, `.3.gate_proj`.
-        type_suffix: What its type adds to the module's type: empty, `.q`, `.gate_proj`.
+        suffix: Suffix of its name after the module's: empty, `.q`, `.3.gate_proj`.
+        type_suffix: Suffix of its type after the module's type: empty, `.q`, `.gate_proj`.
         in_features: K.
         out_features: M.
     """
@@ -36,11 +36,11 @@ class Part:
 
 
 class LayerAdapter:
-    """Knows one kind of linear layer. Stateless: one instance serves every module of its kind.
+    """Describes one kind of linear layer. Adapters are stateless: one instance serves every module of its kind.
 
-    A new kind of layer is one subclass and one `register_adapter` call. `matches`, `features` and `weight_rows` have
-    to be written; the other methods describe an ordinary layer (first argument in, tensor out, `bias`) and are
-    overridden where a layer is not.
+    A new kind of layer needs one subclass and one `register_adapter` call. You have to implement `matches`, `features`
+    and `weight_rows`. The other methods describe an ordinary layer (first argument in, tensor out, `bias`); override
+    those in which your layer differs.
 
     Attributes:
         kind: What it is, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
@@ -63,7 +63,7 @@ class LayerAdapter:
         raise NotImplementedError
 
     def check(self, module: nn.Module) -> None:
-        """Raise `Unsupported` if this module cannot be scored as it is."""
+        """Raise `Unsupported` if this module cannot be scored."""
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         """Return (in_features, out_features): K and M of the weight W in R^{M x K}."""
@@ -87,11 +87,11 @@ class LayerAdapter:
         return totals[0] if len(totals) == 1 else torch.cat(totals)
 
     def bias(self, module: nn.Module) -> Tensor | None:
-        """Return [M], or None. It is not part of the feature and is subtracted from the output."""
+        """Return the bias [M], or None. It is subtracted from the output, because it is not part of the feature."""
         return getattr(module, "bias", None)
 
     def input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the input among the arguments of one call: [..., K], unless `input_sumsq` reads it otherwise."""
+        """Return the input from the arguments of a call: [..., K], unless `input_sumsq` is overridden."""
         return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
 
     def input_sumsq(self, module: nn.Module, x: Tensor) -> Tensor | None:
@@ -99,7 +99,7 @@ class LayerAdapter:
         return None
 
     def output(self, module: nn.Module, output: Any) -> Tensor:
-        """Return the [..., M] output, bias included, among what one call returned."""
+        """Return the output [..., M], including the bias, from the result of a call."""
         return output
 
     def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
@@ -118,16 +118,16 @@ class LayerAdapter:
         return output
 
     def probe(self, module: nn.Module, z: Tensor) -> Tensor:
-        """Return W z + bias for `z` [P, K], as [P, M]: the module's own forward."""
+        """Return W z + bias [P, M] for `z` [P, K], by the module's own forward."""
         return self.output(module, module.forward(z))
 
     def dtype(self, module: nn.Module) -> torch.dtype:
-        """Return the type of input the module computes in; asked where its own values are codes."""
+        """Return the type of input for which the module computes, also if its own values are codes."""
         tensors = (*module.parameters(), *module.buffers())
         return next((tensor.dtype for tensor in tensors if tensor.dtype in ops.FLOATS), torch.float32)
 
     def lora_size(self, module: nn.Module) -> int:
-        """Return the parameters that LoRA of rank 1 adds."""
+        """Return the number of parameters that rank-1 LoRA adds."""
         return sum(self.features(module))
 
     def parts(self, module: nn.Module, split: Split | None) -> tuple[Part, ...]:
@@ -155,7 +155,7 @@ AdapterT = TypeVar("AdapterT", bound=type[LayerAdapter])
 
 
 def register_adapter(adapter: AdapterT) -> AdapterT:
-    """Make a `LayerAdapter` known; a class decorator.
+    """Register a `LayerAdapter`; a class decorator.
 
     The first adapter whose `matches` accepts a module serves it. They are asked by `LayerAdapter.priority`, highest
     first, and of equal priority the latest registered first: an adapter of yours with the default priority is asked
@@ -185,5 +185,5 @@ def register_adapter(adapter: AdapterT) -> AdapterT:
 
 
 def adapter_for(module: nn.Module) -> LayerAdapter | None:
-    """Return the adapter that knows `module`'s kind, or None."""
+    """Return the adapter for `module`, or None."""
     return next((adapter for adapter in _ADAPTERS if adapter.matches(module)), None)

@@ -70,7 +70,7 @@ class Discovery:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A part of a module with the path that tells its type."""
+    """A part of a module, with the path that defines its type."""
 
     path: ModulePath
     name: str
@@ -97,24 +97,24 @@ def discover(
 ) -> Discovery:
     """Find the linear layers of `model`.
 
-    By default only layers inside repeated blocks count, because heads and poolers (`lm_head`, `classifier`, `score`)
-    are single layers, often freshly initialized, that LoRA placements leave alone; a model without repeated blocks
-    gives all its linear layers. Of a model that already carries LoRA adapters the base layers are found, under the
-    names they have without adapters.
+    By default only layers inside repeated blocks are found, because heads and poolers (`lm_head`, `classifier`,
+    `score`) are single layers, often freshly initialized, to which LoRA is not applied. In a model without repeated
+    blocks, all linear layers are found. In a model with LoRA adapters, the base layers are found, under their names
+    without adapters.
 
     Args:
         model: Any module.
         include: Score exactly the layers whose name ends with one of these at a dot (PEFT's `target_modules` rule).
-            Parts and experts go by the module's name, by `qkv_proj.q` or by `experts.up_proj`.
-        exclude: Leave out the layers whose name ends with one of these at a dot.
-        scope: Of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. What `include` names counts
-            whatever the scope.
-        everything: Score what the published script does: every `nn.Linear`, heads too, packed ones as one matrix, and
-            nothing else.
+            Name a part as `qkv_proj.q` and experts as `experts.up_proj`, or either by the module's name.
+        exclude: Do not score the layers whose name ends with one of these at a dot.
+        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. Ignored for layers that
+            `include` names.
+        everything: Score the layers of the published script: every `nn.Linear`, including heads, packed weights as
+            one matrix.
 
     Returns:
-        The layers in the order of `named_modules`, and everything with a weight of two or more dimensions that is not
-        among them, with the reason.
+        The layers in the order of `named_modules`, and all other modules with a weight of two or more dimensions, with
+        the reason.
 
     Raises:
         InputError: If the model has no linear layer to score, a pattern matches nothing, or it has no such scope.

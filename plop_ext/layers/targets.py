@@ -1,4 +1,4 @@
-"""What PEFT would have to adapt to reach a layer: a module, a parameter, or nothing it can."""
+"""The target that PEFT adapts for a layer: a module or a parameter, if PEFT supports it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plop_ext.lora_target import LoraTarget
 # layers (`peft.utils.transformers_weight_conversion`), also when an adapter is loaded. The weight itself, as a
 # 2-D `target_parameters` entry, is left alone.
 _REWRITTEN_LEAVES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-# PEFT refuses these leaves on these models: their fused kernels read the weight past the module's forward.
+# PEFT refuses these leaves on these models, whose fused kernels read the weight without calling the module.
 _REFUSING_MODELS = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
 _REFUSED_LEAVES = {"out_proj", "conv1d"}
 
@@ -22,7 +22,7 @@ _REFUSED_LEAVES = {"out_proj", "conv1d"}
 def target_of(
     model: nn.Module, name: str, module: nn.Module, adapter: LayerAdapter, part: int, is_moe: bool
 ) -> LoraTarget:
-    """Find what PEFT would have to adapt to reach part `part` of module `name`.
+    """Find the target that PEFT adapts for part `part` of module `name`.
 
     Args:
         model: The model without adapters.

@@ -1,4 +1,4 @@
-"""Where LoRA goes: chosen from scores, and handed to PEFT."""
+"""Placements of LoRA: chosen from scores, and exported to PEFT."""
 
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.selection import STRATEGIES, select

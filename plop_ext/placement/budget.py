@@ -1,4 +1,4 @@
-"""Placements that fit: most trainable parameters, most memory."""
+"""Placements within a budget of trainable parameters or memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, largest_rank
 from plop_ext.score_data import ScoreData
 
-# Types are given up before the rank falls below this.
+# Types are dropped before the rank falls below this.
 MIN_RANK = 8
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a placement may cost.
+    """The limits on the cost of a placement.
 
     Attributes:
         max_params: Trainable parameters, or None.
         max_bytes: Memory that training adds, or None.
-        dtype: Of the model's weights.
+        dtype: Type of the model's weights.
         batch: Samples in a training step.
         seq: Tokens in a sample.
     """
@@ -34,7 +34,7 @@ class Budget:
     seq: int
 
     def fits(self, placement: Placement) -> bool:
-        """Return whether `placement`, at its own ranks, costs at most this."""
+        """Return whether `placement`, at its own ranks, is within the budget."""
         if self.max_params is not None and placement.num_parameters() > self.max_params:
             return False
         if self.max_bytes is None:
@@ -109,7 +109,7 @@ def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | 
 
 
 def _at_largest_rank(placement: Placement, budget: Budget) -> Placement:
-    """Give `placement`, which fits at some rank, the largest that fits and that every target can use."""
+    """Return `placement` at the largest rank that fits and that every target can use."""
     most = min((target.max_rank for target in placement.lora_targets), default=1)
     return replace(placement, r=largest_rank(most, lambda rank: budget.fits(replace(placement, r=rank))))
 

@@ -1,4 +1,4 @@
-"""What training a placement adds to the memory of the model itself."""
+"""The memory that training a placement adds to that of the model itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plop_ext.lora_target import LoraTarget
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Adam keeps two moments per parameter, in the parameter's type.
 _OPTIMIZER_STATES = 2
-# Projections back to the residual stream: they read what no sibling reads, also where the width is the same.
+# Projections back to the residual stream, which share their input with no sibling, even if the widths are equal.
 _OWN_INPUT = {"o_proj", "out_proj", "c_proj", "down_proj", "fc2", "wo", "w2", "dense", "dense_4h_to_h", "lin2"}
 
 
@@ -29,7 +29,7 @@ class Cost:
         parameter_bytes: The adapters.
         gradient_bytes: Their gradients.
         optimizer_bytes: The two moments of Adam.
-        activation_bytes: What the adapters keep of a forward for the backward.
+        activation_bytes: Tensors that the adapters keep from the forward for the backward.
     """
 
     trainable_parameters: int
@@ -56,7 +56,7 @@ def cost(
     """Predict the memory that training these targets adds; see `Placement.cost`.
 
     Args:
-        targets: What is adapted.
+        targets: The adapted targets.
         ranks: Name of each target to its rank.
         model: The model, or the type of its weights.
         batch: Samples in a step.
@@ -75,7 +75,7 @@ def cost(
     modules = {target.name: target.shape for target in targets if not target.parameter}
     kept = tokens * _kept_per_token(modules, width, adapter_width)
     kept += tokens * adapter_width * sum(ranks[name] for name in modules)
-    # PEFT adds the whole update to a parameter in each forward; the product's backward needs that sum.
+    # PEFT adds the whole update to a parameter in each forward, and the backward of the product needs the sum.
     kept += width * sum(math.prod(target.shape) for target in targets if target.parameter)
     return Cost(
         trainable_parameters=parameters,

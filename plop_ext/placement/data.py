@@ -1,4 +1,4 @@
-"""What was chosen, and what that makes LoRA adapt at which rank."""
+"""The data of a placement: the choice, the targets that LoRA adapts, and their ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from plop_ext.placement.ranks import DEFAULT_RANK
 
 @dataclass(frozen=True)
 class PlacementData:
-    """The modules that get LoRA, and what it takes to configure and check them.
+    """The modules that get LoRA, with the data to configure and check them.
 
-    What was chosen and what PEFT adapts can differ: PEFT knows modules and parameters, not the parts of a packed
-    weight or single experts, and it refuses a few modules. `notes` says where. `plop_ext.Placement` adds what hands
-    it to PEFT, saves and loads it.
+    The choice and the modules that PEFT adapts can differ: PEFT supports modules and parameters, not the parts of a
+    packed weight or single experts, and it refuses a few modules. `notes` lists the differences. `plop_ext.Placement`
+    adds the export to PEFT, saving and loading.
 
     Attributes:
         modules: Full names of the chosen modules and parts, in the model's order.
@@ -25,11 +25,11 @@ class PlacementData:
         label: Short name for tables, for instance `lowest-3`.
         model: Class of the model that was scored.
         lora_targets: The modules and parameters that PEFT adapts, each once.
-        fingerprints: Name of each target whose weight is known to what tells it from another.
-        notes: One line for each way in which the targets differ from what was chosen.
-        r: LoRA rank, where no other is asked for.
-        ranks: Name of each target to its rank, where they differ; empty for one rank.
-        reason: Why so many types, where that was not asked for by number.
+        fingerprints: Name of each target whose weight is known to the fingerprint of its weight.
+        notes: One line per difference between the targets and the choice.
+        r: Default LoRA rank.
+        ranks: Name of each target to its rank, if ranks differ; empty for a single rank.
+        reason: Reason for the number of types, if it was not given.
     """
 
     modules: tuple[str, ...]
@@ -85,7 +85,7 @@ class PlacementData:
         """Check that there is something to adapt.
 
         Raises:
-            InputError: If PEFT can adapt nothing of what was chosen.
+            InputError: If PEFT can adapt none of the chosen modules.
         """
         if not self.lora_targets:
             raise InputError(f"PEFT can adapt nothing of `{self.label}`: {'; '.join(self.notes)}; place other modules")

@@ -1,4 +1,4 @@
-"""Whether enough samples were scored for the choice that is asked of them."""
+"""The check that enough samples were scored for a choice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def warn_of_too_few_samples(
     settled; for another set, resampling the same samples says whether it holds.
 
     Args:
-        scores: What was chosen from.
+        scores: The scores of the choice.
         placement: The choice, by the lowest or the highest NFN.
         modules: How many single modules, or which fraction, were asked for.
         single: Whether the choice is of single modules.

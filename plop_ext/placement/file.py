@@ -22,13 +22,13 @@ PlacementT = TypeVar("PlacementT", bound=PlacementData)
 
 
 def write(placement: PlacementData, path: str | os.PathLike[str]) -> None:
-    """Write JSON to `path`, whole or not at all."""
+    """Write JSON to `path` atomically."""
     content = {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(placement)}
     write_text_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:
-    """Read what `write` wrote as a `cls`."""
+    """Read a file that `write` wrote as a `cls`."""
     content = read_json(path, FORMAT, FORMAT_VERSION, "`plop place`")
     try:
         return cls(

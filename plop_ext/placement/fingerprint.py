@@ -1,4 +1,4 @@
-"""What tells the weights of two checkpoints of one shape apart: their norms when they were scored."""
+"""Fingerprints of scored weights, their norms, by which two checkpoints of one shape are distinguished."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Fingerprint:
     """The weight of a target when it was scored.
 
     Attributes:
-        kind: `ScoredModule.kind` of what it holds.
+        kind: `ScoredModule.kind` of the module.
         norm: ||W||_F of the whole module.
     """
 

@@ -1,4 +1,4 @@
-"""`Placement`: where LoRA goes, and all that can be done with it."""
+"""`Placement`: the modules that get LoRA, with their export to PEFT, cost, checks, saving and loading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement(PlacementData):
-    """The modules that get LoRA: configure PEFT with them, predict the cost, check a model, save.
+    """The modules that get LoRA: configures PEFT, predicts the cost, checks a model, saves.
 
     The fields are those of `plop_ext.placement.data.PlacementData`.
     """
@@ -35,19 +35,20 @@ class Placement(PlacementData):
     ) -> Cost:
         r"""Predict the memory that training adds to the memory of the model itself.
 
-        With n trainable parameters of a bytes each: n a for the adapters, n a for gradients, 2 n a for Adam. Each
-        adapter keeps its input and r values per token for the backward:
-        \(\sum_m B T a r_m + \sum_x B T w K_x\). Where the adapters' type is not the model's, PEFT casts, and x runs
+        For n trainable parameters of a bytes each, this is n a for the adapters, n a for gradients, and 2 n a for
+        Adam.
+        Each adapter keeps its input and r values per token for the backward:
+        \(\sum_m B T a r_m + \sum_x B T w K_x\). If the adapters' type differs from the model's, PEFT casts, and x runs
         over all modules with w = a; otherwise over distinct tensors (q, k and v share one) with w the model's bytes
-        per value. A parameter of stacked experts is kept once more, with its update added, whatever the tokens. The
-        activations of the model itself, a dropout's masks and workspaces are not part of it.
+        per value. A parameter of stacked experts is kept once more, with its update added, for any number of tokens.
+        Not included are the activations of the model itself, dropout masks and workspaces.
 
         Args:
             model: The model, or the type of its weights.
             batch: B, samples in a step.
             seq: T, tokens in a sample.
             r: One rank for all; default the placement's own.
-            adapter_dtype: Of the adapters. PEFT makes them float32 on a half-precision model unless told
+            adapter_dtype: Type of the adapters. On a half-precision model PEFT makes them float32, unless you pass
                 `autocast_adapter_dtype=False`.
 
         Raises:
@@ -58,13 +59,13 @@ class Placement(PlacementData):
     def targets(self) -> dict[str, Any]:
         """Return keyword arguments for `LoraConfig(**targets)`, as PEFT's own placement helpers return them.
 
-        Full names: PEFT matches a list entry as a suffix at a dot, so a short one could select other modules too. Of
-        a model with stacked experts, experts and dense MLPs are `target_parameters`, because PEFT turns such entries
-        of `target_modules` into all experts of all layers; `target_modules` is then a list even if it is empty,
-        because PEFT adds its defaults otherwise.
+        The names are full names, because PEFT matches a list entry as a suffix at a dot, and a short name could select
+        other modules too. In a model with stacked experts, experts and dense MLPs are `target_parameters`, because
+        PEFT turns such entries of `target_modules` into all experts of all layers. `target_modules` is then a list
+        even if it is empty, because PEFT would add its defaults otherwise.
 
         Raises:
-            InputError: If PEFT can adapt nothing of what was chosen.
+            InputError: If PEFT can adapt none of the chosen modules.
         """
         return peft.targets(self)
 
@@ -72,29 +73,29 @@ class Placement(PlacementData):
         """Make a `peft.LoraConfig` that selects exactly these modules.
 
         Args:
-            r: Rank, default the placement's own: 16, or what a budget left room for. Raise it for harder tasks.
-            lora_alpha: Scale; the adapter's output is multiplied by lora_alpha / r. Default 2 * r. Where ranks differ,
+            r: Rank, default the placement's own: 16, or the largest within the budget. Raise it for harder tasks.
+            lora_alpha: Scale; the adapter's output is multiplied by lora_alpha / r. Default 2 * r. If ranks differ,
                 lora_alpha / r is the same for all.
             **kwargs: Any other field of `LoraConfig`, for instance `task_type="CAUSAL_LM"`.
 
-        Warns where PEFT cannot do exactly what was chosen (`notes`).
+        Warns of each note: PEFT cannot adapt exactly the chosen modules.
 
         Raises:
-            InputError: If `kwargs` names `target_modules` or `target_parameters`, which is what a placement is for, or
-                asks for what PEFT cannot do on `target_parameters`, or `r` is given where ranks differ.
+            InputError: If `kwargs` names `target_modules` or `target_parameters`, which the placement sets, or a field
+                that PEFT does not support on `target_parameters`, or if `r` is given although ranks differ.
             SetupError: If PEFT is not installed.
         """
         return peft.export(self, r, lora_alpha, **kwargs)
 
     def export(self, stack: str, **options: Any) -> Any:
-        """Return the placement in the form that a training stack takes.
+        """Return the placement in the form of a training stack.
 
         Args:
             stack: Name of a stack, one of `plop_ext.placement.exports.stacks()`; `"peft"` gives `lora_config`.
-            **options: What that stack's export takes.
+            **options: Options of that export.
 
         Raises:
-            InputError: If there is no such stack, or it cannot take this placement.
+            InputError: If there is no such stack, or it does not support this placement.
         """
         return export(self, stack, **options)
 
@@ -102,33 +103,33 @@ class Placement(PlacementData):
         """Check that exactly the placement's modules and parameters carry LoRA.
 
         Args:
-            peft_model: What `peft.get_peft_model` or `PeftModel.from_pretrained` returned.
+            peft_model: The result of `peft.get_peft_model` or `PeftModel.from_pretrained`.
 
         Raises:
-            InputError: If one of them has no adapter, or another one has.
+            InputError: If one of them has no adapter, or another module has one.
         """
         peft.verify(self, peft_model)
 
     def check_model(self, model: nn.Module) -> None:
-        """Check that `model` has what the placement adapts, at the shapes and with the weights that were scored.
+        """Check that `model` has the targets of the placement, with the shapes and weights that were scored.
 
-        A few weights are read, and told by their norms. Rounding and quantization change these little enough to pass.
+        The check reads the norms of a few weights, with a tolerance for rounding and quantization.
 
         Raises:
-            InputError: If it lacks one, or has another shape or weight: the placement belongs to another model.
+            InputError: If a target is missing, or has another shape or weight: the placement is of another model.
         """
-        # Reading layers loads the kernels, which choosing from scores does without.
+        # Imported here because it loads the kernels, which choosing from scores does not need.
         from plop_ext.placement.same_model import check_same_model
 
         check_same_model(model, self.lora_targets, self.fingerprints)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON to `path`, whole or not at all."""
+        """Write JSON to `path` atomically."""
         file.write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Placement:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             InputError: If the file is missing, is no placement, or has another version.

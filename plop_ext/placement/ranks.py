@@ -1,4 +1,4 @@
-"""Ranks: one for all targets, or one each."""
+"""Ranks of targets: a single rank, or one for each target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT_RANK = 16
 
 
 def largest_rank(most: int, fits: Callable[[int], bool]) -> int:
-    """Find the largest rank of 1 to `most` that fits, or 0 if none does. What fits at a rank fits at a lower one."""
+    """Find the largest rank from 1 to `most` that fits, or 0, given that every lower rank fits too."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -30,7 +30,7 @@ def inverse_nfn(
     Args:
         caps: Name of each target to its largest rank.
         nfn: Name of each target to its NFN.
-        fits: Whether the ranks, by name, fit.
+        fits: Predicate: whether the ranks, by name, fit.
     """
 
     def at(scale: float) -> dict[str, int]:
@@ -39,7 +39,7 @@ def inverse_nfn(
     if not fits(at(0.0)):
         return None
     low, high = 0.0, max(nfn[name] * (cap + 1) for name, cap in caps.items())
-    # Ranks are whole numbers: 60 halvings leave less between the two than any rank can tell.
+    # After 60 halvings, the interval is too small to change a whole-numbered rank.
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(at(middle)) else (low, middle)
@@ -53,6 +53,6 @@ def most_common(ranks: Mapping[str, int]) -> int:
 
 
 def check_rank(r: int | None) -> None:
-    """Refuse a rank below 1."""
+    """Check that a rank is at least 1."""
     if r is not None and r < 1:
         raise InputError(f"`r` must be at least 1, got {r}")

@@ -1,4 +1,4 @@
-"""Whether a model is the one that was scored, by the shapes of what is adapted and by a few of its weights."""
+"""The check that a model is the scored one, by the shapes of all targets and the norms of a few weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plop_ext.layers import Unsupported, adapter_for, weights_in_place
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.fingerprint import Fingerprint
 
-# Reading a few weights takes milliseconds, and another checkpoint differs in all of them.
+# Number of weights to read, which takes milliseconds; another checkpoint differs in all of them.
 _CHECKED = 8
 # Rounding to bfloat16 moves a norm by less than 1e-4; 4-bit codes, as in QLoRA on scores of full precision, by less
 # than 1e-2.
@@ -22,10 +22,10 @@ _TOLERANCE_ACROSS_KINDS = 0.05
 
 
 def check_same_model(model: nn.Module, targets: Iterable[LoraTarget], fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Check that `model` has every target in the shape that was scored, and the weights of a few of them.
+    """Check that `model` has every target in its scored shape, and check the weights of a few targets.
 
     Raises:
-        InputError: If it lacks one, or has another shape or weight: the placement belongs to another model.
+        InputError: If a target is missing, or has another shape or weight: the placement is of another model.
     """
     _check_shapes(model, targets)
     _check_weights(model, fingerprints)
@@ -59,7 +59,7 @@ def _extents(shape: tuple[int, ...]) -> str:
 
 
 def _check_weights(model: nn.Module, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Check a few weights spread over the model, where their norms can be read."""
+    """Check the norms of a few weights, spread over the model, if they can be read."""
     step = max(1, math.ceil(len(fingerprints) / _CHECKED))
     for name in tuple(fingerprints)[::step]:
         scored = fingerprints[name]
@@ -75,7 +75,7 @@ def _check_weights(model: nn.Module, fingerprints: Mapping[str, Fingerprint]) ->
 
 
 def _read(module: nn.Module) -> tuple[str, float | None]:
-    """Read a module's kind and ||W||_F, which is None where it takes more than reading the weight."""
+    """Read a module's kind and ||W||_F, or None if the weight cannot be read directly."""
     adapter = adapter_for(module)
     if adapter is None or adapter.weights == "identity":
         return "", None

@@ -1,4 +1,4 @@
-"""Choose modules from scores: a pure function, no model and no PEFT."""
+"""The choice of modules from scores: a pure function, without a model and without PEFT."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _target_nfn(scores: ScoreData, placement: Placement) -> dict[str, float]:
 
 
 def _automatic(scores: ScoreData, strategy: str, budget: Budget | None, r: int | None) -> AutoK:
-    """Return the result of `auto_k`; where no boundary survives, what the budget allows."""
+    """Return the result of `auto_k`, with the most types that the budget allows as its fallback."""
     if strategy != "lowest":
         raise InputError(f'`types`="auto" looks for the lowest types; strategy="{strategy}" needs a number')
     fallback = None
@@ -132,14 +132,14 @@ def _require_signal(scores: ScoreData, strategy: str, asked: bool) -> None:
     if scores.paper_script or strategy == "random" or scores.signal.found:
         return
     if not asked:
-        raise InputError(f"no signal: {scores.signal.reason}; give `types` as a number to place all the same")
+        raise InputError(f"no signal: {scores.signal.reason}; give `types` as a number to place anyway")
     warn(f"no signal: {scores.signal.reason}; placed because a number was given")
 
 
 def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str, seed: int) -> Placement:
     ranked = list(scores.types)
     if not ranked:
-        raise InputError("`scores` has no module type the published script knows; score without compat")
+        raise InputError("`scores` has no module type of the published script; score without compat")
     if isinstance(types, str):
         types = [types]
     if isinstance(types, Sequence):

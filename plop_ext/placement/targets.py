@@ -1,4 +1,4 @@
-"""What PEFT adapts to reach what was chosen, and where the two differ."""
+"""The targets that PEFT adapts for a choice, and their differences from the choice."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from plop_ext.score_data import ScoredModule
 
 
 def targets_of(chosen: Iterable[ScoredModule]) -> tuple[LoraTarget, ...]:
-    """Return the targets that hold the chosen modules, each once; what PEFT refuses is left out."""
+    """Return the targets that hold the chosen modules, each once, without those that PEFT refuses."""
     return tuple({module.target.name: module.target for module in chosen if not module.target.refused}.values())
 
 
 def notes_of(chosen: Sequence[ScoredModule], everything: Iterable[ScoredModule]) -> tuple[str, ...]:
-    """Return one line for each thing that PEFT cannot do as chosen.
+    """Return one line per difference between the choice and what PEFT can adapt.
 
     Args:
         chosen: The modules of the placement.

@@ -1,4 +1,4 @@
-"""What a scoring run measured, and the figures derived from it."""
+"""The data of a scoring run, and the figures derived from it."""
 
 from plop_ext.score_data.data import ScoreData
 from plop_ext.score_data.modules import FewTokenModules, ScoredModule

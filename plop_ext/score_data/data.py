@@ -1,4 +1,4 @@
-"""What a scoring run measured, and the figures derived from it. Never touches a model."""
+"""The data of a scoring run, and the figures derived from it, without a model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from plop_ext.unscored import UnscoredModule
 class ScoreData:
     """NFN of every scored module of a model on a data sample.
 
-    `plop_ext.Scores` adds what places, merges and saves it.
+    `plop_ext.Scores` adds placing, merging and saving.
 
     Attributes:
-        modules: What was scored, in the model's order.
+        modules: The scored modules, in the model's order.
         totals: Sums over the tokens of each module and sample; read-only.
-        sample_ids: [S] int64: each sample's id, of `plop_ext.data.batches` the number of its row in the data set.
-        sample_batches: [S] int64: the batch each sample was in.
+        sample_ids: [S] int64 id of each sample; with `plop_ext.data.batches`, its row number in the data set.
+        sample_batches: [S] int64 batch of each sample.
         unscored: Linear-like modules without a score, and why.
         provenance: Model, data, settings, backend and library versions of the run; read-only, and a copy.
         few_tokens: Experts with too few tokens for a score; None without any.
@@ -62,7 +62,7 @@ class ScoreData:
 
     @property
     def tokens(self) -> int:
-        """Counted tokens: the most any module saw."""
+        """Counted tokens: the maximum over the modules."""
         return int(self.totals.tokens.sum(axis=1).max())
 
     @property
@@ -114,11 +114,11 @@ class ScoreData:
         return find_signal(self.table)
 
     def statistics(self, k: int | None = None, seed: int = 0) -> Statistics:
-        """Return how sure the ranking is: intervals, probabilities, ties, automatic k. No model runs.
+        """Compute the certainty of the ranking: intervals, probabilities, ties, automatic k. Runs no model.
 
         Args:
             k: Cut of the ranking that probabilities and ties refer to; default 3.
-            seed: Of the draws.
+            seed: Seed of the resamples.
 
         Raises:
             InputError: If `k` is out of range, or with `compat="paper-script"`.
@@ -144,7 +144,7 @@ class ScoreData:
 
     @property
     def sample_data(self) -> tuple[str | None, ...]:
-        """[S] name of the data each sample is from, or None where it has none."""
+        """[S] name of the data of each sample, or None for unnamed data."""
         data = self.provenance.get("data", {})
         parts = data.get("parts") or [{"name": data.get("name"), "samples": len(self.sample_ids)}]
         return tuple(part["name"] for part in parts for _ in range(part["samples"]))

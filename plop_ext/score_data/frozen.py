@@ -1,4 +1,4 @@
-"""Plain data that stays as it was."""
+"""Read-only plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot be changed; it still is one for `json`, `pickle`, `copy` and `==`."""
+    """A read-only dict, which works with `json`, `pickle`, `copy` and `==`."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("this is read-only; change a copy, `dict(...)`")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from plop_ext.lora_target import LoraTarget
 from plop_ext.totals import Totals
 
-# An expert that saw fewer is left out: its mean would be mostly noise.
+# Experts with fewer tokens are not scored, because their means would be mostly noise.
 MIN_EXPERT_TOKENS = 16
 FEW_ROUTED = "too few tokens were routed to it"
 
 
 def few_routed_detail(tokens: float) -> str:
-    """Say how many tokens an expert saw that has no score for it."""
+    """Return the detail for an expert that is not scored because it saw only this many tokens."""
     return f"{tokens:.0f} of at least {MIN_EXPERT_TOKENS}"
 
 
@@ -28,11 +28,11 @@ class ScoredModule:
         in_features: K.
         out_features: M.
         baseline: b, its gain on random inputs.
-        weight_norm: ||W||_F, or None where the weight cannot be read.
-        target: What PEFT adapts to reach it.
-        kind: What it is: `"linear"`, `"Conv1D (transposed)"`, `"stacked experts"`, `"bitsandbytes 4-bit"`, ...
-        baseline_from: What b comes from: the `"weight"`, the `"dequantized"` weight, the `"identity"` pushed through
-            the module where its weight cannot be read, or random inputs (`"probe"`).
+        weight_norm: ||W||_F, or None if the weight cannot be read.
+        target: The target that PEFT adapts for it.
+        kind: Kind of layer: `"linear"`, `"Conv1D (transposed)"`, `"stacked experts"`, `"bitsandbytes 4-bit"`, ...
+        baseline_from: Source of b: the `"weight"`, the `"dequantized"` weight, the forward of the `"identity"` if the
+            weight cannot be read, or random inputs (`"probe"`).
     """
 
     name: str
@@ -49,12 +49,12 @@ class ScoredModule:
 
 @dataclass(frozen=True, eq=False)
 class FewTokenModules:
-    """Expert projections that too few tokens were routed to for a score, kept for a merge.
+    """Expert projections with too few routed tokens for a score, kept for a merge.
 
     Attributes:
-        modules: What they are.
+        modules: The projections.
         totals: Their sums, as in `ScoreData.totals`.
-        positions: Place of each among the scored modules and these, in the model's order.
+        positions: Position of each among the scored modules and these, in the model's order.
     """
 
     modules: tuple[ScoredModule, ...]

@@ -1,4 +1,4 @@
-"""The numbers of the script published with the paper (arXiv 2506.20629), where they differ from the definition."""
+"""The numbers of the script published with the paper (arXiv 2506.20629), which differ from the definition."""
 
 from __future__ import annotations
 

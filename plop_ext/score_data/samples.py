@@ -15,14 +15,14 @@ class SampleScores:
     """NFN of every module and type on every sample.
 
     Attributes:
-        ids: [S] each sample's id, in the order of the run.
-        data: [S] name of the data each sample is from, or None.
+        ids: [S] id of each sample, in the order of the run.
+        data: [S] name of the data of each sample, or None.
         modules: M module names.
         types: T type labels, lowest NFN over all samples first.
         tokens: [M, S] counted tokens.
         nfn: [M, S] mean over the sample's counted tokens of gain over baseline; NaN without any.
         nfn_std: [M, S] standard deviation of the same over the sample's tokens.
-        type_nfn: [T, S] mean of the type's modules that counted a token.
+        type_nfn: [T, S] mean over the type's modules that counted a token.
     """
 
     ids: NDArray[np.int64]

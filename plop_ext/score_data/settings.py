@@ -1,4 +1,4 @@
-"""The settings of a scoring run: which modules and tokens count, and what their gains are compared with."""
+"""The settings of a scoring run: which modules and tokens count, and with which baseline."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from plop_ext.errors import InputError
 from plop_ext.module_types import as_patterns
 
 _CHOICES = {"mask": ("attention", "completion", "all"), "baseline": ("frobenius", "probe")}
-# Runs with other values of these still measure the same: they choose modules, which a merge compares by name, and how
-# much of the data is read.
+# Runs that differ in these settings still measure the same: the settings choose modules, which a merge compares by
+# name, and how much of the data is read.
 _MAY_DIFFER = {"scope", "max_samples", "token_step", "seed"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a scoring run measures, in memory or streamed; see `plop_ext.score` for each.
+    """The settings of a scoring run, in memory or streamed; see `plop_ext.score` for each.
 
-    Journals, the states of streamed runs and merges compare them; scores record them in their provenance.
+    Journals, the states of streamed runs and merges compare the settings; scores record them in their provenance.
 
     Raises:
-        InputError: If one is out of range; the message names it.
+        InputError: If a setting is out of range; the message names it.
     """
 
     mask: str
@@ -57,5 +57,5 @@ class Settings:
 
 
 NAMES = tuple(field.name for field in fields(Settings))
-# What runs must share to be one statistic.
+# Settings that must be equal for runs to be merged.
 MUST_AGREE = tuple(name for name in NAMES if name not in _MAY_DIFFER)

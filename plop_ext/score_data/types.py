@@ -19,7 +19,7 @@ class TypeScore:
     Attributes:
         type: Label.
         nfn: Mean over the modules of the type (ratio of sums with `compat="paper-script"`).
-        modules: How many modules.
+        modules: Number of modules.
         lowest: Lowest module NFN.
         highest: Highest module NFN.
         family: `"attention"`, `"mlp"` or `"other"`.

@@ -1,4 +1,4 @@
-"""The result of a scoring run: places LoRA, merges with other runs, saves and loads."""
+"""`Scores`, the result of a scoring run."""
 
 from plop_ext.scores.scores import Scores
 

@@ -1,4 +1,4 @@
-"""The JSON form of scores: totals, from which all else follows, and what is derived from them for other readers."""
+"""The JSON form of scores: the totals, and derived figures for other readers of the file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from plop_ext.unscored import UnscoredModule
 
 FORMAT = "plop_ext.scores"
 FORMAT_VERSION = 3
-# What reports read of how a run ended.
+# The fields of the stop rule's report that reports read.
 _STOP = {"available", "stability", "settled", "settled_at", "samples", "types", "modules"}
 
 ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
 
 def write(scores: ScoreData, path: str | os.PathLike[str]) -> None:
-    """Write JSON to `path`, whole or not at all."""
+    """Write JSON to `path` atomically."""
     statistics = None if scores.paper_script else scores.statistics()
     modules = _with_totals(scores.modules, scores.totals)
     if statistics is not None and statistics.samples > 1:
@@ -65,7 +65,7 @@ def _with_totals(modules: Sequence[ScoredModule], totals: Totals) -> list[dict[s
 
 
 def read(cls: type[ScoresT], path: str | os.PathLike[str]) -> ScoresT:
-    """Read what `write` wrote as a `cls`; the derived parts are computed anew."""
+    """Read a file that `write` wrote as a `cls`; derived figures are recomputed."""
     content = read_json(path, FORMAT, FORMAT_VERSION, "`plop score`")
     try:
         scores = _parse(cls, content)
@@ -99,7 +99,7 @@ def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, .
 
 
 def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
-    """Return an array of JSON numbers; numpy on its own would also turn `null` and strings into numbers."""
+    """Return an array of JSON numbers; refuse `null` and strings, which numpy would convert."""
     array = np.array(values)
     _require(array.dtype.kind in kinds)
     return array.astype(dtype)
@@ -140,7 +140,7 @@ def _check_totals(totals: Totals, modules: int, samples: int) -> None:
 
 
 def _check_provenance(provenance: Any) -> None:
-    """Raise if it lacks what placements and reports read."""
+    """Raise if the provenance lacks fields that placements and reports read."""
     model, data = provenance["model"], provenance["data"]
     _require(isinstance(model["class"], str))
     _require(all(model.get(name) is None or type(model[name]) is int for name in ("parameters", "weight_bytes")))

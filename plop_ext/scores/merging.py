@@ -1,4 +1,4 @@
-"""Adding runs of one model over different data."""
+"""The merge of runs of one model over different data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from plop_ext.score_data.modules import MIN_EXPERT_TOKENS, few_routed_detail
 from plop_ext.score_data.settings import MUST_AGREE
 from plop_ext.totals import Totals
 
-# Devices and kernels differ by rounding; another checkpoint differs by far more.
+# Devices and kernels differ by rounding errors; checkpoints differ by far more.
 _BASELINE_TOLERANCE = 1e-4
 
 ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
 
 def merge(cls: type[ScoresT], parts: Sequence[ScoreData]) -> ScoresT:
-    """Add runs and make a `cls` of them; see `Scores.merge`."""
+    """Merge runs into a `cls`; see `Scores.merge`."""
     if not parts:
         raise InputError("`merge` got no scores; give at least one")
     first = parts[0]
@@ -89,7 +89,9 @@ def _check(
     for key in MUST_AGREE:
         values = first.provenance["settings"].get(key), other.provenance["settings"].get(key)
         if values[0] != values[1]:
-            raise InputError(f"scores {number} have {key}={values[1]}, the first {key}={values[0]}; score alike")
+            raise InputError(
+                f"scores {number} have {key}={values[1]}, the first {key}={values[0]}; use the same settings"
+            )
     baselines = np.array([[module.baseline for module in run] for run in (modules, others)])
     far = np.abs(baselines[1] / baselines[0] - 1) > _BASELINE_TOLERANCE
     if far.any():

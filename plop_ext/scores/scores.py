@@ -1,4 +1,4 @@
-"""`Scores`: what a scoring run found, and all that can be done with it. Never touches a model."""
+"""`Scores`: the result of a scoring run, with placing, merging, saving and loading, without a model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from plop_ext.scores import file, merging
 
 @dataclass(frozen=True, eq=False)
 class Scores(ScoreData):
-    """NFN of every scored module of a model on a data sample: rank types, choose where LoRA goes, merge, save.
+    """NFN of every scored module of a model on a data sample: ranks types, places LoRA, merges, saves.
 
     The fields and the figures derived from them are those of `plop_ext.score_data.ScoreData`.
     """
 
     @classmethod
     def merge(cls, parts: Sequence[Scores]) -> Scores:
-        """Add runs over different samples of the same model.
+        """Merge runs over different samples of the same model.
 
-        A sample is told by its id and the `data_name` of its run: id 3 of two data sets is two samples. Experts that
-        saw too few tokens in each run have a score if all runs together have enough.
+        A sample is identified by its id and the `data_name` of its run: id 3 of two data sets is two samples. Experts
+        that saw too few tokens in each run are scored if all runs together have enough.
 
         Args:
             parts: Scores of the same modules at the same settings, such as those of the shards of a data set.
 
         Raises:
-            InputError: If models or settings differ, or a sample is in two of them; the error names it.
+            InputError: If models or settings differ, or a sample is in two runs; the error names the difference.
         """
         return merging.merge(cls, parts)
 
@@ -48,19 +48,20 @@ class Scores(ScoreData):
         batch: int = 8,
         seq: int = 1024,
     ) -> Placement:
-        """Choose where LoRA goes. At most one of `types`, `modules` and `max_nfn`; none is the strategy's default.
+        """Choose where LoRA goes, by at most one of `types`, `modules` and `max_nfn`, or by the strategy's default.
 
         Args:
-            types: How many module types (default 3, as in the paper), their labels, or `"auto"`: the cut nearest to 3
-                that resampling does not move, else 3 or what the budget allows (`plop_ext.statistics.auto_k`).
-            modules: Single modules instead of types: how many (int), or which fraction (float in (0, 1]).
+            types: Number of module types (default 3, as in the paper), their labels, or `"auto"`: the cut nearest to 3
+                that is stable under resampling, otherwise 3 or the most that the budget allows
+                (`plop_ext.statistics.auto_k`).
+            modules: Single modules instead of types: their number (int), or a fraction (float in (0, 1]).
             max_nfn: All single modules with an NFN of at most this.
             strategy: `"lowest"` NFN first; `"inverse"`: highest first, an ablation; `"random"`: seeded; `"attention"`,
                 `"mlp"`, `"all"`: by kind, no score needed.
             seed: Seed of `"random"`.
             r: LoRA rank; default 16, or the largest that fits the budget.
             ranks: `"inverse-nfn"`: a rank per module in proportion to 1 / NFN, at the same number of parameters.
-                Default one rank for all, which every serving engine takes.
+                Default one rank for all, which every serving engine accepts.
             max_params: Most trainable parameters (int), or as a fraction of the model's (float below 1).
             max_memory: Most bytes that training adds (`Placement.cost`), or a fraction of the model's weights.
             batch: Samples in a training step, for `max_memory`.
@@ -71,8 +72,8 @@ class Scores(ScoreData):
 
         Raises:
             InputError: If the arguments exclude each other, a count is out of range, a label is unknown, nothing fits
-                the budget, or the scores hold no signal and `types` was left to us; a number places anyway, with a
-                warning.
+                the budget, or the scores carry no signal and you named no number; with a number, a warning is issued
+                instead.
         """
         return select(
             self,
@@ -98,12 +99,12 @@ class Scores(ScoreData):
         return paper_script.metrics(self.modules, self.gain)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON to `path`, whole or not at all: totals, scores by type, statistics, provenance."""
+        """Write totals, scores by type, statistics and provenance as JSON to `path`, atomically."""
         file.write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             InputError: If the file is missing, is no scores file, or has another version.

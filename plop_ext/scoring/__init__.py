@@ -1,1 +1,1 @@
-"""From forwards to scores: hooks that stream sums of squares, baselines, and the run over a dataloader."""
+"""A scoring run: its batches, journal and early stop, baselines, and the scores made from its totals."""

@@ -1,4 +1,4 @@
-"""From what a run measured to scores: what has one, what has none, and why."""
+"""The scores of a run from its totals: which modules are scored, which are not, and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plop_ext.unscored import UnscoredModule
 
 
 def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> Scores:
-    """Split the layers into scored and unscored by what their totals hold."""
+    """Make the scores: split the layers into scored and unscored ones by their totals."""
     totals, norms = outcome.totals, outcome.norms
     modules, few_token_modules = list[ScoredModule](), list[ScoredModule]()
     kept, few, positions = list[int](), list[int](), list[int]()

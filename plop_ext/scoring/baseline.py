@@ -1,4 +1,4 @@
-"""What a module's gain would be on random inputs: the denominator of NFN."""
+"""The gain of a module on random inputs, which is the denominator of NFN."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class WeightNorms:
     """||W||_F of every layer.
 
     Attributes:
-        values: One per layer; NaN where the weight could not be read.
-        failures: Layer name to the reason, for those.
+        values: One per layer; NaN if the weight could not be read.
+        failures: Name of each such layer to the reason.
     """
 
     values: list[float]
@@ -35,8 +35,8 @@ def frobenius_norms(layers: Sequence[LinearLayer], advance: Callable[[int], None
     """Return ||W||_F of each layer: one read of every weight, quantized ones in chunks, and one wait for the device.
 
     Args:
-        layers: Whose weights to read.
-        advance: Called with the number of layers done at a time.
+        layers: The layers.
+        advance: Called with the number of layers that were completed.
     """
     totals: list[Tensor] = []
     failures: dict[str, str] = {}
@@ -48,7 +48,7 @@ def frobenius_norms(layers: Sequence[LinearLayer], advance: Callable[[int], None
                 sums = first.adapter.part_sumsq(module, first.split)
         except Unsupported as error:
             failures.update((part.name, str(error)) for part in parts)
-        except Exception as error:  # a foreign kernel that refuses this input, type or device
+        except Exception as error:  # a third-party kernel that refuses this input, type or device
             if first.adapter.weights == "weight":
                 raise
             text = f"its weight cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
@@ -86,10 +86,10 @@ def probe_baselines(
     well-conditioned W. NaN where a foreign kernel refuses such inputs.
 
     Args:
-        layers: What to probe, hooks not attached.
+        layers: Layers to probe, without hooks.
         probes: Number of random inputs per module; 256 is enough for three digits.
-        seed: Changes every draw.
-        advance: Called with the number of layers done at a time.
+        seed: Seed of the inputs.
+        advance: Called with the number of layers that were completed.
     """
     totals = []
     with torch.no_grad():
@@ -112,8 +112,8 @@ def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, 
     dtype = adapter.dtype(module)
 
     def draw(name: str, features: int) -> Tensor:
-        # Directions with the norm sqrt(K) of a normalized activation: the ratio does not depend on the norm, the
-        # rounding of a low-precision output with a bias in it does.
+        # Directions with the norm sqrt(K) of a normalized activation. The ratio does not depend on the norm, but the
+        # rounding of a low-precision output that includes a bias does.
         draws = torch.randn(probes, features, generator=_generator(seed, name))
         return (draws / draws.square().mean(dim=1, keepdim=True).sqrt()).to(device, dtype)
 
@@ -125,7 +125,7 @@ def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, 
         return gains
     name = parts[0].name if split is None else parts[0].name.rpartition(".")[0]
     z = draw(name, parts[0].in_features)
-    bias = adapter.bias(module)  # before the forward, after which accelerate takes an offloaded one away
+    bias = adapter.bias(module)  # before the forward, after which accelerate removes an offloaded bias
     y = adapter.probe(module, z)
     if split is None:
         return [_mean_gain(z, y, bias)]
@@ -147,7 +147,7 @@ def _mean_gain(z: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_module(layers: Sequence[LinearLayer]) -> Iterator[tuple[nn.Module, list[LinearLayer]]]:
-    """Modules with their parts, which are neighbours."""
+    """Yield the modules with their parts, which are neighbours."""
     for _, parts in groupby(layers, key=lambda layer: id(layer.module)):
         members = list(parts)
         yield members[0].module, members

@@ -1,4 +1,4 @@
-"""The provenance of a scoring run: what was scored on what, how, and with which software."""
+"""The provenance of a scoring run: model, data, settings and software."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def describe_run(
     """Describe a run that began at `started` (`time.perf_counter`) and ended as `stop` reports.
 
     Args:
-        model: What was scored, as `plop_ext.provenance.describe_model` says.
-        data: `name` and `hash` of the data, and what else is known of them.
-        settings: How it was scored.
-        outcome: What the run gave.
-        device: Where it ran.
-        started: When.
-        stop: How much data was needed; None without a stop rule.
+        model: The description of the model by `plop_ext.provenance.describe_model`.
+        data: `name` and `hash` of the data, and further facts.
+        settings: The settings of the run.
+        outcome: The numbers of the run.
+        device: The device of the run.
+        started: Start of the run.
+        stop: The report of the stop rule; None without one.
     """
     return {
         "model": dict(model),

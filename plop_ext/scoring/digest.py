@@ -1,4 +1,4 @@
-"""Fingerprints of data, by which a resumed run knows its batches and scores say what they were measured on."""
+"""Fingerprints of data, by which a resumed run recognizes its batches and scores record their data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def digest(batch: Any) -> str:
 
 
 def data_hash(digests: Sequence[str]) -> str:
-    """Return a fingerprint of all batches of a run, from that of each."""
+    """Return a fingerprint of all batches of a run, from their fingerprints."""
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def on_host(batch: Any) -> bool:
-    """Return whether a fingerprint of the batch costs no wait for a device."""
+    """Return whether a fingerprint of the batch needs no synchronization."""
     if isinstance(batch, Tensor):
         return batch.device.type == "cpu" and batch.layout == torch.strided
     if isinstance(batch, Mapping):

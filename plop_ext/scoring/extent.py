@@ -1,4 +1,4 @@
-"""How much data a scoring run reads."""
+"""The number of samples that a scoring run reads."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from plop_ext.errors import InputError
 from plop_ext.forwards.batch import length
 from plop_ext.statistics import StopRule
 
-# What is read at most where the caller leaves it to the stop rule.
+# Upper limit on the samples if the stop rule decides.
 DEFAULT_SAMPLES = 128
 
 
 def extent(
     max_samples: int | str | None, stop: str | StopRule | None, compat: str | None
 ) -> tuple[int | None, StopRule | None]:
-    """Return how many samples to read at most, and when to stop before that."""
+    """Return the maximum number of samples, and the rule for stopping earlier."""
     if isinstance(max_samples, str) and max_samples != "auto":
         raise InputError(f"`max_samples` must be a number, None or 'auto', got {max_samples!r}")
     if isinstance(stop, str) and stop not in ("auto", "settled"):
         raise InputError(f"`stop` must be 'settled', a StopRule or None, got {stop!r}")
     if stop == "auto":
-        # The script's unweighted means of batches have no such statistics.
+        # There are no such statistics for the unweighted means of batches of the published script.
         stop = "settled" if max_samples == "auto" and compat is None else None
     rule = StopRule() if stop == "settled" else stop
     assert not isinstance(rule, str)

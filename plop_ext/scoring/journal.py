@@ -1,4 +1,4 @@
-"""The totals of a scoring run as it goes: one line per batch, so that a killed run continues where it ended."""
+"""The journal of a scoring run: one line of totals per batch, from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plop_ext.totals import Totals
 
 FORMAT = "plop_ext.journal"
 FORMAT_VERSION = 2
-# Devices and kernels differ by rounding; another checkpoint differs by far more.
+# Devices and kernels differ by rounding errors; checkpoints differ by far more.
 _BASELINE_TOLERANCE = 1e-4
 
 
@@ -47,7 +47,7 @@ class Journal:
     Args:
         path: The file.
         run: What must be the same for totals to be added: model, modules, settings. Plain JSON.
-        baseline: [M] baselines; they tell two checkpoints of one shape apart.
+        baseline: [M] baselines, by which two checkpoints of one shape are distinguished.
         resume: Continue a file that is there. Without it, one that is there is an error.
 
     Raises:
@@ -65,7 +65,7 @@ class Journal:
         if self._path.exists():
             if not resume:
                 raise InputError(
-                    f"`{path}` is left of an interrupted run; continue it with `resume` (plop score --resume), or "
+                    f"`{path}` belongs to an interrupted run; continue it with `resume` (plop score --resume), or "
                     "delete it"
                 )
             end = self._read()
@@ -125,7 +125,7 @@ class Journal:
         )
 
     def delete(self) -> None:
-        """Remove the file: the result is saved elsewhere."""
+        """Remove the file, once the result is saved."""
         self._path.unlink(missing_ok=True)
 
     def _write(self, content: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ class Journal:
         """Load the whole records; returns where they end, 0 without a header."""
         data = self._path.read_bytes()
         lines = data.split(b"\n")
-        # What follows the last line break is torn, or empty.
+        # Anything after the last line break is an incomplete line.
         whole, end = lines[:-1], len(data) - len(lines[-1])
         if not whole:
             return 0

@@ -1,4 +1,4 @@
-"""What a run measures, whether the model runs as a whole or block by block."""
+"""The numbers of a run, both in memory and streamed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from plop_ext.totals import Totals
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers of a run, layer by layer in the model's order, and what was noticed on the way.
+    """The numbers of a run, layer by layer in the model's order, and observations about the layers.
 
     Attributes:
         totals: Sums over the tokens of each layer and sample.
         norms: Weight norms of the layers.
-        baselines: The layers' gains on random inputs.
-        ids: Each sample's id.
-        batches: The batch each sample was in.
-        unmasked: Layers of which all rows count, because these are not the tokens of the mask.
-        unassigned: Layers of which some rows belong to no sample, and why.
-        experts_implementation: The model's own way to run stacked experts, which a run groups to observe each.
+        baselines: Gains of the layers on random inputs.
+        ids: Id of each sample.
+        batches: Batch of each sample.
+        unmasked: Layers whose rows all count, because they are not the tokens of the mask.
+        unassigned: Layers with rows that belong to no sample, and the reason.
+        experts_implementation: The model's own implementation of stacked experts; a run uses the grouped one.
     """
 
     totals: Totals

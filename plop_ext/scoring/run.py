@@ -1,4 +1,4 @@
-"""One pass over the data: forwards, the journal, and the stop rule, which keeps the device waiting once at most."""
+"""One pass over the data: forwards, the journal, and the stop rule, which leaves the device idle at most once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from plop_ext.totals import Totals
 
 @dataclass
 class Samples:
-    """What a run has scored: per sample its id and batch, per batch its totals and a digest of it."""
+    """The scored samples of a run: id and batch of each sample, totals and fingerprint of each batch."""
 
     ids: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
@@ -36,11 +36,11 @@ class Samples:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of all inputs in the order of the run; None if some of them never were on the host."""
+        """Fingerprint of all inputs in the order of the run; None if some of them never were on the host."""
         return None if "" in self.digests else data_hash(self.digests)
 
     def outcome(self, collector: Collector, norms: WeightNorms, baselines: Sequence[float]) -> Outcome:
-        """Return what the run gave, with what `collector` noticed."""
+        """Return the numbers of the run, with the observations of `collector`."""
         return Outcome(
             totals=Totals.join_samples(self.tables),
             norms=norms,
@@ -65,11 +65,11 @@ class _Arrivals:
 
     Args:
         queue: The totals of forwards.
-        journal: Where they are written to.
-        watch: Looks at the totals batch by batch.
+        journal: The journal to write them to.
+        watch: The stop rule, evaluated batch by batch.
 
     Attributes:
-        samples: What has arrived.
+        samples: The samples received so far.
     """
 
     def __init__(self, queue: TotalsQueue, journal: Journal | None, watch: StopWatch | None) -> None:
@@ -86,11 +86,11 @@ class _Arrivals:
         self._forwards += 1
 
     def expect_known(self, number: int, record: Record) -> None:
-        """Expect the batch `number`, which the journal has."""
+        """Expect the batch `number`, which is in the journal."""
         self._expected.append((number, lambda: record))
 
     def take(self, keep: int) -> bool:
-        """Receive all batches but the last `keep`; stop and return True once the chosen set has settled."""
+        """Receive all batches except the last `keep`; stop and return True if the stop rule is met."""
         while len(self._expected) > keep:
             number, receive = self._expected.popleft()
             self.samples.add(number, receive())
@@ -116,20 +116,21 @@ def run_batches(
     watch: StopWatch | None = None,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> Samples:
-    """Score batches until the data ends, `max_samples` are complete or `watch` says that the chosen set has settled.
+    """Score batches until the data ends, `max_samples` are complete or the stop rule is met.
 
-    Totals are read one batch late on a CUDA device: while the host waits for those of a batch, the device has the
-    next one queued. Only the first look waits for the batch just queued: most runs end there, and the few milliseconds
-    that the device is idle, once, are less than one more batch. What is read before a look depends on nothing but the
-    data, so that a run repeats; batches of the journal wait for their look just as long, so that it resumes.
+    On a CUDA device, totals are read one batch late: while the host waits for the totals of one batch, the next is
+    queued on the device. Only the first evaluation of the stop rule waits for the batch just queued: most runs end
+    there, and the few milliseconds for which the device is idle, once, are less than one more batch. The batches read
+    before an evaluation depend only on the data, so runs are reproducible. Batches of the journal are evaluated at the
+    same points, so that a resumed run stops at the same batch.
 
     Args:
         model: Prepared for scoring.
         dataloader: Batches, as for `score`.
         collector: Entered.
         forwards: Entered within it.
-        settings: Which tokens count and how many are read; the last batch completes `max_samples`.
-        journal: Where to write totals, and which batches need no forward.
+        settings: Settings of the run; the last batch completes `max_samples`.
+        journal: The journal, to which totals are written, and whose batches need no forward.
         watch: The stop rule.
         advance: Called with the number of samples of each batch.
 

@@ -1,4 +1,4 @@
-"""Drives a model over data and returns its scores."""
+"""`score`: run a model over data and return its scores."""
 
 from __future__ import annotations
 
@@ -62,55 +62,56 @@ def score(
     r"""Measure the normalized feature norm (NFN) of every linear module on task data.
 
     \(NFN(W) = \mathrm{mean}_t (\lVert W z_t \rVert / \lVert z_t \rVert) / E_u \lVert W u \rVert\) with u uniform on
-    the unit sphere (PLoP, arXiv 2506.20629): 1 means the module sees its input as noise, larger means it is aligned
-    with it. One forward per batch, no gradients, no second matmul; the bias is not part of the feature. Model, hooks,
-    training mode and random states are left as found, also after an exception.
+    the unit sphere (PLoP, arXiv 2506.20629): 1 means that the module sees its input as noise, larger that it is
+    aligned with it. Scoring takes one forward per batch, without gradients and without a second matmul; the bias is
+    not part of the feature. Model, hooks, training mode and random states are restored, also after an exception.
 
     Args:
         model: Any module made of linear layers: plain, packed, quantized, convolutions, stacked experts
-            (docs/layers.md). A `torch.compile`d model is scored eagerly; of one with LoRA adapters the base layers are
-            scored.
-        dataloader: Batches: a dict is passed as keywords, a tuple or list as arguments, a tensor as the only one. A
-            dict may carry `sample_ids` [B], which is taken out.
+            (docs/layers.md). A `torch.compile`d model is scored eagerly. Of a model with LoRA adapters, the base
+            layers are scored.
+        dataloader: Batches. A dict is passed as keywords, a tuple or list as arguments, a tensor as the only argument.
+            `sample_ids` [B] in a dict are removed first.
         max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
-            and fewer once the stop rule is satisfied.
-        stop: `"settled"`: end as soon as the three lowest types are the same in 99 % of the draws of samples and at
-            least 4 were seen; a `StopRule` watches another number of types, or single modules (from 64 samples on).
-            The samples must come in random order (`plop_ext.data.batches` sees to that). None reads on. By default
-            `"settled"` if `max_samples` is left at its default, else None.
+            and fewer once the stop rule is met.
+        stop: `"settled"`: stop as soon as at least 4 samples were seen and the three lowest types are the same in 99 %
+            of the bootstrap resamples of the samples. A `StopRule` names another number of types, or single modules
+            (from 64 samples on). The samples must come in random order, as from `plop_ext.data.batches`. None: do not
+            stop early. By default `"settled"` if `max_samples` has its default, otherwise None.
         mask: `"attention"`: tokens with `attention_mask` 1 (all without one); `"completion"`: of these, tokens whose
             `labels` are not -100; `"all"`: padding too.
         baseline: `"frobenius"`: ||W||_F / sqrt(K), exact and free; `"probe"`: random inputs through the module.
         probes: Random inputs per module for `"probe"`.
         include: Score exactly the modules whose name ends with one of these; default: all inside repeated blocks.
-        exclude: Leave out the modules whose name ends with one of these.
+        exclude: Do not score the modules whose name ends with one of these.
         scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
             adapters off a vision tower.
         token_step: Read every `token_step`-th position of the padded batch, from a random first one per batch. 8 costs
-            no accuracy on ordinary text and saves most of the overhead. Means stay unbiased, but a sample with fewer
-            counted tokens in a row than this, such as a short completion, may give none: then it has no part in
-            them, and no score of its own.
-        fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3 by fused kernels, which take
-            the sums on the way: scoring then costs less than the plain forward. The first batch checks them against
-            the model. Outputs differ in the last bit of a few elements, float32 scores in the sixth digit, 16-bit ones
-            in the third or fourth. Anything else is scored as without it, and a warning says why.
-        graph: Replay forwards as CUDA graphs, for a model on one CUDA device. Pays where launching kernels takes
-            longer than they run: short batches, or small models. A batch is replayed from the second of its kind on:
-            the same shapes, the same first token read, and padding in both or in neither. So make lengths few
-            (`plop_ext.data.batches(pad_to_multiple_of=...)`) and leave `token_step` at 1, or score many batches.
-            Scores have the same bits. A forward that waits for the device, as every transformers model does under a
-            `forward` of your own, is scored eagerly, and a warning says why.
+            no accuracy on ordinary text and saves most of the overhead. Means stay unbiased. If a sample has fewer
+            counted tokens in a row than this, such as a short completion, it may give none; it then has no part in the
+            means, and no score of its own.
+        fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3 on fused kernels, which also
+            emit the sums of squares: scoring then costs less than the plain forward. The first batch checks the
+            kernels against the model. Outputs differ in the last bit of a few elements, float32 scores in the sixth
+            digit, 16-bit scores in the third or fourth. All other blocks are scored as without it, and a warning gives
+            the reason.
+        graph: Replay forwards as CUDA graphs, for a model on one CUDA device. Use it if launching kernels takes longer
+            than running them: for short batches, or small models. A batch is replayed from the second of its kind on:
+            with the same shapes, the same first token read, and padding in both or in neither. Therefore limit the
+            number of lengths (`plop_ext.data.batches(pad_to_multiple_of=...)`) and leave `token_step` at 1, or score
+            many batches. Scores are bitwise identical. A forward that synchronizes, as every transformers model does
+            under a user-defined `forward`, is scored eagerly, and a warning gives the reason.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
             weights, heads are scored, only the last call of a module counts, types match as substrings, probe
             baseline.
-        forward: How to run a batch, `forward(model, batch)`; default as described under `dataloader`.
+        forward: Function `forward(model, batch)` that runs a batch; default as described under `dataloader`.
         data_name: Name of the data for the provenance.
-        data_info: What else the provenance should say of the data, such as column, split and length, as plain JSON
-            values. A hash of the inputs is added where these are on the host.
-        journal: File to write each batch's totals to as they come. A run that was killed continues from it.
-        resume: Continue `journal` if it is there: batches in it need no forward, and nothing counts twice. Data,
-            order, batch size, model and settings must be the same.
+        data_info: Further facts about the data for the provenance, such as column, split and length, as plain JSON
+            values. A hash of the inputs is added if they are on the host.
+        journal: File to which the totals of each batch are appended. A killed run can continue from it.
+        resume: Continue `journal` if it exists: its batches need no forward, and nothing counts twice. Data, order,
+            batch size, model and settings must be the same.
         progress: Show a progress bar.
 
     Returns:
@@ -133,7 +134,9 @@ def score(
         compat=compat,
     )
     if fast and compat is not None:
-        raise InputError(f"`fast` reads outputs together, and `compat`={compat!r} each by itself; leave one out")
+        raise InputError(
+            f"`fast` reads outputs together, and `compat`={compat!r} reads each separately; leave one out"
+        )
     data = check_data_info(data_info)
     model = getattr(model, "_orig_mod", model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
@@ -192,9 +195,9 @@ def find_plop_targets(
     Args:
         model: As for `score`.
         dataloader: As for `score`.
-        types: How many module types (default 3), or `"auto"`, as for `Scores.place`. Of a number, the stop rule
-            watches as many.
-        **score_kwargs: Anything else `score` takes.
+        types: Number of module types (default 3), or `"auto"`, as for `Scores.place`. The default stop rule uses the
+            same number.
+        **score_kwargs: Further arguments of `score`.
 
     Example:
         >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)

@@ -1,4 +1,4 @@
-"""Watches the totals of a run and says when more data would not change the chosen set."""
+"""The evaluation of the stop rule on the totals of a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from plop_ext.totals import Totals
 
 
 class StopWatch:
-    """Applies a `StopRule` to the totals that have arrived.
+    """Applies a `StopRule` to the totals received so far.
 
     Args:
-        rule: When to stop.
-        layers: What is scored.
-        baseline: [M] their baselines.
+        rule: The rule.
+        layers: The scored layers.
+        baseline: [M] baselines of the layers.
     """
 
     def __init__(self, rule: StopRule, layers: Sequence[LinearLayer], baseline: Sequence[float]) -> None:
@@ -31,11 +31,11 @@ class StopWatch:
         self._last = 0
 
     def first_is_due(self, samples: int) -> bool:
-        """Return whether `samples` are enough for the first look, and there was none yet."""
+        """Return whether `samples` are enough for the first evaluation, and there was none yet."""
         return self._last == 0 and samples >= self.rule.first_look
 
     def look(self, tables: Sequence[Totals], samples: int) -> bool:
-        """Return whether the set has settled on the batches so far, with `samples` in all."""
+        """Return whether the rule is met on the batches so far, with `samples` in total."""
         if self.settled or not self.rule.is_due(samples, self._last):
             return self.settled
         self._last = samples

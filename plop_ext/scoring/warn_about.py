@@ -1,4 +1,4 @@
-"""What a user should know of the scores of a run."""
+"""The warnings about the scores of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from plop_ext.scoring.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
-# A sample with fewer counted tokens is a sample of little.
+# Fewest counted tokens of a sample without a warning.
 FEW_TOKENS = 16
 
 
 def warn_about(scores: Scores, outcome: Outcome) -> None:
-    """One warning per thing the user should know about the result."""
+    """Warn of each problem of the result."""
     fast = scores.provenance.get("fast")
     if fast is not None and fast["reason"] is not None:
         effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
@@ -30,7 +30,7 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
             f"`token_step`={step} read no token of {unread} of {len(per_sample)} samples, which have few that count; "
             "lower it"
         )
-    # What a sample holds, not what was read of it.
+    # The tokens that a sample holds, not those that were read.
     few = int((per_sample * step < FEW_TOKENS).sum()) - unread
     if few:
         warn(
@@ -41,14 +41,14 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
     if nonfinite.any():
         worst = int(nonfinite.argmax())
         warn(
-            f"{int(nonfinite.sum())} token features are NaN or infinite and were left out, most in "
+            f"{int(nonfinite.sum())} token features are NaN or infinite and were excluded, most in "
             f"`{scores.modules[worst].name}` ({int(nonfinite[worst])})"
         )
     zero = scores.totals.skipped_zero.sum(axis=1)
     if zero.any() and scores.provenance["settings"]["compat"] is None:  # the script counts them as a gain of zero
         worst = int(zero.argmax())
         warn(
-            f"{int(zero.sum())} token features have an input of zeros and were left out, most in "
+            f"{int(zero.sum())} token features have an input of zeros and were excluded, most in "
             f"`{scores.modules[worst].name}` ({int(zero[worst])})"
         )
     few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]

@@ -62,16 +62,16 @@ def score_streaming(
 ) -> Scores:
     """Score a model that fits neither the device nor the RAM: the scores of `plop_ext.score`, one block at a time.
 
-    All batches go through the embedding, then through block 0, block 1, ..., while the next block's weights are on
-    their way from the files. Resident are two blocks, one batch of activations and the totals; the hidden states
-    between blocks live on the device, in RAM or on disk. Stops after the last block that holds a layer to score; the
-    output head is never read. The whole set of batches is kept in RAM, as token ids.
+    All batches go through the embedding, then through block 0, block 1, ..., while the next block's weights are being
+    read from the files. Resident are two blocks, one batch of activations and the totals; the hidden states between
+    blocks are kept on the device, in RAM or on disk. The run ends after the last block that holds a layer to score;
+    the output head is never read. All batches are kept in RAM, as token ids.
 
     Args:
         path: Model folder with safetensors files, a name on the hub (which is downloaded), or `"plop-tiny"`.
         dataloader: As for `score`.
-        max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 settle the order
-            of types; single modules need 64 or more.
+        max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 suffice for
+            a stable order of types; single modules need 64 or more.
         mask: As for `score`.
         baseline: As for `score`.
         probes: As for `score`.
@@ -81,14 +81,15 @@ def score_streaming(
         token_step: As for `score`.
         seed: As for `score`.
         dtype: Floating-point type of the weights: `"auto"`, the checkpoint's own; or a `torch.dtype` or its name.
-        device: Default CUDA if there is any, else the CPU.
+        device: Device of the run. Default CUDA if available, otherwise the CPU.
         attn_implementation: Attention kernel. Default the model's own choice.
-        memory_budget: Bytes, or a size such as `"6GiB"`, that neither the device's memory nor the process's RAM may
-            pass. Default: 80 % of what is free. A run that needs more is refused. Lower it to leave room for others:
-            hidden states go to RAM or disk.
-        state: Folder for what is needed to continue a killed run. It stays when the run is complete, so that scores
-            that were not saved can be had again by `resume`; remove it once they are. Default: none is kept.
-        resume: Continue the run that left `state`, at its last finished block.
+        memory_budget: Limit on the memory of the device and on the RAM of the process, in bytes or as a size such as
+            `"6GiB"`. Default: 80 % of the free memory. A run that needs more is refused. Lower it to leave memory to
+            other processes: hidden states then go to RAM or disk.
+        state: Folder for the state of the run, from which a killed run can be resumed. It remains after a complete
+            run, so that `resume` can return scores that were not saved; remove it once they are saved. Default: no
+            state.
+        resume: Continue the run of `state` at its last finished block.
         data_name: Name of the data for the provenance.
         progress: Show a progress bar.
 
@@ -96,9 +97,9 @@ def score_streaming(
         The scores. `provenance["streaming"]` has the plan, the measured peaks and the bytes read.
 
     Raises:
-        InputError: If a file is missing, truncated or damaged, the model does not fit the pattern, the budget is too
-            small, or an argument is out of range.
-        SetupError: If transformers has another version than this knows, or the hub cannot be reached.
+        InputError: If a file is missing, truncated or damaged, the model cannot be streamed, the budget is too small,
+            or an argument is out of range.
+        SetupError: If the version of transformers is not supported, or the hub cannot be reached.
 
     Example:
         >>> scores = plop_ext.score_streaming("plop-tiny", dataloader, memory_budget="4GiB", device="cpu")

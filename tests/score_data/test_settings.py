@@ -80,7 +80,7 @@ def test_a_merge_refuses_other_settings_of_what_is_measured(name: str) -> None:
     changed = {**second.provenance["settings"], name: "something else"}
     other = replace(second, provenance={**second.provenance, "settings": changed})
     if expected:
-        with pytest.raises(InputError, match=f"scores 2 have {name}=something else, .*; score alike"):
+        with pytest.raises(InputError, match=f"scores 2 have {name}=something else, .*; use the same settings"):
             Scores.merge([first, other])
     else:
         Scores.merge([first, other])

@@ -184,7 +184,7 @@ def test_on_a_device_a_resumed_run_stops_where_it_would_have(tmp_path: Path, mon
 
 def test_a_left_over_file_is_not_overwritten(journal: Path) -> None:
     before = journal.read_bytes()
-    with pytest.raises(InputError, match="is left of an interrupted run; continue it with `resume`"):
+    with pytest.raises(InputError, match="belongs to an interrupted run; continue it with `resume`"):
         scored(journal)
     assert journal.read_bytes() == before
 

@@ -207,7 +207,7 @@ def test_token_step_keeps_the_mask() -> None:
 def test_tokens_without_a_feature_are_left_out_and_counted() -> None:
     model, x = nn.Sequential(nn.Linear(16, 8)), torch.randn(2, 30, 16)
     x[0, 3], x[0, 4], x[0, 5, 2], x[1, 7:11], x[1, 29, 0] = torch.nan, torch.inf, 1e30, 0.0, -torch.inf
-    with pytest.warns(UserWarning, match=r"4 token features are NaN or infinite and were left out, most in `0` \(4\)"):
+    with pytest.warns(UserWarning, match=r"4 token features are NaN or infinite and were excluded, most in `0` \(4\)"):
         scores = score(model, [x])
     totals = scores.totals
     assert totals.tokens[0].tolist() == [27, 25]

@@ -1,4 +1,4 @@
-"""Ways to hand a placement to a training stack, one file each.
+"""The exports of placements to training stacks, one file each.
 
 A stack is a module of this package with a function `export(placement, **options)`. Its file's name, with dashes for
 underscores, is the stack's name in `Placement.export`. Nothing else lists it; a leading underscore hides a module.
@@ -21,7 +21,7 @@ def stacks() -> tuple[str, ...]:
 
 
 def export(placement: PlacementData, stack: str, **options: Any) -> Any:
-    """Return a placement in the form that `stack` takes; see `Placement.export`."""
+    """Return a placement in the form of `stack`; see `Placement.export`."""
     if stack not in stacks():
         raise InputError(f"`stack` must be one of {', '.join(stacks())}, got {stack!r}")
     return importlib.import_module(f"{__name__}.{stack.replace('-', '_')}").export(placement, **options)

@@ -1,4 +1,4 @@
-"""PEFT: a `LoraConfig` that adapts exactly the placement, and whether a wrapped model has it."""
+"""The export to PEFT: a `LoraConfig` that adapts exactly the placement, and the check of a wrapped model."""
 
 from __future__ import annotations
 
