@@ -40,6 +40,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_words.py
 	find csrc -name '*.[ch]*' | xargs $(BIN)/clang-format --dry-run --Werror
 	for page in README.md benchmarks/README.md docs/statistics.md; do \
 	  $(BIN)/python -m benchmarks.to_markdown benchmarks/results/*.json --check $$page || exit 1; \

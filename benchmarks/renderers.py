@@ -135,7 +135,7 @@ def time_to_placement(result: Result) -> str:
     header = ["candidate", "batch", "samples x tokens read", "ms, median (p20-p80)", "first run, ms", "faster"]
     facts = (
         f"{settings['shape']}, {settings['dtype']}, {settings['modules']} modules, {settings['samples']} samples of "
-        f"{settings['tokens']} tokens on offer; of plop_ext's time, {settings['weight_norms_ms']:.1f} ms are the "
+        f"{settings['tokens']} tokens available; of plop_ext's time, {settings['weight_norms_ms']:.1f} ms are the "
         "weight norms.\n\n"
     )
     return facts + table(header, rows)

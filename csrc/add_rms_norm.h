@@ -1,5 +1,5 @@
 // RMSNorm of hidden = residual + x, with the sums of squares of x and of normed:
-//   y      = x, or with an inner weight rms_norm(x; inner_weight, inner_eps)      (blocks that normalise before they
+//   y      = x, or with an inner weight rms_norm(x; inner_weight, inner_eps)      (blocks that normalize before they
 //   add) hidden = residual + y, or without a residual y normed = rms_norm(hidden; weight, eps) x_sumsq[t] = sum_k (x[t,
 //   k] - bias[k])^2,  normed_sumsq[t] = sum_k normed[t, k]^2
 // Roundings are those of the modules that the op replaces: y, hidden and normed are rounded to `dtype`; a plain norm

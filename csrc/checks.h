@@ -111,7 +111,7 @@ inline void check_elements(const char* op, const Tensor& t, const char* name, in
 inline void check_aligned(const char* op, const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.storage_offset() % kVector == 0, op, ": ", name, " must start at a multiple of ", kVector,
                   " elements, got offset ", t.storage_offset());
-  // Storage that another library allocated may start anywhere; a misaligned vectorised access ends the process's CUDA
+  // Storage that another library allocated may start anywhere; a misaligned vectorized access ends the process's CUDA
   // context.
   const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   STD_TORCH_CHECK(!t.is_cuda() || address % kVectorBytes == 0, op, ": ", name, " must start at a multiple of ",

@@ -18,7 +18,7 @@ struct RowSumsqArgs {
   int64_t in_features;     // K
   int64_t outer_stride;    // in elements
   int64_t row_stride;      // in elements
-  int64_t feature_stride;  // in elements; 1 allows vectorised loads
+  int64_t feature_stride;  // in elements; 1 allows vectorized loads
   int64_t bias_stride;     // in elements; 0 for one bias for all rows, K for one per inner row
   int64_t step;            // distance in rows between the rows read
   int64_t phase;           // first row read

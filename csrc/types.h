@@ -10,7 +10,7 @@ enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 // Elements that the fused ops read and write as one vector; their fakes check sizes, strides and offsets by the same
 // number (VECTOR in plop_ext/ops/_schema.py).
 constexpr int kVector = 8;
-// Bytes of a vectorised access on CUDA, and the alignment that it needs.
+// Bytes of a vectorized access on CUDA, and the alignment that it needs.
 constexpr int kVectorBytes = 16;
 
 // Number of rows among `rows` that start at `phase` and lie `step` apart.

@@ -1,8 +1,8 @@
-"""PLoP: where in this model should LoRA go for this task? (arXiv 2506.20629)
+"""PLoP (arXiv 2506.20629): where in this model should LoRA go for this task?
 
-`score` a model on task data, ask `Scores.statistics` how sure the ranking is, `Scores.place` LoRA on the module types
-with the lowest normalized feature norm, `Placement.lora_config` for PEFT. Importing needs torch and numpy;
-transformers and PEFT load when they are used.
+`score` measures a model on task data, `Scores.statistics` how certain the ranking is. `Scores.place` puts LoRA on the
+module types with the lowest normalized feature norm, and `Placement.lora_config` is the result for PEFT. The import
+needs torch and numpy; transformers and PEFT are imported when they are used.
 """
 
 from __future__ import annotations

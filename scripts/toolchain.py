@@ -72,7 +72,7 @@ def is_at_least(release: str, wanted: tuple[int, int]) -> bool:
 
 
 def source_flags(source: str, flags: list[str], release: str) -> list[str]:
-    """`arch_flags` for one source: kernels of `HOPPER_OPS` are built for that architecture alone, if it is among them.
+    """Return the `arch_flags` for one source: a kernel of `HOPPER_OPS` is built for that architecture only.
 
     Built without Hopper, or by an nvcc `release` that is too old for them, there are none.
     """

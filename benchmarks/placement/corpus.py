@@ -20,7 +20,7 @@ from benchmarks.placement.settings import Settings
 _SUFFIXES = (".py", ".pyi", ".md", ".rst", ".txt")
 _LARGEST = 400_000  # bytes of a file; larger ones are tables and generated code
 _SMALLEST = 200
-_VALIDATION = 100  # one file in so many
+_VALIDATION = 100  # one file in this many
 
 
 def folders(parts: Sequence[str]) -> list[Path]:

@@ -54,5 +54,5 @@ class Deadline:
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def allows(self, seconds: float) -> bool:
-        """Whether work of so many `seconds` would end in time."""
+        """Whether work that takes `seconds` would end in time."""
         return self._end is None or time.monotonic() + seconds <= self._end

@@ -101,7 +101,7 @@ class Replicas:
 
 
 def initial_down(model: nn.Module, width: int, seed: int) -> dict[str, Tensor]:
-    """PEFT's initial A of every module for a seed, [K, width]: the same whatever the rank and the placement."""
+    """PEFT's initial A of every module for a seed, [K, width]: the same for every rank and placement."""
     device = next(model.parameters()).device
     result = {}
     for index, (name, linear) in enumerate(linear_modules(model).items()):

@@ -1,5 +1,5 @@
 // What the CPU kernels share: element types with branch-free loads and stores, and sums of squares in fixed lanes. All
-// of it is inlined into functions marked PLOP_VECTOR_CLONES, whose loops the compiler vectorises once per instruction
+// of it is inlined into functions marked PLOP_VECTOR_CLONES, whose loops the compiler vectorizes once per instruction
 // set. The loader chooses the set; results are bitwise identical for all.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Chunks of neighbouring elements in registers: vectorised loads and stores, widening, sums of squares, and arithmetic
+// Chunks of neighbouring elements in registers: vectorized loads and stores, widening, sums of squares, and arithmetic
 // that rounds as PyTorch's operators do.
 #pragma once
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ auto element(const __nv_bfloat16* __restrict__ values
   return __uint_as_float(j % 2 == 0 ? word << 16 : word & 0xffff0000u);
 }
 
-// Neighbouring elements in registers. A thread of a fused kernel handles chunks of the default size: one vectorised
+// Neighbouring elements in registers. A thread of a fused kernel handles chunks of the default size: one vectorized
 // access of a 16-bit type, two of float32.
 template <typename T, int kSize = kVector>
 struct alignas(kVectorBytes) Chunk {

@@ -1,5 +1,5 @@
 // One block per (record, group, sample) cell. The records are a kernel parameter: no copy to the device, no
-// synchronisation. No two records share a module, so each cell has one owner.
+// synchronization. No two records share a module, so each cell has one owner.
 #include "../gain_totals.h"
 #include "launch.cuh"
 #include "reduce.cuh"

@@ -10,7 +10,7 @@ namespace plop_ext {
 namespace {
 
 constexpr int kMaxThreads = 256;
-// Chunks of gate and of up in flight per thread: 64 bytes, whatever the type.
+// Chunks of gate and of up in flight per thread: 64 bytes for every type.
 template <typename T>
 constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;
 

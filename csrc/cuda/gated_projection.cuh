@@ -2,9 +2,9 @@
 // two in their epilogue, so that gate and up never reach memory. Bound by the tensor cores. Hopper only.
 //
 // A persistent kernel: each cluster of two blocks takes tiles of 256 rows x 128 features until none is left, each block
-// 128 of the rows, of gate and of up. One warpgroup is the producer: one of its threads keeps four stages of tiles on
-// their way from memory, x for its own block and gate's weights or up's for both blocks. Two warpgroups are consumers,
-// 64 rows each. They meet only where a stage is used up, so one multiplies while the other is in its epilogue.
+// 128 of the rows, of gate and of up. One warpgroup is the producer: one of its threads keeps the loads of four stages
+// of tiles in flight, x for its own block and gate's weights or up's for both blocks. Two warpgroups are consumers, 64
+// rows each. They synchronize only when a stage is used up, so one multiplies while the other is in its epilogue.
 #pragma once
 
 #include "../gated_projection.h"

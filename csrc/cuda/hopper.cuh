@@ -34,7 +34,7 @@ __device__ __forceinline__ void init_barrier(uint64_t& barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
 
-// Makes the barriers that this thread initialised visible to the other block of the cluster and to the copy engine.
+// Makes the barriers that this thread initialized visible to the other block of the cluster and to the copy engine.
 __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }

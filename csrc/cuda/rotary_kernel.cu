@@ -1,6 +1,6 @@
 // One warp per token, for all heads of q and k: each is read once and written once. A lane owns the same two chunks of
 // every head that it handles, which rotate into each other, so it loads cos and sin once. The D / 16 lanes of a head
-// are neighbours and normalise it by shuffles. Bound by memory bandwidth.
+// are neighbours and normalize it by shuffles. Bound by memory bandwidth.
 #include "../rotary.h"
 #include "elements.cuh"
 #include "launch.cuh"

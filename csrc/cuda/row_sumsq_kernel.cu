@@ -28,7 +28,7 @@ constexpr int64_t kFewRows = 4096;
 // 16 blocks a multiprocessor need at most 32 registers a thread: 3 % more bandwidth at K = 4096 in bf16 on an H200. The
 // other variants would spill.
 template <class Traits>
-constexpr int kMinBlocks = Traits::kGroup <= kWarpSize && Traits::kAccess == Access::kVectorised && !Traits::kHasBias &&
+constexpr int kMinBlocks = Traits::kGroup <= kWarpSize && Traits::kAccess == Access::kVectorized && !Traits::kHasBias &&
                                    sizeof(typename Traits::Element) < sizeof(float)
                                ? 16
                                : 1;
@@ -137,7 +137,7 @@ constexpr bool kHasMultiRound = sizeof(T) <= sizeof(float) && (std::is_same_v<B,
 template <typename T, typename B, Access kAccess>
 void enqueue_by_width(const RowSumsqArgs& args, cudaStream_t stream) {
   const int64_t chunks = row_chunks<T>(args);
-  if constexpr (kAccess == Access::kVectorised && kHasMultiRound<T, B>) {
+  if constexpr (kAccess == Access::kVectorized && kHasMultiRound<T, B>) {
     if (takes_a_warp<T>(args) && (args.n_rows <= kFewRows || chunks >= kMultiRoundRow)) {
       return enqueue<RowTraits<T, B, kWarpSize, Access::kMultiRound>>(args, stream);
     }
@@ -150,7 +150,7 @@ void enqueue_by_width(const RowSumsqArgs& args, cudaStream_t stream) {
 template <typename T, typename B>
 void enqueue_by_alignment(const RowSumsqArgs& args, cudaStream_t stream) {
   if (rows_are_aligned<T>(args)) {
-    enqueue_by_width<T, B, Access::kVectorised>(args, stream);
+    enqueue_by_width<T, B, Access::kVectorized>(args, stream);
   } else {
     enqueue_by_width<T, B, Access::kElementwise>(args, stream);
   }

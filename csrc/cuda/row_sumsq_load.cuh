@@ -18,7 +18,7 @@ constexpr int kRounds = 4;
 
 enum class Access {
   kElementwise,  // any stride and alignment
-  kVectorised,   // 16-byte loads, one round in flight
+  kVectorized,   // 16-byte loads, one round in flight
   kMultiRound,   // 16-byte loads, kRounds rounds in flight
 };
 
@@ -98,12 +98,12 @@ __device__ __forceinline__ void add_tail(typename Traits::Sum (&sums)[kUnroll],
 
 // A row whose chunks are aligned: whole rounds, then the last one, then the tail.
 template <class Traits>
-__device__ __forceinline__ void add_vectorised(typename Traits::Sum (&sums)[kUnroll],
+__device__ __forceinline__ void add_vectorized(typename Traits::Sum (&sums)[kUnroll],
                                                const typename Traits::Element* __restrict__ row,
                                                const typename Traits::Bias* __restrict__ bias, int64_t n, int lane) {
   constexpr bool kMultiRound = Traits::kAccess == Access::kMultiRound;
   constexpr int kChunks = kMultiRound ? kRounds * kUnroll : kUnroll;
-  // With a bias, so many predicated chunks would need more registers than there are.
+  // With a bias, twice as many predicated chunks would exceed the registers.
   constexpr int kPartial = kMultiRound && Traits::kHasBias ? kChunks / 2 : kChunks;
   constexpr int kGroup = Traits::kGroup;
   constexpr int64_t kRound = kUnroll * kGroup;
@@ -161,7 +161,7 @@ __device__ __forceinline__ typename Traits::Sum row_share(const RowSumsqArgs& ar
   if constexpr (Traits::kAccess == Access::kElementwise) {
     add_elementwise<Traits>(sums, p, bias, args.in_features, args.feature_stride, lane);
   } else {
-    add_vectorised<Traits>(sums, p, bias, args.in_features, lane);
+    add_vectorized<Traits>(sums, p, bias, args.in_features, lane);
   }
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }

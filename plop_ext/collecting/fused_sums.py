@@ -31,8 +31,7 @@ class FusedSums:
         return BatchEmitter(batch, batch.arena_for(x.device, x.dtype), token_map, self._recording.layers_of)
 
     def bypassable(self, modules: Sequence[nn.Module], x: Tensor) -> bool:
-        """Return whether a kernel may replace linear layers that read `x` [..., K], and emit the sums of their
-        outputs.
+        """Return whether a kernel may replace linear layers that read `x` [..., K], and emit their outputs' sums.
 
         Args:
             modules: Two layers, or one layer of two parts, of which nothing else is scored.

@@ -47,8 +47,7 @@ def add_rms_norm_(
     step: int = 1,
     phase: int = 0,
 ) -> None:
-    r"""Add a block's output to the residual stream and normalize the sum, with the sums of squares of input and
-    output.
+    r"""Add a block's output to the residual stream and normalize the sum, with both sums of squares.
 
     \(h = residual + y\) and \(normed = \mathrm{rms}(h) \cdot w\), where \(y\) is \(x\), or with an inner weight
     \(\mathrm{rms}(x) \cdot w_{inner}\) (Gemma norms a block's output before it adds it), and

@@ -106,7 +106,7 @@ def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
 
 
 def _check(scores: ScoreData) -> None:
-    """Raise for values that no scoring run gives, which would be placed by all the same."""
+    """Raise for values that no scoring run gives, because a placement would use them."""
     few = scores.few_tokens
     for module in (*scores.modules, *(() if few is None else few.modules)):
         sizes = (module.in_features, module.out_features)

@@ -38,7 +38,7 @@ class Record:
 
 
 class Journal:
-    """An append-only file of batches. A record is there whole or not at all: a torn last line is dropped.
+    """An append-only file of batches. Records are complete: an incomplete last line is dropped.
 
     The file appears with the first record. What is written survives the death of the process at any moment, since
     every record is handed to the operating system at once; it is not forced to the disk, so a crash of the machine can

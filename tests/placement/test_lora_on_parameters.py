@@ -1,4 +1,4 @@
-"""LoRA on a parameter changes W itself within the forward; the base layer is scored all the same."""
+"""LoRA on a parameter changes W itself within the forward; the base layer is scored."""
 
 from __future__ import annotations
 

@@ -31,8 +31,7 @@ class UnknownMasks(Exception):
 
 
 def without_all_ones_masks(batch: Any) -> Any:
-    """Return the batch with None for each attention mask that masks nothing, which means the same to a transformers
-    model.
+    """Return the batch with None for each attention mask that masks nothing, which is equivalent in transformers.
 
     The model computes attention without a mask in either case, but it has to read every value of a mask of ones. These
     batches keep their masks: a batch with positions, because without a mask the model takes restarting positions for

@@ -33,8 +33,7 @@ def may_omit_masks(model: nn.Module) -> bool:
 
 
 def runs_library_code(model: nn.Module) -> bool:
-    """Return whether only transformers', PEFT's and torch's own code sees the masks that a transformers model is
-    called with.
+    """Return whether only code of transformers, PEFT and torch sees the masks of a transformers model.
 
     Any other code that sees the mask may rely on an explicit all-ones mask: a wrapping model, a user-defined class,
     forward or hook, or a replaced mask function. Modules inside a block of a supported family see only the masks that

@@ -203,7 +203,7 @@ def test_an_exception_between_replays_leaves_the_model_as_it_was(graphing: torch
 
 
 def test_resumed_with_and_without(graphing: torch.device, tmp_path: Path) -> None:
-    """The bits are the same either way, so a run may go on without graphs, or with them."""
+    """Scores are bitwise identical in both cases, so a run may continue without graphs, or with them."""
     model = model_on("llama", graphing)
     batches = [padded(2, 24, i) for i in range(8)]
     expected = scored(model, batches, token_step=2)
