@@ -32,6 +32,10 @@ def test_every_term() -> None:
     assert found.total_bytes == 16 * parameters + kept
 
 
+def test_adapters_are_float32_by_default() -> None:
+    assert cost([module("a")], {"a": 1}, "bfloat16", 1, 1).parameter_bytes == 4 * 40
+
+
 def test_siblings_share_one_input_and_other_parents_or_widths_do_not() -> None:
     assert activations("a.q_proj", "a.k_proj", "a.v_proj") == 2 * 32
     assert activations("a.q_proj", "b.q_proj") == 2 * 2 * 32

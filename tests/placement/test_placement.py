@@ -142,7 +142,8 @@ def test_parameters_and_the_rank_that_fits_them() -> None:
     placement = scores().place(types=["q_proj", "v_proj"])
     assert placement.num_parameters(1) == 2 * (8 + 8) + 2 * (8 + 4) == 56
     assert [placement.rank_for(allowed) for allowed in (56, 111, 112, 1000)] == [1, 1, 2, 17]
-    with pytest.raises(InputError, match=r"`max_params`=55 is too small for `q_proj\+v_proj`: rank 1 has 56"):
+    message = r"`max_params`=55 is too small for `q_proj\+v_proj`: rank 1 has 56 parameters; allow more or place fewer"
+    with pytest.raises(InputError, match=message):
         placement.rank_for(55)
     with pytest.raises(InputError, match="`r` must be at least 1, got 0"):
         placement.num_parameters(0)

@@ -55,6 +55,10 @@ def test_every_target_has_rank_1_or_nothing_fits() -> None:
     assert inverse_nfn(caps, nfn, lambda ranks: sum(ranks.values()) <= 1) is None
 
 
+def test_the_search_begins_below_every_scale_of_nfn() -> None:
+    assert inverse_nfn({"a": 8}, {"a": 1e-3}, lambda ranks: ranks["a"] <= 3) == {"a": 3}
+
+
 def test_ranks_by_score_end_at_what_a_target_can_use() -> None:
     assert inverse_nfn({"a": 8, "b": 3}, {"a": 2.0, "b": 0.5}, lambda ranks: True) == {"a": 8, "b": 3}
 

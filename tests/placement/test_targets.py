@@ -60,6 +60,7 @@ def test_what_peft_refuses_is_named_by_reason() -> None:
         "without LoRA: `m0`, `m1`, `m2` and 2 more: PEFT refuses it",
         "without LoRA: `n`: it is odd",
     )
+    assert notes_of(chosen[:4], chosen) == ("without LoRA: `m0`, `m1`, `m2` and 1 more: PEFT refuses it",)
     assert notes_of(chosen[:3], chosen) == ("without LoRA: `m0`, `m1`, `m2`: PEFT refuses it",)
 
 
@@ -81,7 +82,7 @@ def test_the_ranks_of_targets() -> None:
     placement = placed(lora_targets=targets, r=5, ranks={"b": 7})
     assert placement.ranks_at() == {"a": 5, "b": 7} and placement.ranks_at(3) == {"a": 3, "b": 3}
     assert placement.num_parameters() == 12 * 12 and placement.num_parameters(3) == 12 * 6
-    assert placed().r == 16
+    assert placed().r == 16 and placed().reason == ""
 
 
 def test_a_target_of_a_module_and_its_largest_rank() -> None:
@@ -111,6 +112,13 @@ def test_a_damaged_target_is_refused(change: dict[str, Any]) -> None:
     assert LoraTarget.from_dict({**fields, "shape": [8, 4]}) == LoraTarget("a", True, 12, (8, 4), "no")
     with pytest.raises((TypeError, ValueError)):
         LoraTarget.from_dict({**fields, **change})
+
+
+def test_the_smallest_target_there_can_be_is_read() -> None:
+    smallest = LoraTarget("a", False, 1, (1, 1))
+    assert LoraTarget.from_dict(smallest.to_dict()) == smallest
+    with pytest.raises(ValueError, match=r"no LoRA target: LoraTarget\(name='a', parameter=False, size=0, .*"):
+        LoraTarget.from_dict({**smallest.to_dict(), "size": 0})
 
 
 def test_modules_that_peft_all_refuses_can_be_placed_but_not_configured() -> None:

@@ -12,12 +12,19 @@ import numpy as np
 import pytest
 
 from plop_ext.errors import InputError
-from plop_ext.score_data import FewTokenModules, ScoreData, paper_script
+from plop_ext.lora_target import LoraTarget
+from plop_ext.placement import Placement
+from plop_ext.placement.budget import Budget
+from plop_ext.placement.cost import Cost
+from plop_ext.placement.data import PlacementData
+from plop_ext.placement.fingerprint import Fingerprint
+from plop_ext.score_data import FewTokenModules, SampleScores, ScoreData, ScoredModule, TypeScore, paper_script
 from plop_ext.score_data.frozen import FrozenDict, freeze
 from plop_ext.score_data.modules import few_routed_detail
 from plop_ext.score_data.samples import token_moments
 from plop_ext.score_data.types import members_by_type, score_types
 from plop_ext.scores import Scores
+from plop_ext.unscored import UnscoredModule
 from tests.support.gain_tables import scores, table
 from tests.support.scored_modules import scored_module
 from tests.support.totals import make_totals
@@ -153,6 +160,17 @@ def test_frozen_data_is_read_only_to_its_leaves() -> None:
             change(found)
     for twin in (copy.copy(found), copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
         assert twin == found and type(twin) is FrozenDict and json.dumps(twin) == json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(Budget, Cost, Fingerprint, LoraTarget, Placement, PlacementData),
+        *(FewTokenModules, SampleScores, ScoreData, ScoredModule, Scores, TypeScore, UnscoredModule),
+    ],
+)
+def test_results_cannot_be_changed(record: Any) -> None:
+    assert record.__dataclass_params__.frozen
 
 
 def test_modules_with_too_few_tokens_say_how_many() -> None:
