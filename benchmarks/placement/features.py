@@ -1,0 +1,195 @@
+"""What may predict where adapters help, by module: NFN, weights, inputs, gradients, first steps of finetuning."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import plop_ext
+from benchmarks.placement.encode import Encoded
+from benchmarks.placement.models import linear_modules
+from benchmarks.placement.settings import Settings
+from benchmarks.placement.train import Group, Slot, frozen_copy
+
+Features = dict[str, dict[str, float]]
+_BATCH = 64
+
+
+def text_examples(tokens: Tensor, settings: Settings) -> Encoded:
+    """Windows of ordinary text in the form of a task: everything counts, nothing is padding."""
+    windows = tokens[: settings.scored * settings.length].view(-1, settings.length)
+    everything = torch.arange(settings.length - 1, device=tokens.device).expand(len(windows), -1)
+    lengths = torch.full((len(windows),), settings.length, device=tokens.device)
+    return Encoded(windows, everything, windows[:, 1:], lengths, torch.zeros_like(lengths))
+
+
+def nfn_features(model: nn.Module, examples: Encoded) -> Features:
+    """NFN as plop_ext scores it: all tokens, the answers' tokens only, and against random inputs instead of ||W||."""
+    return {
+        "nfn": _nfn(model, examples),
+        "nfn_answer": _nfn(model, examples, mask="completion"),
+        "nfn_probe": _nfn(model, examples, baseline="probe"),
+    }
+
+
+def weight_features(model: nn.Module) -> Features:
+    """Sizes and spectra of the weights."""
+    found: Features = {}
+    for name, linear in linear_modules(model).items():
+        values = torch.linalg.svdvals(linear.weight.detach().double())
+        energy = values.square()
+        row = {
+            "weights": float(linear.weight.numel()),
+            "adapter": float(linear.in_features + linear.out_features),
+            "weight_norm": float(energy.sum().sqrt()),
+            "weight_spectral": float(values[0]),
+            "weight_stable_rank": float(energy.sum() / energy[0]),
+            "weight_effective_rank": _effective_rank(energy),
+            "weight_condition": float(values[0] / values[-1]),
+        }
+        _put(found, name, row)
+    return found
+
+
+@torch.no_grad()
+def input_features(model: nn.Module, examples: Encoded) -> Features:
+    """What one forward can stream of the inputs of each module, over the tokens that are no padding."""
+    moments: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    keep: list[Tensor] = []
+
+    def read(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0][keep[0]].float()
+        moments[name] = moments.get(name, torch.zeros((), device=rows.device)) + rows.t() @ rows
+        sums[name] = sums.get(name, torch.zeros((), device=rows.device)) + rows.sum(0)
+
+    count = 0
+    with _hooks(model, read):
+        for batch in examples.batches(_BATCH):
+            keep[:] = [batch["attention_mask"].bool()]
+            count += int(keep[0].sum())
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    found: Features = {}
+    for name, linear in linear_modules(model).items():
+        moment, weight = moments[name].double() / count, linear.weight.detach().double()
+        energy = torch.linalg.eigvalsh(moment).clamp(min=0)
+        passed = weight @ moment @ weight.t()
+        gain = passed.trace() / moment.trace()
+        row = {
+            "input_norm": float(moment.trace().sqrt()),
+            "input_effective_rank": _effective_rank(energy),
+            "input_participation": float(energy.sum().square() / energy.square().sum()),
+            "input_mean_share": float((sums[name].double() / count).square().sum() / moment.trace()),
+            "output_norm": float(passed.trace().sqrt()),
+            "output_effective_rank": _effective_rank(torch.linalg.eigvalsh(passed).clamp(min=0)),
+            "nfn_energy": float((gain * linear.in_features / weight.square().sum()).sqrt()),
+        }
+        _put(found, name, row)
+    return found
+
+
+def gradient_features(model: Any, examples: Encoded) -> Features:
+    """Norms of the gradient of the task's loss at the base weights: the price of one backward."""
+    weights = {name: linear.weight for name, linear in linear_modules(model).items()}
+    totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    for batch in examples.batches(_BATCH):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+        for total, gradient in zip(totals.values(), torch.autograd.grad(loss, list(weights.values())), strict=True):
+            total += gradient
+    model.requires_grad_(False)
+    count = int((examples.labels >= 0).sum())
+    found: Features = {}
+    for name, total in totals.items():
+        values = torch.linalg.svdvals(total.double() / count)
+        row = {
+            "gradient_l1": float(total.abs().sum(dtype=torch.float64) / count),
+            "gradient_frobenius": float(values.square().sum().sqrt()),
+            "gradient_nuclear": float(values.sum()),
+            "gradient_spectral": float(values[0]),
+            "gradient_weight_l1": float((total * weights[name].detach()).abs().sum(dtype=torch.float64) / count),
+        }
+        _put(found, name, row)
+    return found
+
+
+def early_features(
+    base: nn.Module, data: Mapping[str, Mapping[str, Encoded]], settings: Settings, device: torch.device
+) -> dict[str, Features]:
+    """NFN after the first steps of finetuning all modules, and how far each weight has moved, for every task.
+
+    Args:
+        base: The model in float32.
+        data: Task -> split -> examples, on `device`.
+        settings: Sizes.
+        device: Where it trains.
+    """
+    model = frozen_copy(copy.deepcopy(base), device)
+    settings = dataclasses.replace(settings, compile=False)  # a few steps are done sooner than a compilation
+    ranks = dict.fromkeys(linear_modules(base), settings.rank)
+    rate = settings.rates[len(settings.rates) // 2]
+    group = Group(model, data, settings, len(data), settings.rank, settings.early_steps)
+    group.train([Slot(task, ranks, rate, 0) for task in data])
+    found = {}
+    for index, task in enumerate(data):
+        changed, deltas = copy.deepcopy(base), group.merged(index)
+        with torch.no_grad():
+            for name, linear in linear_modules(changed).items():
+                linear.weight += deltas[name].to(linear.weight)
+        found[task] = {
+            "nfn_early": _nfn(changed, data[task]["validation"]),
+            "moved": {name: float(delta.norm()) for name, delta in deltas.items()},
+        }
+    return found
+
+
+def _nfn(model: nn.Module, examples: Encoded, **options: str) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # small models and samples: that they say little is what is measured here
+        scores = plop_ext.score(
+            model,
+            examples.batches(_BATCH),
+            max_samples=None,
+            stop=None,
+            progress=False,
+            **options,  # type: ignore
+        )
+    wanted = linear_modules(model)
+    return {name: float(value) for name, value in zip(scores.module_names, scores.nfn, strict=True) if name in wanted}
+
+
+def _effective_rank(energy: Tensor) -> float:
+    """The exponential of the entropy of a spectrum of energies."""
+    shares = energy / energy.sum()
+    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+
+
+def _put(features: Features, module: str, row: Mapping[str, float]) -> None:
+    for name, value in row.items():
+        features.setdefault(name, {})[module] = value
+
+
+@contextmanager
+def _hooks(model: nn.Module, read: Callable[[str, nn.Module, tuple[Tensor, ...]], None]) -> Iterator[None]:
+    handles = [linear.register_forward_pre_hook(partial(read, name)) for name, linear in linear_modules(model).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def rounded(features: Features, modules: Sequence[str]) -> dict[str, list[float]]:
+    """`features` as lists in the order of `modules`, at six digits."""
+    return {name: [float(f"{values[module]:.6g}") for module in modules] for name, values in features.items()}

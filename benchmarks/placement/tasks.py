@@ -1,0 +1,79 @@
+"""Five generated tasks with exact answers, from near the pretraining text to far from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+
+Example = tuple[str, str]
+
+_NAMES = (
+    "width height depth size count total index offset start stop step scale weight rate price cost value item name "
+    "key left right top bottom first last head tail length limit delta alpha beta gamma score level rank order group "
+    "batch block layer node edge source target label text line word char path root base power angle speed mass time"
+).split()
+_VERBS = "get set make find read write load save check parse build split join merge sort filter map clip pad".split()
+_OPERATORS = ("+", "-", "*", "/", "//", "%", "**", "@", "&", "|")
+_PEOPLE = "ann bob carl dora eve finn gina hugo iris jack kate liam mona nick olga paul rosa sam tina will".split()
+_CITIES = "oslo rome lima cairo paris delhi tokyo quito sofia minsk seoul accra dakar hanoi doha riga bern".split()
+
+
+def code(rng: random.Random) -> Example:
+    """A function of one expression as a lambda: Python, as the pretraining text."""
+    first, second = rng.sample(_NAMES, 2)
+    name = f"{rng.choice(_VERBS)}_{rng.choice(_NAMES)}"
+    body = f"{first} {rng.choice(_OPERATORS)} {second}"
+    if rng.random() < 0.5:
+        body = f"{body} {rng.choice(_OPERATORS)} {rng.randint(2, 9)}"
+    return f"def {name}({first}, {second}):\n    return {body}\n\n", f"{name} = lambda {first}, {second}: {body}"
+
+
+def record(rng: random.Random) -> Example:
+    """Fields of a line as JSON: another format of the same content."""
+    values = {"name": rng.choice(_PEOPLE), "age": rng.randint(10, 99), "city": rng.choice(_CITIES)}
+    keys = rng.sample(list(values), 3)
+    line = "; ".join(f"{key}: {values[key]}" for key in keys)
+    return f"{line} => ", json.dumps({key: values[key] for key in sorted(keys)})
+
+
+def recall(rng: random.Random) -> Example:
+    """The value of one key out of five: a look-up in the context."""
+    keys = rng.sample("abcdefghijklmnopqrstuvwxyz", 5)
+    values = [rng.randint(10, 99) for _ in keys]
+    pairs = ", ".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
+    asked = rng.randrange(5)
+    return f"{{{pairs}}}[{keys[asked]}] == ", str(values[asked])
+
+
+def sort(rng: random.Random) -> Example:
+    """A list in order: an algorithm over its context."""
+    values = [rng.randint(0, 9) for _ in range(7)]
+    return f"{values} => ", str(sorted(values))
+
+
+def add(rng: random.Random) -> Example:
+    """The sum of two numbers: arithmetic, which the text hardly has."""
+    first, second = rng.randint(100, 999), rng.randint(100, 999)
+    return f"{first} + {second} = ", str(first + second)
+
+
+TASKS: dict[str, Callable[[random.Random], Example]] = {
+    "code": code,
+    "record": record,
+    "recall": recall,
+    "sort": sort,
+    "add": add,
+}
+
+
+def examples(task: str) -> Iterator[Example]:
+    """Examples of `task` without end, no prompt twice, the same on every machine."""
+    rng = random.Random(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
+    seen: set[str] = set()
+    while True:
+        prompt, answer = TASKS[task](rng)
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt, answer

@@ -1,0 +1,207 @@
+"""The placement experiment runs stage by stage, goes on where it stopped, and its replicas train as PEFT does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.placement import __main__ as command
+from benchmarks.placement import corpus, search, tasks
+from benchmarks.placement.adam import schedule
+from benchmarks.placement.encode import Encoded, encode
+from benchmarks.placement.journal import Deadline, Journal
+from benchmarks.placement.models import MODELS, SMOKE_MODELS, TYPES, build, linear_modules
+from benchmarks.placement.placements import fixed, larger_subset, of_types, ranked
+from benchmarks.placement.replicas import initial_down
+from benchmarks.placement.settings import SMOKE, Settings
+from benchmarks.placement.train import Group, Slot, example_order
+
+ONLY = "q_proj+k_proj+v_proj,gate_proj+up_proj+down_proj,q_proj,modules:eva,modules:kappatune," + "+".join(TYPES)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the smoke run of every stage has finished."""
+    folder = tmp_path_factory.mktemp("placement")
+    run(folder, "corpus", "pretrain", "score", "grid", "full", "publish")
+    return folder
+
+
+def run(folder: Path, *stages: str, status: int = 0, extra: tuple[str, ...] = ()) -> None:
+    for stage in stages:
+        options = ["--smoke", "--device", "cpu", "--work", str(folder), "--results", str(folder / "results")]
+        chosen = ["--models", "llama-smoke", "--tasks", "code", "--only", ONLY]
+        assert command.main([stage, *options, *chosen, *extra]) == status
+
+
+def test_every_stage_runs_and_the_result_says_what_it_is(work: Path) -> None:
+    result = json.loads((work / "results" / "llama-smoke.json").read_text())
+    assert result["quick"] is True and result["model"] == "llama-smoke"
+    assert {environment["gpu"] for environment in result["environments"]} == {None}
+    assert all("benchmarks.placement" in environment["command"] for environment in result["environments"])
+    assert str(work) not in json.dumps(result["environments"])
+    column = result["columns"].index
+    runs = {tuple(row[column(name)] for name in ("protocol", "placement", "rate", "seed")) for row in result["runs"]}
+    assert len(runs) == len(result["runs"])
+    found = {(protocol, placement) for protocol, placement, *_ in runs}
+    assert ("full", "full") in found and ("one-rank", "q_proj") in found and ("matched", "modules:eva") in found
+    assert ("one-rank", "+".join(TYPES)) not in found  # the same run as in the matched protocol
+
+
+def test_a_second_call_does_nothing_and_one_without_time_says_so(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Journal(work / "journal.jsonl")
+    kinds = ("corpus", "pretraining", "features", "selection", "run")
+    counts = [len(before.read(kind)) for kind in kinds]
+    run(work, "corpus", "pretrain", "score", "grid", "full")
+    assert [len(before.read(kind)) for kind in kinds] == counts
+    run(
+        work, "grid", status=command.OUT_OF_TIME, extra=("--budget-seconds", "0", "--tasks", "add", "--only", "q_proj")
+    )
+    assert "out of time" in capsys.readouterr().out
+
+
+def test_pretraining_that_was_stopped_ends_with_the_same_weights(work: Path, tmp_path: Path) -> None:
+    from benchmarks.placement import pretrain
+
+    shape = dataclasses.replace(SMOKE_MODELS["llama-smoke"], tokens=60 * SMOKE.context * SMOKE.pretrain_batch)
+    train, validation = (corpus.load(work / "corpus", split) for split in ("train", "validation"))
+
+    def go(folder: Path, deadline: Deadline) -> Any:
+        return pretrain.pretrain(shape, train, validation, folder, SMOKE, torch.device("cpu"), deadline)
+
+    class Once(Deadline):
+        """Time for the first 50 steps."""
+
+        asked = 0
+
+        def allows(self, seconds: float) -> bool:
+            self.asked += 1
+            return self.asked == 1
+
+    whole = go(tmp_path / "whole", Deadline(None))
+    assert go(tmp_path / "parts", Once(None)) is None
+    parts = go(tmp_path / "parts", Deadline(None))
+    assert whole["weights_sha256"] == parts["weights_sha256"] and whole["losses"] == parts["losses"]
+
+
+@pytest.mark.parametrize("name", ["llama-smoke", "qwen2-smoke", "qwen3-smoke"])
+def test_replicas_train_as_peft_does(work: Path, name: str) -> None:
+    settings = dataclasses.replace(SMOKE, steps=8, slots=3)
+    data = encode("code", corpus.load_tokenizer(work / "corpus"), settings)
+    model = build(SMOKE_MODELS[name], settings.vocabulary).eval()
+    attention = {name: 3 for name in of_types(model, TYPES[:3]).modules}
+    everything = {name: 1 + index % 4 for index, name in enumerate(linear_modules(model))}
+    slots = [Slot("code", attention, 1e-2, 0), Slot("code", everything, 3e-2, 1), Slot("code", attention, 1e-3, 0)]
+    outcomes = Group(model, {"code": data}, settings, slots=3, width=4, steps=settings.steps).run(slots)
+    for slot, outcome in zip(slots, outcomes, strict=True):
+        assert outcome.test_loss == pytest.approx(peft_loss(model, data, slot, settings), rel=2e-5)
+    assert not any("base" in name for name, _ in model.named_modules())  # the model is left as it was
+
+
+def peft_loss(model: nn.Module, data: dict[str, Encoded], slot: Slot, settings: Settings) -> float:
+    """The test loss of PEFT's own LoRA after the same steps of torch's Adam."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    ranks = {f"^{name}$".replace(".", r"\."): rank for name, rank in slot.ranks.items()}
+    config = LoraConfig(
+        r=1,
+        target_modules=list(slot.ranks),
+        rank_pattern=ranks,
+        alpha_pattern={name: settings.scale * rank for name, rank in ranks.items()},
+    )
+    adapted = get_peft_model(copy.deepcopy(model), config)
+    start = initial_down(model, 4, slot.seed)
+    with torch.no_grad():
+        for name, rank in slot.ranks.items():
+            down = adapted.get_submodule(f"base_model.model.{name}").lora_A["default"].weight
+            assert down.shape[0] == rank
+            down.copy_(start[name][:, :rank].t())
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=slot.rate)
+    factors = schedule(settings.steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(factors[min(step, len(factors) - 1)]))
+
+    def loss(examples: Encoded, rows: torch.Tensor) -> torch.Tensor:
+        batch = {name: value[rows] for name, value in examples.batches(len(examples.tokens))[0].items()}
+        logits = adapted(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+    for rows in example_order(len(data["train"].tokens), settings.steps, settings.batch, slot.seed):
+        optimizer.zero_grad()
+        loss(data["train"], rows).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        scheduler.step()
+    with torch.no_grad():
+        return float(loss(data["test"], torch.arange(len(data["test"].tokens))))
+
+
+@pytest.mark.parametrize("name", ["llama-base", "llama-gqa", "qwen2-bias"])
+def test_matched_ranks_have_the_parameters_of_all_linear_within_two_percent(name: str) -> None:
+    with torch.device("meta"):
+        model = build(dataclasses.replace(MODELS[name], layers=4), 64)
+    budget = ranked(model, of_types(model, TYPES), "one-rank", 8).parameters
+    capped = []
+    for key, placement in fixed(model).items():
+        found = ranked(model, placement, "matched", 8)
+        if found.capped:
+            capped.append(key)
+        else:
+            assert found.parameters == pytest.approx(budget, rel=0.02), key
+        assert len(set(ranked(model, placement, "one-rank", 8).ranks.values())) == 1
+    assert set(capped) <= {"k_proj", "v_proj"}
+    assert len([key for key in fixed(model) if key.count("+") == 2]) == 35
+    assert len(set(larger_subset(model))) == 14
+
+
+def test_the_search_widens_until_the_best_rate_is_inside_and_then_repeats_it() -> None:
+    rates = (1.0, 2.0, 4.0)
+
+    def steps(loss: Any) -> dict[tuple[float, int], Any]:
+        done: dict[tuple[float, int], Any] = {}
+        while runs := search.wanted(rates, 3, done):
+            done.update({(rate, seed): loss(rate) for rate, seed in runs})
+        return done
+
+    inside = steps(lambda rate: abs(math.log(rate / 2)))
+    assert sorted(inside) == [(1.0, 0), (2.0, 0), (2.0, 1), (2.0, 2), (4.0, 0)] and not search.at_edge(inside)
+    low = steps(lambda rate: abs(math.log(rate * 4)))
+    assert search.chosen_rate(low) == 0.25 and not search.at_edge(low) and (0.125, 0) in low
+    diverged = steps(lambda rate: None if rate >= 1 else rate)
+    assert search.chosen_rate(diverged) < 1 and search.at_edge(diverged)  # it gives up in the end
+
+
+def test_tasks_are_the_same_everywhere_and_their_splits_share_nothing(work: Path) -> None:
+    tokenizer = corpus.load_tokenizer(work / "corpus")
+    for task in tasks.TASKS:
+        first, again = (list(islice(tasks.examples(task), 50)) for _ in range(2))
+        assert first == again and len({prompt for prompt, _ in first}) == 50
+        splits = encode(task, tokenizer, SMOKE)
+        rows = [tuple(row) for part in splits.values() for row in part.tokens.tolist()]
+        assert len(rows) == len(set(rows))
+        part = splits["test"]
+        for row, labels, places in zip(part.tokens, part.labels, part.positions, strict=True):
+            there = labels >= 0
+            assert row[places[there] + 1].equal(labels[there])
+
+
+def test_a_line_that_was_not_written_whole_is_left_out(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append([{"kind": "run", "n": 1}])
+    with journal.path.open("a") as file:
+        file.write('{"kind": "run", "n"')
+    journal.append([{"kind": "run", "n": 2}])
+    assert [record["n"] for record in journal.read("run")] == [1, 2]
