@@ -39,7 +39,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *stages: str, status: int = 0, extra: tuple[str, ...] = ()) -> None:
     for stage in stages:
         options = ["--smoke", "--device", "cpu", "--work", str(folder), "--results", str(folder / "results")]
-        chosen = ["--models", "llama-smoke", "--tasks", "code", "--only", ONLY]
+        chosen = ["--models", "llama-smoke", "--tasks", "inline", "--only", ONLY]
         assert command.main([stage, *options, *chosen, *extra]) == status
 
 
@@ -98,12 +98,16 @@ def test_pretraining_that_was_stopped_ends_with_the_same_weights(work: Path, tmp
 @pytest.mark.parametrize("name", ["llama-smoke", "qwen2-smoke", "qwen3-smoke"])
 def test_replicas_train_as_peft_does(work: Path, name: str) -> None:
     settings = dataclasses.replace(SMOKE, steps=8, slots=3)
-    data = encode("code", corpus.load_tokenizer(work / "corpus"), settings)
+    data = encode("inline", corpus.load_tokenizer(work / "corpus"), settings)
     model = build(SMOKE_MODELS[name], settings.vocabulary).eval()
     attention = {name: 3 for name in of_types(model, TYPES[:3]).modules}
     everything = {name: 1 + index % 4 for index, name in enumerate(linear_modules(model))}
-    slots = [Slot("code", attention, 1e-2, 0), Slot("code", everything, 3e-2, 1), Slot("code", attention, 1e-3, 0)]
-    outcomes = Group(model, {"code": data}, settings, slots=3, width=4, steps=settings.steps).run(slots)
+    slots = [
+        Slot("inline", attention, 1e-2, 0),
+        Slot("inline", everything, 3e-2, 1),
+        Slot("inline", attention, 1e-3, 0),
+    ]
+    outcomes = Group(model, {"inline": data}, settings, slots=3, width=4, steps=settings.steps).run(slots)
     for slot, outcome in zip(slots, outcomes, strict=True):
         assert outcome.test_loss == pytest.approx(peft_loss(model, data, slot, settings), rel=2e-5)
     assert not any("base" in name for name, _ in model.named_modules())  # the model is left as it was

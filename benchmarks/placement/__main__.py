@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=_words, help="names, separated by commas; default: all")
     parser.add_argument("--tasks", type=_words, default=list(TASKS), help="names; default: all")
     parser.add_argument("--protocols", type=_words, default=list(PROTOCOLS), help="one-rank, matched; default: both")
-    parser.add_argument("--only", type=_words, default=[], help="keys of placements; default: all")
+    parser.add_argument("--only", type=_words, default=[], help="keys of placements, or triples; default: all")
     parser.add_argument("--budget-seconds", type=float, help="start nothing that would end later than this")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run? Figures mean nothing")
     parser.add_argument("--no-compile", action="store_true", help="run the blocks as they are")

@@ -49,8 +49,8 @@ class Settings:
     pretrain_batch: int = 64
     pretrain_rate: float = 2e-3
     checkpoints: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
-    length: int = 48
-    answer: int = 24
+    length: int = 64
+    answer: int = 32
     batch: int = 16
     steps: int = 300
     validation: int = 256
@@ -61,7 +61,7 @@ class Settings:
     full_rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4)
     seeds: int = 3
     slots: int = 48
-    rank_bins: tuple[int, ...] = (16, 32, 80, 128)
+    rank_bins: tuple[int, ...] = (32, 80, 128)
     scored: int = 128
     early_steps: int = 30
     small_tokens: int = 100_000_000

@@ -164,7 +164,7 @@ def make_grid(
 def placements_of(
     work: Workspace, name: str, model: nn.Module, task: str, only: Sequence[str] = ()
 ) -> list[Placement]:
-    """The placements of a model on a task, each set of modules once; `only` names some of them."""
+    """The placements of a model on a task, each set of modules once; `only` names some of them, `triples` all 35."""
     found = placements.fixed(model)
     if work.settings.models[name].tokens > work.settings.small_tokens:
         kept = {*placements.larger_subset(model), *(key for key in found if key.count("+") != 2)}
@@ -174,8 +174,13 @@ def placements_of(
         nfn = dict(zip(scores[-1]["modules"], scores[-1]["values"]["nfn"], strict=True))
         for placement in placements.of_scores(model, nfn, type_means(nfn)).values():
             found.setdefault(placement.key, placement)
-        found |= _selected(work, name, task)
-    return [placement for key, placement in found.items() if not only or key in only]
+        for placement in _selected(work, name, model, task):
+            found.setdefault(placement.key, placement)
+    if only:
+        found = {
+            key: each for key, each in found.items() if key in only or ("triples" in only and key.count("+") == 2)
+        }
+    return list(found.values())
 
 
 def type_means(values: Mapping[str, float]) -> dict[str, float]:
@@ -219,17 +224,18 @@ def _put(
     work.record("features", model=name, data=data, checkpoint=fraction, modules=modules, values=values)
 
 
-def _selected(work: Workspace, name: str, task: str) -> dict[str, Placement]:
+def _selected(work: Workspace, name: str, model: nn.Module, task: str) -> list[Placement]:
     """What PEFT's selectors chose, where they were asked."""
-    found = {}
+    found = []
     for record in work.journal.read("selection", model=name):
-        if record.get("task", task) == task:
-            ranks = record.get("ranks", {})
-            modules = tuple(record.get("modules") or (module for module, rank in ranks.items() if rank))
-            found[record["placement"]] = Placement(record["placement"], modules, ranks)
+        if "ranks" not in record:
+            found.append(placements.of_modules(model, record["placement"], record["modules"]))
+        elif record["task"] == task:
+            ranks = {module: rank for module, rank in record["ranks"].items() if rank}
+            found.append(Placement(record["placement"], tuple(ranks), ranks))
     return found
 
 
 def _scored(examples: Encoded, settings: Settings) -> Encoded:
     """The first training examples, which the scores read."""
-    return Encoded(*(getattr(examples, name)[: settings.scored] for name in Encoded.__dataclass_fields__))
+    return examples.first(settings.scored).trimmed()
