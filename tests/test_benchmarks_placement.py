@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from benchmarks.placement import __main__ as command
-from benchmarks.placement import corpus, search, tasks
+from benchmarks.placement import analyse, corpus, evidence, measures, publish, report, search, tasks
 from benchmarks.placement.adam import schedule
 from benchmarks.placement.encode import Encoded, encode
 from benchmarks.placement.journal import Deadline, Journal
@@ -32,7 +33,7 @@ ONLY = "q_proj+k_proj+v_proj,gate_proj+up_proj+down_proj,q_proj,modules:eva,modu
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the smoke run of every stage has finished."""
     folder = tmp_path_factory.mktemp("placement")
-    run(folder, "corpus", "pretrain", "score", "grid", "full", "publish")
+    run(folder, "corpus", "pretrain", "score", "grid", "full", "publish", "analyse")
     return folder
 
 
@@ -209,3 +210,76 @@ def test_a_line_that_was_not_written_whole_is_left_out(tmp_path: Path) -> None:
         file.write('{"kind": "run", "n"')
     journal.append([{"kind": "run", "n": 2}])
     assert [record["n"] for record in journal.read("run")] == [1, 2]
+
+
+def test_ranks_share_ties_and_correlations_are_those_of_ranks() -> None:
+    assert measures.ranks(np.array([3.0, 1.0, 0.1 + 0.2, 0.3])).tolist() == [3.0, 2.0, 0.5, 0.5]
+    assert measures.spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0])) == pytest.approx(1)
+    assert measures.spearman(np.array([1.0, 2.0, 3.0]), np.array([5.0, 5.0, 5.0])) == 0
+
+
+def test_a_rule_that_is_right_about_every_type_is_found_and_chance_is_not() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=7)
+    losses = -(measures.INCIDENCE @ truth)
+    chance = rng.normal(size=(20, 7))
+    alone, corrected = measures.permutation_p(np.vstack([truth, chance]), losses)
+    assert alone[0] <= 2 / 5040 and corrected[0] < 0.01  # itself, and perhaps its negative
+    assert (corrected >= alone).all() and 0.2 < alone[1:].mean() < 0.8
+
+
+def test_the_triples_of_an_analysis_are_judged_against_size_and_all_linear(tmp_path: Path) -> None:
+    """A made-up model on which large types are better, and all of them best."""
+    types = dict(zip(TYPES, range(1, 8), strict=True))
+    rows = []
+    for key in (*analyse.KEYS, evidence.ALL):
+        size = sum(types[name] for name in key.split("+"))
+        for rate, seed in ((1e-3, 0), (2e-3, 0), (4e-3, 0), (2e-3, 1), (2e-3, 2)):
+            loss = 1 / size + abs(math.log(rate / 2e-3)) + 1e-4 * seed
+            rows.append(["add", "matched", key, rate, seed, loss, 0.5, loss, 0.5, 100, False, 0])
+    modules = [f"model.layers.{layer}.{name}" for layer in range(3) for name in TYPES]
+    values = {name: [1.0 + 0.1 * index for index in range(21)] for name in feature_names()}
+    values["weights"] = [float(types[name.rpartition(".")[2]]) for name in modules]
+    shape = dataclasses.asdict(SMOKE_MODELS["llama-smoke"])
+    content = {
+        "model": "made-up",
+        "quick": True,
+        "settings": {"seeds": 3},
+        "pretraining": {"shape": shape},
+        "features": [
+            {"checkpoint": 1.0, "data": data, "modules": modules, "values": values}
+            for data in ("weights", "text", "add")
+        ],
+        "selections": [],
+        "columns": list(publish.COLUMNS),
+        "runs": rows,
+    }
+    (tmp_path / "made-up.json").write_text(json.dumps(content))
+    analyse.main(tmp_path)
+    (table,) = json.loads((tmp_path / "analysis.json").read_text())["tables"]
+    size = table["rules"]["size"]
+    assert table["triples"] == 35 and size["spearman"] == pytest.approx(1)
+    assert size["choice"] == "gate_proj+up_proj+down_proj" and size["choice_place"] == 1
+    assert size["above_best"] == [0, 0, 0] and size["above_all_linear"][0] == pytest.approx(1 / 18 - 1 / 28, rel=1e-3)
+    assert table["placements"][evidence.ALL]["rate"] == 2e-3 and not table["placements"][evidence.ALL]["edge"]
+
+
+def feature_names() -> list[str]:
+    """Every feature that a rule reads, but the sizes that the analysis works out itself."""
+    from benchmarks.placement.rules import RULES
+
+    read = set()
+
+    class Asked(dict[str, Any]):
+        def __missing__(self, name: str) -> dict[str, float]:
+            read.add(name)
+            return {f"model.layers.0.{each}": 1.0 for each in TYPES}
+
+    for rule in RULES:
+        rule.of_types(Asked())
+    return sorted(read - {"out_features", "nfn_text"})
+
+
+def test_the_page_says_what_the_committed_results_say() -> None:
+    text = report.PAGE.read_text(encoding="utf-8")
+    assert report.updated(text, command.RESULTS) == text

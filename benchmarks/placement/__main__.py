@@ -7,6 +7,7 @@
     full      finetune all parameters
     publish   write what the journal holds to result files
     analyse   what predicts the order, from the result files alone
+    report    tables of the page and the plot, from the analysis
 
 A stage that was stopped, by `--budget-seconds` or otherwise, goes on where it was. It ends with status 3 if it ran out
 of time, so that a shell script can go on calling it.
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import environment
-from benchmarks.placement import analyse, publish, stages
+from benchmarks.placement import analyse, publish, report, stages
 from benchmarks.placement.journal import Deadline, Journal
 from benchmarks.placement.placements import PROTOCOLS
 from benchmarks.placement.settings import SMOKE, Settings
@@ -31,7 +32,7 @@ from benchmarks.placement.tasks import TASKS
 
 OUT_OF_TIME = 3
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("corpus", "pretrain", "score", "grid", "full", "publish", "analyse")
+STAGES = ("corpus", "pretrain", "score", "grid", "full", "publish", "analyse", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("placement-work"), help="folder of corpus, weights, journal")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--page", type=Path, default=report.PAGE, help="the page that `report` brings up to date")
     parser.add_argument("--models", type=_words, help="names, separated by commas; default: all")
     parser.add_argument("--tasks", type=_words, default=list(TASKS), help="names; default: all")
     parser.add_argument("--protocols", type=_words, default=list(PROTOCOLS), help="one-rank, matched; default: both")
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name}: {', '.join(unknown)} is not one of {', '.join(known)}")
     if args.stage == "analyse":
         analyse.main(args.results)
+        return 0
+    if args.stage == "report":
+        report.main(args.results, args.page)
         return 0
     if args.stage == "publish":
         publish.main(args.work, args.results, settings, models, args.smoke)

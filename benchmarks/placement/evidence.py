@@ -117,7 +117,7 @@ class Evidence:
         if placement in cells:
             return placement
         for record in self.content["selections"]:
-            if record["placement"] == placement:
+            if record["placement"] == placement and "modules" in record:
                 return "+".join(name for name in TYPES if any(type_of(module) == name for module in record["modules"]))
         return placement
 

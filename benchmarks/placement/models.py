@@ -115,6 +115,8 @@ def hidden_states(model: Any, blocks: Sequence[Callable[..., Tensor]], tokens: T
     """
     decoder = model.model
     states = decoder.embed_tokens(tokens)
+    if torch.is_grad_enabled() and not states.requires_grad:
+        states.requires_grad_()  # so that the first block compiles to the program of the others
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     rotary = decoder.rotary_emb(states, position_ids=positions)
     for block in blocks:
