@@ -21,7 +21,7 @@ from benchmarks.placement.train import Group, Slot
 
 KIND = "run"
 _MARGIN = 1.3  # of the time that the last group of a width took
-_FIRST = 60.0  # seconds that a group takes whose program is not built yet
+_FIRST = 30.0  # seconds that a group takes whose program is not built yet
 
 
 @dataclass(frozen=True)
