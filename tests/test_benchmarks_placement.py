@@ -175,18 +175,20 @@ def test_matched_ranks_have_the_parameters_of_all_linear_within_two_percent(name
 def test_the_search_widens_until_the_best_rate_is_inside_and_then_repeats_it() -> None:
     rates = (1.0, 2.0, 4.0)
 
-    def steps(loss: Any) -> dict[tuple[float, int], Any]:
+    def steps(loss: Any, search_seeds: int = 1) -> dict[tuple[float, int], Any]:
         done: dict[tuple[float, int], Any] = {}
-        while runs := search.wanted(rates, 3, done):
-            done.update({(rate, seed): loss(rate) for rate, seed in runs})
+        while runs := search.wanted(rates, search_seeds, 3, done):
+            done.update({(rate, seed): loss(rate, seed) for rate, seed in runs})
         return done
 
-    inside = steps(lambda rate: abs(math.log(rate / 2)))
-    assert sorted(inside) == [(1.0, 0), (2.0, 0), (2.0, 1), (2.0, 2), (4.0, 0)] and not search.at_edge(inside)
-    low = steps(lambda rate: abs(math.log(rate * 4)))
-    assert search.chosen_rate(low) == 0.25 and not search.at_edge(low) and (0.125, 0) in low
-    diverged = steps(lambda rate: None if rate >= 1 else rate)
-    assert search.chosen_rate(diverged) < 1 and search.at_edge(diverged)  # it gives up in the end
+    inside = steps(lambda rate, seed: abs(math.log(rate / 2)))
+    assert sorted(inside) == [(1.0, 0), (2.0, 0), (2.0, 1), (2.0, 2), (4.0, 0)] and not search.at_edge(inside, 1)
+    low = steps(lambda rate, seed: abs(math.log(rate * 4)))
+    assert search.chosen_rate(low, 1) == 0.25 and not search.at_edge(low, 1) and (0.125, 0) in low
+    diverged = steps(lambda rate, seed: None if rate >= 1 else rate)
+    assert search.chosen_rate(diverged, 1) < 1 and search.at_edge(diverged, 1)  # it gives up in the end
+    lucky = steps(lambda rate, seed: 0.0 if (rate, seed) == (1.0, 0) else abs(math.log(rate / 2)), search_seeds=3)
+    assert search.chosen_rate(lucky, 1) == 1.0 and search.chosen_rate(lucky, 3) == 2.0 and len(lucky) == 9
 
 
 def test_tasks_are_the_same_everywhere_and_their_splits_share_nothing(work: Path) -> None:
@@ -244,7 +246,7 @@ def test_the_triples_of_an_analysis_are_judged_against_size_and_all_linear(tmp_p
     content = {
         "model": "made-up",
         "quick": True,
-        "settings": {"seeds": 3},
+        "settings": {"seeds": 3, "search_seeds": 1, "rates": [1e-3, 2e-3, 4e-3], "full_rates": [1e-3, 2e-3]},
         "pretraining": {"shape": shape},
         "features": [
             {"checkpoint": 1.0, "data": data, "modules": modules, "values": values}
@@ -273,7 +275,7 @@ def feature_names() -> list[str]:
     class Asked(dict[str, Any]):
         def __missing__(self, name: str) -> dict[str, float]:
             read.add(name)
-            return {f"model.layers.0.{each}": 1.0 for each in TYPES}
+            return {f"model.layers.{layer}.{each}": 1.0 for layer in range(3) for each in TYPES}
 
     for rule in RULES:
         rule.of_types(Asked())

@@ -16,6 +16,7 @@ of time, so that a shell script can go on calling it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -46,12 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", type=_words, default=list(TASKS), help="names; default: all")
     parser.add_argument("--protocols", type=_words, default=list(PROTOCOLS), help="one-rank, matched; default: both")
     parser.add_argument("--only", type=_words, default=[], help="keys of placements, or triples; default: all")
+    parser.add_argument("--search-seeds", type=int, help="seeds that choose the learning rates; default: all")
     parser.add_argument("--budget-seconds", type=float, help="start nothing that would end later than this")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run? Figures mean nothing")
     parser.add_argument("--no-compile", action="store_true", help="run the blocks as they are")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     settings = SMOKE if args.smoke else Settings(compile=not args.no_compile)
+    if args.search_seeds is not None:
+        settings = dataclasses.replace(settings, search_seeds=args.search_seeds)
     models = args.models or list(settings.models)
     for name, given, known in (
         ("models", models, settings.models),

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.placement.models import TYPES, type_of
 from benchmarks.placement.rules import Values
-from benchmarks.placement.search import at_edge, chosen_rate
+from benchmarks.placement.search import at_edge, chosen_rate, wanted
 
 ALL = "+".join(TYPES)
 
@@ -49,6 +49,7 @@ class Evidence:
         self.content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.model: str = self.content["model"]
         self.seeds: int = self.content["settings"]["seeds"]
+        self.search_seeds: int = self.content["settings"]["search_seeds"]
         self.held_out: bool = self.content["pretraining"]["shape"]["held_out"]
         self.tables = self._tables()
 
@@ -60,7 +61,7 @@ class Evidence:
             rows[run["task"], run["protocol"], run["placement"]][run["rate"], run["seed"]] = run
         found = defaultdict[tuple[str, str], dict[str, Cell]](dict)
         for (task, protocol, placement), runs in rows.items():
-            cell = self._cell(runs)
+            cell = self._cell(placement, runs)
             if cell is not None:
                 found[task, protocol][placement] = cell
         for (task, protocol), table in found.items():
@@ -68,19 +69,24 @@ class Evidence:
                 table[ALL] = found[task, "matched"][ALL]
         return {key: table for key, table in found.items() if table}
 
-    def _cell(self, runs: dict[tuple[float, int], dict[str, Any]]) -> Cell | None:
+    def _rates(self, placement: str) -> list[float]:
+        """The rates that the search of a row begins with."""
+        name = "full_rates" if placement == "full" else "rates"
+        return [float(rate) for rate in self.content["settings"][name]]
+
+    def _cell(self, placement: str, runs: dict[tuple[float, int], dict[str, Any]]) -> Cell | None:
         validation = {key: run["validation_loss"] for key, run in runs.items()}
-        if not any(seed == 0 for _, seed in runs):
+        if wanted(self._rates(placement), self.search_seeds, self.seeds, validation):
             return None
-        rate = chosen_rate(validation)
-        chosen = [runs[rate, seed] for seed in range(self.seeds) if (rate, seed) in runs]
-        if len(chosen) < self.seeds or any(run["test_loss"] is None for run in chosen):
+        rate = chosen_rate(validation, self.search_seeds)
+        chosen = [runs[rate, seed] for seed in range(self.seeds)]
+        if any(run["test_loss"] is None for run in chosen):
             return None
         return Cell(
             tuple(run["test_loss"] for run in chosen),
             tuple(run["test_exact"] for run in chosen),
             rate,
-            at_edge(validation),
+            at_edge(validation, self.search_seeds),
             chosen[0]["parameters"],
             chosen[0]["capped"],
         )

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.placement.evidence import ALL, Evidence, load
+from benchmarks.placement.rules import BASELINE
 
 PAGE = Path(__file__).parent / "README.md"
 PLOT = "triples.svg"
 _PLOTTED = ("size", "nfn")
+_ALWAYS = ("nfn", "nfn by probes", "nfn width-corrected")
 _SHOWN = ("all-linear", "MLP", "attention", "PLoP k = 3", "inverse k = 3")
 
 
@@ -88,23 +90,22 @@ def named(tables: Sequence[dict[str, Any]]) -> str:
 
 
 def rules(analysis: dict[str, Any]) -> str:
-    """How well each rule orders the triples, and what it would have chosen."""
+    """How well each rule orders the triples, and what it would have chosen; those below size in one line."""
     tables = [table for table in analysis["tables"] if table["rules"]]
     if not tables:
         return "No table with every triple yet.\n"
     heads = [f"{table['model']}, {table['task']}, {table['protocol']}" for table in tables]
-    names = sorted(tables[0]["rules"], key=lambda name: -sum(table["rules"][name]["spearman"] for table in tables))
-    rows = []
-    for name in names:
-        row = [name, tables[0]["rules"][name]["family"]]
-        for table in tables:
-            rule = table["rules"][name]
-            low, high = rule["interval"]
-            row.append(
-                f"{rule['spearman']:.2f} ({low:.2f} to {high:.2f}), {rule['p_corrected']:.2f}, {rule['choice_place']}"
-            )
-        rows.append(row)
-    return _table(["rule", "needs", *heads], rows)
+    means = {
+        name: sum(table["rules"][name]["spearman"] for table in tables) / len(tables) for name in tables[0]["rules"]
+    }
+    names = sorted(means, key=lambda name: -means[name])
+    shown = [name for name in names if means[name] >= means[BASELINE] or name in _ALWAYS]
+    rows = [
+        [name, tables[0]["rules"][name]["family"], *(_judged(table["rules"][name]) for table in tables)]
+        for name in shown
+    ]
+    rest = ", ".join(f"{name} {means[name]:.2f}" for name in names if name not in shown)
+    return _table(["rule", "needs", *heads], rows) + f"\nBelow size, mean Spearman of the tables: {rest}.\n"
 
 
 def origin(found: Sequence[Evidence]) -> str:
@@ -132,7 +133,7 @@ def plot(results: Path) -> None:
     tables = [table for table in analysis["tables"] if table["rules"]]
     if not tables:
         return
-    pyplot.rcParams["svg.hashsalt"] = "placement"
+    pyplot.rcParams.update({"svg.hashsalt": "placement", "svg.fonttype": "none"})
     figure, axes = pyplot.subplots(
         len(tables), len(_PLOTTED), figsize=(4.2 * len(_PLOTTED), 3.2 * len(tables)), squeeze=False
     )
@@ -145,6 +146,8 @@ def plot(results: Path) -> None:
 
 
 def _draw(axis: Any, table: dict[str, Any], rule: str) -> None:
+    from matplotlib import ticker
+
     from benchmarks.placement.analyse import KEYS
     from benchmarks.placement.measures import INCIDENCE
 
@@ -157,14 +160,22 @@ def _draw(axis: Any, table: dict[str, Any], rule: str) -> None:
             index = KEYS.index(key)
             axis.scatter(scores[index], losses[index], s=30, label=name)
         elif key:
-            axis.axhline(table["placements"][key]["loss"], lw=0.8, ls="--", color="0.3")
-            axis.annotate(name, (axis.get_xlim()[0], table["placements"][key]["loss"]), fontsize=6)
+            loss = table["placements"][key]["loss"]
+            axis.axhline(loss, lw=0.8, ls="--", color="0.3")
+            axis.text(1, loss, name, fontsize=6, ha="right", va="bottom", transform=axis.get_yaxis_transform())
     axis.set_yscale("log")
+    axis.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%.3g"))
+    axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%.3g"))
     axis.set_title(f"{table['model']}, {table['task']}, {table['protocol']}", fontsize=8)
     axis.set_xlabel(f"{rule}: higher is thought better", fontsize=7)
     axis.set_ylabel("test loss", fontsize=7)
     axis.tick_params(labelsize=6, which="both")
     axis.legend(fontsize=6)
+
+
+def _judged(rule: dict[str, Any]) -> str:
+    low, high = rule["interval"]
+    return f"{rule['spearman']:.2f} ({low:.2f} to {high:.2f}), {rule['p_corrected']:.2f}, {rule['choice_place']}"
 
 
 def _is_triple(key: str) -> bool:

@@ -194,7 +194,8 @@ def make_full(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> b
                 (record["rate"], record["seed"]): record["validation_loss"]
                 for record in work.journal.read("run", **fields)
             }
-            while runs := search.wanted(work.settings.full_rates, work.settings.seeds, done):
+            settings = work.settings
+            while runs := search.wanted(settings.full_rates, settings.search_seeds, settings.seeds, done):
                 if not work.deadline.allows(_FULL_SECONDS):
                     return False
                 rate, seed = runs[0]
