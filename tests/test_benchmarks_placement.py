@@ -218,6 +218,7 @@ def test_ranks_share_ties_and_correlations_are_those_of_ranks() -> None:
     assert measures.ranks(np.array([3.0, 1.0, 0.1 + 0.2, 0.3])).tolist() == [3.0, 2.0, 0.5, 0.5]
     assert measures.spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0])) == pytest.approx(1)
     assert measures.spearman(np.array([1.0, 2.0, 3.0]), np.array([5.0, 5.0, 5.0])) == 0
+    assert measures.kendall(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])) == pytest.approx(1 / 3)
 
 
 def test_a_rule_that_is_right_about_every_type_is_found_and_chance_is_not() -> None:

@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device)
     work = stages.Workspace(args.work, settings, device, Deadline(args.budget_seconds), _environment(args, argv))
     torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.recompile_limit = 64  # a program for each width of ranks
+    if settings.compile:
+        torch._dynamo.config.recompile_limit = 64  # a program for each width of ranks
     finished = {
         "corpus": lambda: stages.make_corpus(work),
         "pretrain": lambda: stages.make_models(work, models),

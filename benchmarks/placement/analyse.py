@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.placement import measures
 from benchmarks.placement.evidence import ALL, Cell, Evidence, load
 from benchmarks.placement.measures import Array
-from benchmarks.placement.models import ATTENTION, MLP, TYPES
+from benchmarks.placement.models import ATTENTION, MLP, TYPES, type_means
 from benchmarks.placement.placements import TRIPLES
 from benchmarks.placement.rules import BASELINE, RULES
 
@@ -31,6 +31,7 @@ def main(results: Path) -> None:
         "rules_tried": len(RULES),
         "tables": tables,
         "transfer": transfer(found),
+        "stability": [row for each in found for row in stability(each)],
         "left_out": leave_one_out(complete),
     }
     path = results / "analysis.json"
@@ -55,6 +56,7 @@ def analyse_table(evidence: Evidence, task: str, protocol: str) -> dict[str, Any
     }
     if table["triples"] == len(TRIPLES):
         losses = np.array([cells[key].losses for key in KEYS])
+        table["mean_triple"] = _short(losses.mean())
         table["reliability"] = _short(measures.reliability(losses))
         values = evidence.features(task)
         if values is not None:
@@ -124,6 +126,29 @@ def transfer(found: Sequence[Evidence]) -> list[dict[str, Any]]:
         for index, (model, task, protocol, losses) in enumerate(orders)
         for other_model, other_task, other_protocol, other in orders[index + 1 :]
         if protocol == other_protocol
+    ]
+
+
+def stability(evidence: Evidence) -> list[dict[str, Any]]:
+    """Kendall's tau between the NFN of the types on data or at a checkpoint, and on text at the end of pretraining."""
+    orders = {}
+    for record in evidence.content["features"]:
+        if "nfn" in record["values"]:
+            nfn = dict(zip(record["modules"], record["values"]["nfn"], strict=True))
+            means = type_means(nfn)
+            orders[record["data"], record["checkpoint"]] = np.array([means[name] for name in TYPES])
+    last = orders.get(("text", 1.0))
+    if last is None:
+        return []
+    return [
+        {
+            "model": evidence.model,
+            "data": data,
+            "checkpoint": checkpoint,
+            "nfn": [_short(value) for value in means],
+            "tau": _short(measures.kendall(means, last)),
+        }
+        for (data, checkpoint), means in sorted(orders.items(), key=lambda item: (item[0][1], item[0][0]))
     ]
 
 

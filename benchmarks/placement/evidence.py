@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.placement.models import TYPES, type_of
+from benchmarks.placement.models import TYPES, type_means, type_of
 from benchmarks.placement.rules import Values
 from benchmarks.placement.search import at_edge, chosen_rate, wanted
 
@@ -113,9 +113,7 @@ class Evidence:
         values = self.features(task)
         if values is None:
             return []
-        means = {
-            name: sum(value for module, value in values["nfn"].items() if type_of(module) == name) for name in TYPES
-        }
+        means = type_means(values["nfn"])
         return sorted(TYPES, key=lambda name: means[name])
 
     def selected(self, placement: str, cells: dict[str, Cell]) -> str:

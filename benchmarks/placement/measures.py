@@ -36,6 +36,13 @@ def spearman(first: Array, second: Array) -> Array:
     return result
 
 
+def kendall(first: Array, second: Array) -> float:
+    """Kendall's tau: concordant less discordant pairs, over all pairs; a tie is neither."""
+    pairs = list(itertools.combinations(range(len(first)), 2))
+    agreed = [np.sign(first[one] - first[other]) * np.sign(second[one] - second[other]) for one, other in pairs]
+    return float(np.mean(agreed))
+
+
 def bootstrap(scores: Array, losses: Array, seed: int = 0) -> Array:
     """[D, rules] draws of the correlation of each rule: triples and seeds are drawn anew.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,14 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
 def type_of(name: str) -> str:
     """The module type in a full name."""
     return name.rpartition(".")[2]
+
+
+def type_means(values: Mapping[str, float]) -> dict[str, float]:
+    """The mean of a module's score over the modules of each type."""
+    groups: dict[str, list[float]] = {each: [] for each in TYPES}
+    for module, value in values.items():
+        groups[type_of(module)].append(value)
+    return {each: sum(group) / len(group) for each, group in groups.items()}
 
 
 def layer_of(name: str) -> int:

@@ -22,6 +22,7 @@ from benchmarks.placement.settings import Settings
 _WARMUP = 100
 _DECAY = 0.1  # weight decay, and the share of the peak rate that the last step has
 _REPORTED = 50  # steps between recorded losses
+_LAST = 15.0  # seconds that these steps and saving the state take, at most
 _BETAS = (0.9, 0.95)
 
 
@@ -57,7 +58,7 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     started, recent = time.monotonic(), torch.zeros((), device=device)
     while done < steps:
-        if done % _REPORTED == 0 and not deadline.allows(5):
+        if done % _REPORTED == 0 and not deadline.allows(_LAST):
             _save(state_file, model, optimizer, done, losses, seconds + time.monotonic() - started)
             return None
         for group in optimizer.param_groups:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.placement.evidence import ALL, Evidence, load
+from benchmarks.placement.models import TYPES
 from benchmarks.placement.rules import BASELINE
 
 PAGE = Path(__file__).parent / "README.md"
@@ -33,6 +34,7 @@ def updated(text: str, results: Path) -> str:
         "models": lambda: models(found),
         "placements": lambda: named(analysis["tables"]),
         "rules": lambda: rules(analysis),
+        "stability": lambda: stability(analysis["stability"]),
         "origin": lambda: origin(found),
     }
     for name, make in makers.items():
@@ -77,6 +79,7 @@ def named(tables: Sequence[dict[str, Any]]) -> str:
             row = [name, key if not key.startswith("modules:") and key != ALL else ""]
             rows.append([*row, *_figures(cell, place, marks)])
         best = triples[0]
+        rows.insert(0, ["mean of the triples", "", f"{table['mean_triple']:.4g}", "", "", "", ""])
         rows.insert(0, ["best triple", best, *_figures(cells[best], f"1 of {len(triples)}", "")])
         if table["full_finetuning"]:
             rows.insert(0, ["full finetuning", "", *_figures(table["full_finetuning"], "", "")])
@@ -106,6 +109,16 @@ def rules(analysis: dict[str, Any]) -> str:
     ]
     rest = ", ".join(f"{name} {means[name]:.2f}" for name in names if name not in shown)
     return _table(["rule", "needs", *heads], rows) + f"\nBelow size, mean Spearman of the tables: {rest}.\n"
+
+
+def stability(rows: Sequence[dict[str, Any]]) -> str:
+    """The NFN of every type on each data and at each checkpoint."""
+    columns = ["model", "data", "pretrained", *(name.removesuffix("_proj") for name in TYPES), "tau"]
+    lines = [
+        [row["model"], row["data"], f"{100 * row['checkpoint']:g} %", *(f"{value:.3g}" for value in row["nfn"])]
+        for row in rows
+    ]
+    return _table(columns, [[*line, f"{row['tau']:.2f}"] for line, row in zip(lines, rows, strict=True)])
 
 
 def origin(found: Sequence[Evidence]) -> str:

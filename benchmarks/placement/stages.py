@@ -16,7 +16,7 @@ from benchmarks.placement import corpus, features, full, placements, pretrain, s
 from benchmarks.placement.encode import Encoded, encode
 from benchmarks.placement.grid import Grid, rows_of
 from benchmarks.placement.journal import Deadline, Journal, Record
-from benchmarks.placement.models import TYPES, type_of
+from benchmarks.placement.models import type_means
 from benchmarks.placement.placements import Placement
 from benchmarks.placement.settings import Settings
 from benchmarks.placement.train import frozen_copy
@@ -135,20 +135,19 @@ def make_scores(work: Workspace, models: Sequence[str], tasks: Sequence[str]) ->
 def make_grid(
     work: Workspace, models: Sequence[str], tasks: Sequence[str], protocols: Sequence[str], only: Sequence[str]
 ) -> bool:
-    """Finetune every placement."""
-    data = work.data(tasks)
+    """Finetune every placement, one task after the other: programs are as long as the task."""
     for name in models:
         model = frozen_copy(work.base(name), work.device)
-        rows, starts = [], dict[tuple[str, str], Mapping[str, Tensor]]()
         for task in tasks:
             chosen = placements_of(work, name, model, task, only)
-            rows += rows_of(model, task, chosen, protocols, work.settings)
+            rows = rows_of(model, task, chosen, protocols, work.settings)
+            starts = dict[tuple[str, str], Mapping[str, Tensor]]()
             if any(placement.ranks for placement in chosen):
                 stored = torch.load(work.weights(name) / f"eva-{task}.pt", map_location=work.device)
                 starts[task, "modules:eva"] = stored
-        grid = Grid(name, model, data, rows, starts, work.settings, work.journal)
-        if not grid.run(work.deadline, work.environment):
-            return False
+            grid = Grid(name, model, work.data([task]), rows, starts, work.settings, work.journal)
+            if not grid.run(work.deadline, work.environment):
+                return False
     return True
 
 
@@ -172,14 +171,6 @@ def placements_of(
             key: each for key, each in found.items() if key in only or ("triples" in only and key.count("+") == 2)
         }
     return list(found.values())
-
-
-def type_means(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of a module's score over the modules of each type."""
-    groups: dict[str, list[float]] = {each: [] for each in TYPES}
-    for module, value in values.items():
-        groups[type_of(module)].append(value)
-    return {each: sum(group) / len(group) for each, group in groups.items()}
 
 
 def make_full(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> bool:
