@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.placement import __main__ as command
-from benchmarks.placement import analyse, corpus, evidence, measures, publish, report, search, tasks
+from benchmarks.placement import analyse, corpus, evidence, experts, measures, publish, report, search, tasks
 from benchmarks.placement.adam import schedule
 from benchmarks.placement.encode import Encoded, encode
+from benchmarks.placement.features import nfn_features, text_examples
 from benchmarks.placement.journal import Deadline, Journal
 from benchmarks.placement.models import MODELS, SMOKE_MODELS, TYPES, build, linear_modules
 from benchmarks.placement.placements import fixed, larger_subset, of_types, ranked
@@ -96,7 +97,7 @@ def test_pretraining_that_was_stopped_ends_with_the_same_weights(work: Path, tmp
     assert whole["weights_sha256"] == parts["weights_sha256"] and whole["losses"] == parts["losses"]
 
 
-@pytest.mark.parametrize("name", ["llama-smoke", "qwen2-smoke", "qwen3-smoke"])
+@pytest.mark.parametrize("name", ["llama-smoke", "qwen2-smoke", "qwen3-smoke", "moe-smoke"])
 def test_replicas_train_as_peft_does(work: Path, name: str) -> None:
     settings = dataclasses.replace(SMOKE, steps=8, slots=3)
     data = encode("inline", corpus.load_tokenizer(work / "corpus"), settings)
@@ -154,19 +155,46 @@ def peft_loss(model: nn.Module, data: dict[str, Encoded], slot: Slot, settings: 
         return float(loss(data["test"], torch.arange(len(data["test"].tokens))))
 
 
-@pytest.mark.parametrize("name", ["llama-base", "llama-gqa", "qwen2-bias"])
+def test_experts_of_their_own_compute_what_the_fused_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.randint(64, (2, 9))
+    unfused = build(SMOKE_MODELS["moe-smoke"], 64).eval()
+    monkeypatch.setattr(experts, "unfuse", lambda model: None)
+    fused = build(SMOKE_MODELS["moe-smoke"], 64).eval()
+    assert len(linear_modules(unfused)) == 2 * (4 + 4 * 3) and len(linear_modules(fused)) == 2 * 4
+    with torch.no_grad():
+        torch.testing.assert_close(unfused(input_ids=tokens).logits, fused(input_ids=tokens).logits)
+
+
+def test_an_expert_is_scored_on_the_tokens_routed_to_it() -> None:
+    model = build(SMOKE_MODELS["moe-smoke"], 64).eval()
+    tokens = torch.randint(64, (3, 9), generator=torch.Generator().manual_seed(0))
+    rows = text_examples(tokens.flatten(), dataclasses.replace(SMOKE, length=9, scored=3))
+    name, seen = "model.layers.1.mlp.parts.2.down_proj", []
+    linear = model.get_submodule(name)
+    linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, 1)))
+    found = nfn_features(model, rows)["nfn"][name]
+    routed = seen[0][(seen[0] != 0).any(1)].double()
+    weight = linear.weight.detach().double()
+    gains = (routed @ weight.t()).norm(dim=1) / routed.norm(dim=1)
+    assert 0 < len(routed) < tokens.numel()
+    assert found == pytest.approx(float(gains.mean() / weight.norm() * weight.shape[1] ** 0.5), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-base", "llama-gqa", "qwen2-bias", "qwen3-moe"])
 def test_matched_ranks_have_the_parameters_of_all_linear_within_two_percent(name: str) -> None:
     with torch.device("meta"):
         model = build(dataclasses.replace(MODELS[name], layers=4), 64)
-    budget = ranked(model, of_types(model, TYPES), "one-rank", 8).parameters
+    settings = Settings()
+    budget = ranked(model, of_types(model, TYPES), "one-rank", settings.rank).parameters
     capped = []
     for key, placement in fixed(model).items():
-        found = ranked(model, placement, "matched", 8)
+        found = ranked(model, placement, "matched", settings.rank)
+        assert max(found.ranks.values()) <= settings.rank_bins[-1]
         if found.capped:
             capped.append(key)
         else:
             assert found.parameters == pytest.approx(budget, rel=0.02), key
-        assert len(set(ranked(model, placement, "one-rank", 8).ranks.values())) == 1
+        assert len(set(ranked(model, placement, "one-rank", settings.rank).ranks.values())) == 1
     assert set(capped) <= {"k_proj", "v_proj"}
     assert len([key for key in fixed(model) if key.count("+") == 2]) == 35
     assert len(set(larger_subset(model))) == 14

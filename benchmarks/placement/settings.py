@@ -63,7 +63,7 @@ class Settings:
     search_seeds: int = 3
     seeds: int = 3
     slots: int = 48
-    rank_bins: tuple[int, ...] = (32, 80, 128)
+    rank_bins: tuple[int, ...] = (32, 80, 128, 256)
     scored: int = 128
     early_steps: int = 30
     small_tokens: int = 100_000_000
@@ -101,7 +101,7 @@ SMOKE = Settings(
     search_seeds=1,
     seeds=2,
     slots=12,
-    rank_bins=(4, 16),
+    rank_bins=(4, 16, 64),
     scored=4,
     early_steps=2,
     compile=False,
