@@ -260,7 +260,7 @@ def test_a_rule_that_is_right_about_every_type_is_found_and_chance_is_not() -> N
 
 
 def test_the_triples_of_an_analysis_are_judged_against_size_and_all_linear(tmp_path: Path) -> None:
-    """A made-up model on which large types are better, and all of them best."""
+    """Two made-up models on which large types are better, and all of them best."""
     types = dict(zip(TYPES, range(1, 8), strict=True))
     rows = []
     for key in (*analyse.KEYS, evidence.ALL):
@@ -273,7 +273,6 @@ def test_the_triples_of_an_analysis_are_judged_against_size_and_all_linear(tmp_p
     values["weights"] = [float(types[name.rpartition(".")[2]]) for name in modules]
     shape = dataclasses.asdict(SMOKE_MODELS["llama-smoke"])
     content = {
-        "model": "made-up",
         "quick": True,
         "settings": {"seeds": 3, "search_seeds": 1, "rates": [1e-3, 2e-3, 4e-3], "full_rates": [1e-3, 2e-3]},
         "pretraining": {"shape": shape},
@@ -285,9 +284,16 @@ def test_the_triples_of_an_analysis_are_judged_against_size_and_all_linear(tmp_p
         "columns": list(publish.COLUMNS),
         "runs": rows,
     }
-    (tmp_path / "made-up.json").write_text(json.dumps(content))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "model": name}))
     analyse.main(tmp_path)
-    (table,) = json.loads((tmp_path / "analysis.json").read_text())["tables"]
+    analysis = json.loads((tmp_path / "analysis.json").read_text())
+    table, _ = analysis["tables"]
+    assert [(left["model"], left["spearman"], left["spearman_size"]) for left in analysis["left_out"]] == [
+        ("one", pytest.approx(1), pytest.approx(1)),
+        ("two", pytest.approx(1), pytest.approx(1)),
+    ]
+    assert [each["spearman"] for each in analysis["transfer"]] == [pytest.approx(1)]
     size = table["rules"]["size"]
     assert table["triples"] == 35 and size["spearman"] == pytest.approx(1)
     assert size["choice"] == "gate_proj+up_proj+down_proj" and size["choice_place"] == 1
