@@ -7,6 +7,7 @@
     full      finetune all parameters
     publish   write what the journal holds to result files
     analyse   what predicts the order, from the result files alone
+    report    tables of the page and the plot, from the analysis
 
 A stage that was stopped, by `--budget-seconds` or otherwise, goes on where it was. It ends with status 3 if it ran out
 of time, so that a shell script can go on calling it.
@@ -15,6 +16,7 @@ of time, so that a shell script can go on calling it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import environment
-from benchmarks.placement import analyse, publish, stages
+from benchmarks.placement import analyse, publish, report, stages
 from benchmarks.placement.journal import Deadline, Journal
 from benchmarks.placement.placements import PROTOCOLS
 from benchmarks.placement.settings import SMOKE, Settings
@@ -31,7 +33,7 @@ from benchmarks.placement.tasks import TASKS
 
 OUT_OF_TIME = 3
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("corpus", "pretrain", "score", "grid", "full", "publish", "analyse")
+STAGES = ("corpus", "pretrain", "score", "grid", "full", "publish", "analyse", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,16 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("placement-work"), help="folder of corpus, weights, journal")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--page", type=Path, default=report.PAGE, help="the page that `report` brings up to date")
     parser.add_argument("--models", type=_words, help="names, separated by commas; default: all")
     parser.add_argument("--tasks", type=_words, default=list(TASKS), help="names; default: all")
     parser.add_argument("--protocols", type=_words, default=list(PROTOCOLS), help="one-rank, matched; default: both")
-    parser.add_argument("--only", type=_words, default=[], help="keys of placements; default: all")
+    parser.add_argument("--only", type=_words, default=[], help="keys of placements, or triples; default: all")
+    parser.add_argument("--search-seeds", type=int, help="seeds that choose the learning rates; default: all")
     parser.add_argument("--budget-seconds", type=float, help="start nothing that would end later than this")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run? Figures mean nothing")
     parser.add_argument("--no-compile", action="store_true", help="run the blocks as they are")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     settings = SMOKE if args.smoke else Settings(compile=not args.no_compile)
+    if args.search_seeds is not None:
+        settings = dataclasses.replace(settings, search_seeds=args.search_seeds)
     models = args.models or list(settings.models)
     for name, given, known in (
         ("models", models, settings.models),
@@ -61,13 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.stage == "analyse":
         analyse.main(args.results)
         return 0
+    if args.stage == "report":
+        report.main(args.results, args.page)
+        return 0
     if args.stage == "publish":
         publish.main(args.work, args.results, settings, models, args.smoke)
         return 0
     device = torch.device(args.device)
     work = stages.Workspace(args.work, settings, device, Deadline(args.budget_seconds), _environment(args, argv))
     torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.recompile_limit = 64  # a program for each width of ranks
+    if settings.compile:
+        torch._dynamo.config.recompile_limit = 64  # a program for each width of ranks
     finished = {
         "corpus": lambda: stages.make_corpus(work),
         "pretrain": lambda: stages.make_models(work, models),

@@ -11,6 +11,8 @@ from torch import Tensor
 from benchmarks.placement.settings import Settings
 from benchmarks.placement.tasks import examples
 
+_TRIED = 4  # examples for each one wanted, until the task is thought not to fit
+_MULTIPLE = 8  # that lengths are rounded up to
 END = 0  # the id of the end of text, also used as padding
 
 
@@ -36,6 +38,18 @@ class Encoded:
         """The same on `device`."""
         return Encoded(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
+    def first(self, count: int) -> Encoded:
+        """The first `count` examples."""
+        return Encoded(*(getattr(self, name)[:count] for name in self.__dataclass_fields__))
+
+    def trimmed(self) -> Encoded:
+        """The same without the padding behind the longest example and the places in answers that none has."""
+        length, answer = (int(each.max()) for each in (self.lengths, (self.labels >= 0).sum(1)))
+        length = min(-(-length // _MULTIPLE) * _MULTIPLE, self.tokens.shape[1])
+        return Encoded(
+            self.tokens[:, :length], self.positions[:, :answer], self.labels[:, :answer], self.lengths, self.prompts
+        )
+
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """Batches as a model of transformers takes them."""
         place = torch.arange(self.tokens.shape[1], device=self.tokens.device)
@@ -51,11 +65,14 @@ class Encoded:
 def encode(task: str, tokenizer: Any, settings: Settings) -> dict[str, Encoded]:
     """The splits of `task`. Test and validation come first, so that they do not depend on the length of training."""
     sizes = {"test": settings.test, "validation": settings.validation, "train": settings.train}
-    source = examples(task)
+    source, seen = examples(task), 0
     splits = {}
     for split, size in sizes.items():
         rows: list[tuple[list[int], list[int]]] = []
         while len(rows) < size:
+            seen += 1
+            if seen > _TRIED * sum(sizes.values()):
+                raise ValueError(f"`length` {settings.length} or `answer` {settings.answer} is too short for {task}")
             prompt, answer = (tokenizer.encode(text).ids for text in next(source))
             answer = [*answer, END]
             if len(prompt) + len(answer) <= settings.length and len(answer) <= settings.answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 import plop_ext
 from benchmarks.placement.encode import Encoded
-from benchmarks.placement.models import linear_modules
+from benchmarks.placement.models import linear_modules, type_of
 from benchmarks.placement.settings import Settings
 from benchmarks.placement.train import Group, Slot, frozen_copy
 
@@ -65,22 +66,24 @@ def input_features(model: nn.Module, examples: Encoded) -> Features:
     """What one forward can stream of the inputs of each module, over the tokens that are no padding."""
     moments: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
     keep: list[Tensor] = []
 
     def read(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0][keep[0]].float()
+        counts[name] = counts.get(name, 0) + int((rows != 0).any(1).sum())  # experts see zeros for tokens of others
         moments[name] = moments.get(name, torch.zeros((), device=rows.device)) + rows.t() @ rows
         sums[name] = sums.get(name, torch.zeros((), device=rows.device)) + rows.sum(0)
 
-    count = 0
     with _hooks(model, read):
         for batch in examples.batches(_BATCH):
             keep[:] = [batch["attention_mask"].bool()]
-            count += int(keep[0].sum())
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     found: Features = {}
     for name, linear in linear_modules(model).items():
-        moment, weight = moments[name].double() / count, linear.weight.detach().double()
+        if not counts[name]:
+            continue
+        moment, weight = moments[name].double() / counts[name], linear.weight.detach().double()
         energy = torch.linalg.eigvalsh(moment).clamp(min=0)
         passed = weight @ moment @ weight.t()
         gain = passed.trace() / moment.trace()
@@ -88,13 +91,13 @@ def input_features(model: nn.Module, examples: Encoded) -> Features:
             "input_norm": float(moment.trace().sqrt()),
             "input_effective_rank": _effective_rank(energy),
             "input_participation": float(energy.sum().square() / energy.square().sum()),
-            "input_mean_share": float((sums[name].double() / count).square().sum() / moment.trace()),
+            "input_mean_share": float((sums[name].double() / counts[name]).square().sum() / moment.trace()),
             "output_norm": float(passed.trace().sqrt()),
             "output_effective_rank": _effective_rank(torch.linalg.eigvalsh(passed).clamp(min=0)),
             "nfn_energy": float((gain * linear.in_features / weight.square().sum()).sqrt()),
         }
         _put(found, name, row)
-    return found
+    return {feature: _filled(values, model) for feature, values in found.items()}
 
 
 def gradient_features(model: Any, examples: Encoded) -> Features:
@@ -165,8 +168,18 @@ def _nfn(model: nn.Module, examples: Encoded, **options: str) -> dict[str, float
             progress=False,
             **options,  # type: ignore
         )
-    wanted = linear_modules(model)
-    return {name: float(value) for name, value in zip(scores.module_names, scores.nfn, strict=True) if name in wanted}
+    return _filled(dict(zip(scores.module_names, map(float, scores.nfn), strict=True)), model)
+
+
+def _filled(values: Mapping[str, float], model: nn.Module) -> dict[str, float]:
+    """The values of all modules; of experts that no token was routed to, the mean of their type."""
+    groups = defaultdict[str, list[float]](list)
+    for name, value in values.items():
+        groups[type_of(name)].append(value)
+    return {
+        name: values[name] if name in values else sum(groups[type_of(name)]) / len(groups[type_of(name)])
+        for name in linear_modules(model)
+    }
 
 
 def _effective_rank(energy: Tensor) -> float:

@@ -21,7 +21,7 @@ from benchmarks.placement.train import Group, Slot
 
 KIND = "run"
 _MARGIN = 1.3  # of the time that the last group of a width took
-_FIRST = 60.0  # seconds that a group takes whose program is not built yet
+_FIRST = 30.0  # seconds that a group takes whose program is not built yet
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,14 @@ class Grid:
 
     def pending(self) -> dict[int, list[tuple[Row, Run]]]:
         """Runs to do, by the width that their ranks are padded to."""
-        found = defaultdict(list)
+        found = defaultdict[int, list[tuple[Row, Run]]](list)
         for row in self.rows:
             largest = max(row.ranked.ranks.values())
             width = next(width for width in self.settings.rank_bins if width >= largest)
-            for run in wanted(self.settings.rates, self.settings.seeds, self.done[_key(row.fields)]):
-                found[width].append((row, run))
-        return found
+            done = self.done[_key(row.fields)]
+            runs = wanted(self.settings.rates, self.settings.search_seeds, self.settings.seeds, done)
+            found[width] += [(row, run) for run in runs]
+        return {width: runs for width, runs in found.items() if runs}
 
     def _next(self) -> tuple[int, list[tuple[Row, Run]]] | None:
         """A full group of the width with most runs; if there is none, the widest with narrower ones beside it."""

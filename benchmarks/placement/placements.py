@@ -54,14 +54,22 @@ def of_types(model: nn.Module, types: Sequence[str]) -> Placement:
     return Placement("+".join(chosen), modules)
 
 
+def of_modules(model: nn.Module, name: str, modules: Sequence[str]) -> Placement:
+    """Single modules; under the key of their types if they are all there is of them."""
+    chosen = set(modules)
+    whole = of_types(model, sorted({type_of(module) for module in chosen}))
+    if set(whole.modules) == chosen:
+        return whole
+    return Placement(name, tuple(module for module in linear_modules(model) if module in chosen))
+
+
 def fixed(model: nn.Module) -> dict[str, Placement]:
     """The placements that need no score, by key: triples, singles, all, all minus each, attention, random modules."""
     sets = [*TRIPLES, *((each,) for each in TYPES), TYPES, ATTENTION, MLP]
     sets += [tuple(other for other in TYPES if other != each) for each in TYPES]
     found = [of_types(model, types) for types in sets]
     names = list(linear_modules(model))
-    drawn = set(random.Random(0).sample(names, third(names)))
-    found.append(Placement("modules:random", tuple(name for name in names if name in drawn)))
+    found.append(of_modules(model, "modules:random", random.Random(0).sample(names, third(names))))
     return {placement.key: placement for placement in found}
 
 
@@ -77,8 +85,8 @@ def of_scores(model: nn.Module, nfn: Mapping[str, float], type_nfn: Mapping[str,
     found = {f"plop-{k}": of_types(model, order[:k]) for k in range(1, len(TYPES))}
     found["inverse-3"] = of_types(model, order[-3:])
     names = list(linear_modules(model))
-    lowest = set(sorted(names, key=lambda name: nfn[name])[: third(names)])
-    found["modules:plop"] = Placement("modules:plop", tuple(name for name in names if name in lowest))
+    lowest = sorted(names, key=lambda name: nfn[name])[: third(names)]
+    found["modules:plop"] = of_modules(model, "modules:plop", lowest)
     return found
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.placement.experts import balance
 from benchmarks.placement.journal import Deadline
 from benchmarks.placement.models import Shape, blocks_of, build, hidden_states
 from benchmarks.placement.settings import Settings
@@ -22,6 +23,8 @@ from benchmarks.placement.settings import Settings
 _WARMUP = 100
 _DECAY = 0.1  # weight decay, and the share of the peak rate that the last step has
 _REPORTED = 50  # steps between recorded losses
+_BALANCE = 0.01  # weight of an even use of experts
+_LAST = 15.0  # seconds that these steps and saving the state take, at most
 _BETAS = (0.9, 0.95)
 
 
@@ -57,14 +60,14 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     started, recent = time.monotonic(), torch.zeros((), device=device)
     while done < steps:
-        if done % _REPORTED == 0 and not deadline.allows(5):
+        if done % _REPORTED == 0 and not deadline.allows(_LAST):
             _save(state_file, model, optimizer, done, losses, seconds + time.monotonic() - started)
             return None
         for group in optimizer.param_groups:
             group["lr"] = settings.pretrain_rate * _factor(done, steps)
         tokens, labels = _windows(data, _rows(done, settings.pretrain_batch, windows), settings.context)
         loss = _loss(model, blocks, tokens, labels)
-        loss.backward()
+        (loss + _BALANCE * balance(model)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -85,7 +88,7 @@ def pretrain(
         "tokens": steps * step_tokens,
         "epochs": round(steps * step_tokens / len(data), 3),
         "losses": losses[:: max(1, len(losses) // 20)] + losses[-1:],
-        "validation_loss": _validate(model, validation, settings, device),
+        "validation_loss": _validate(model.eval(), validation, settings, device),
         "weights_sha256": _digest(model),
         "seconds": round(seconds, 1),
     }

@@ -31,6 +31,7 @@ class Settings:
         scale: alpha / r of every adapter.
         rates: Learning rates tried first, rising by one factor, by which the search also goes on.
         full_rates: The same for full finetuning.
+        search_seeds: Seeds that choose the rate.
         seeds: Runs at the chosen rate.
         slots: Replicas trained side by side.
         rank_bins: Widths that ranks are padded to, so that few programs serve all placements.
@@ -49,8 +50,8 @@ class Settings:
     pretrain_batch: int = 64
     pretrain_rate: float = 2e-3
     checkpoints: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
-    length: int = 48
-    answer: int = 24
+    length: int = 64
+    answer: int = 32
     batch: int = 16
     steps: int = 300
     validation: int = 256
@@ -59,9 +60,10 @@ class Settings:
     scale: float = 2.0
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
     full_rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4)
+    search_seeds: int = 3
     seeds: int = 3
     slots: int = 48
-    rank_bins: tuple[int, ...] = (16, 32, 80, 128)
+    rank_bins: tuple[int, ...] = (32, 80, 128, 256)
     scored: int = 128
     early_steps: int = 30
     small_tokens: int = 100_000_000
@@ -96,9 +98,10 @@ SMOKE = Settings(
     rank=2,
     rates=(1e-3, 4e-3),
     full_rates=(1e-3, 4e-3),
+    search_seeds=1,
     seeds=2,
     slots=12,
-    rank_bins=(4, 16),
+    rank_bins=(4, 16, 64),
     scored=4,
     early_steps=2,
     compile=False,

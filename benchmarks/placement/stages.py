@@ -16,11 +16,13 @@ from benchmarks.placement import corpus, features, full, placements, pretrain, s
 from benchmarks.placement.encode import Encoded, encode
 from benchmarks.placement.grid import Grid, rows_of
 from benchmarks.placement.journal import Deadline, Journal, Record
-from benchmarks.placement.models import TYPES, linear_modules, type_of
+from benchmarks.placement.models import type_means
 from benchmarks.placement.placements import Placement
 from benchmarks.placement.settings import Settings
 from benchmarks.placement.train import frozen_copy
 
+_SCORE_SECONDS = 60.0  # the scores of a model, at most
+_EVA_BATCH = 16
 _FULL_SECONDS = 15.0  # a run of full finetuning, at most
 _TEXT = "text"  # what scores of ordinary text are filed under
 
@@ -103,68 +105,56 @@ def make_models(work: Workspace, models: Sequence[str]) -> bool:
 def make_scores(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> bool:
     """Take every candidate score, and ask PEFT's selectors."""
     data = work.data(tasks)
-    text = torch.from_numpy(corpus.load(work.corpus, "validation").astype("int64")).to(work.device)
+    examples = {task: data[task]["train"].first(work.settings.scored).trimmed() for task in tasks}
     for name in models:
-        missing = [task for task in tasks if not work.journal.read("features", model=name, data=task)]
-        if not missing:
+        read = partial(work.journal.read, model=name)
+        scored = [task for task in tasks if not read("features", data=task)]
+        asked = [task for task in tasks if not read("selection", task=task)]
+        general = not read("features", data=_TEXT, checkpoint=1.0)
+        if not (scored or asked or general):
             continue
-        if not work.deadline.allows(60):
+        if not work.deadline.allows(_SCORE_SECONDS):
             return False
         started = time.monotonic()
         base = work.base(name)
-        put = partial(_put, work, name, list(linear_modules(base)))
-        examples = {task: _scored(data[task]["train"], work.settings) for task in missing}
-        if not work.journal.read("features", model=name, data=_TEXT, checkpoint=1.0):
-            examples[_TEXT] = features.text_examples(text, work.settings)
-            put("weights", features.weight_features(base))
-            work.record("selection", model=name, placement="modules:kappatune", modules=selectors.kappatune(base))
-            for fraction in work.settings.checkpoints:
-                if fraction < 1:
-                    nfn = features.nfn_features(work.base(name, fraction), examples[_TEXT])["nfn"]
-                    put(_TEXT, {"nfn": nfn}, fraction)
-        early = features.early_features(base, {task: data[task] for task in missing}, work.settings, work.device)
-        for data_name, part in examples.items():
-            put(
-                data_name,
-                {
-                    **features.nfn_features(base, part),
-                    **features.input_features(base, part),
-                    **features.gradient_features(base, part),
-                    **early.get(data_name, {}),
-                },
-            )
-        for task in missing:
-            ranks, starts = selectors.eva(base, examples[task].batches(16), work.settings.rank, work.settings.scale)
+        if general:
+            _score_model(work, name, base)
+        if scored:
+            early = features.early_features(base, {task: data[task] for task in scored}, work.settings, work.device)
+            for task in scored:
+                _put(work, name, task, {**_forward_features(base, examples[task]), **early[task]})
+        for task in asked:
+            batches = examples[task].batches(_EVA_BATCH)
+            ranks, starts = selectors.eva(base, batches, work.settings.rank, work.settings.scale)
             torch.save(starts, work.weights(name) / f"eva-{task}.pt")
             work.record("selection", model=name, task=task, placement="modules:eva", ranks=ranks)
-        print(f"{name}: scores of {', '.join(examples)} in {time.monotonic() - started:.1f} s")
+        print(f"{name}: scores in {time.monotonic() - started:.1f} s")
     return True
 
 
 def make_grid(
     work: Workspace, models: Sequence[str], tasks: Sequence[str], protocols: Sequence[str], only: Sequence[str]
 ) -> bool:
-    """Finetune every placement."""
-    data = work.data(tasks)
+    """Finetune every placement, one task after the other: programs are as long as the task."""
     for name in models:
         model = frozen_copy(work.base(name), work.device)
-        rows, starts = [], dict[tuple[str, str], Mapping[str, Tensor]]()
         for task in tasks:
             chosen = placements_of(work, name, model, task, only)
-            rows += rows_of(model, task, chosen, protocols, work.settings)
+            rows = rows_of(model, task, chosen, protocols, work.settings)
+            starts = dict[tuple[str, str], Mapping[str, Tensor]]()
             if any(placement.ranks for placement in chosen):
                 stored = torch.load(work.weights(name) / f"eva-{task}.pt", map_location=work.device)
                 starts[task, "modules:eva"] = stored
-        grid = Grid(name, model, data, rows, starts, work.settings, work.journal)
-        if not grid.run(work.deadline, work.environment):
-            return False
+            grid = Grid(name, model, work.data([task]), rows, starts, work.settings, work.journal)
+            if not grid.run(work.deadline, work.environment):
+                return False
     return True
 
 
 def placements_of(
     work: Workspace, name: str, model: nn.Module, task: str, only: Sequence[str] = ()
 ) -> list[Placement]:
-    """The placements of a model on a task, each set of modules once; `only` names some of them."""
+    """The placements of a model on a task, each set of modules once; `only` names some of them, `triples` all 35."""
     found = placements.fixed(model)
     if work.settings.models[name].tokens > work.settings.small_tokens:
         kept = {*placements.larger_subset(model), *(key for key in found if key.count("+") != 2)}
@@ -174,16 +164,13 @@ def placements_of(
         nfn = dict(zip(scores[-1]["modules"], scores[-1]["values"]["nfn"], strict=True))
         for placement in placements.of_scores(model, nfn, type_means(nfn)).values():
             found.setdefault(placement.key, placement)
-        found |= _selected(work, name, task)
-    return [placement for key, placement in found.items() if not only or key in only]
-
-
-def type_means(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of a module's score over the modules of each type."""
-    groups: dict[str, list[float]] = {each: [] for each in TYPES}
-    for module, value in values.items():
-        groups[type_of(module)].append(value)
-    return {each: sum(group) / len(group) for each, group in groups.items()}
+        for placement in _selected(work, name, model, task):
+            found.setdefault(placement.key, placement)
+    if only:
+        found = {
+            key: each for key, each in found.items() if key in only or ("triples" in only and key.count("+") == 2)
+        }
+    return list(found.values())
 
 
 def make_full(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> bool:
@@ -198,7 +185,8 @@ def make_full(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> b
                 (record["rate"], record["seed"]): record["validation_loss"]
                 for record in work.journal.read("run", **fields)
             }
-            while runs := search.wanted(work.settings.full_rates, work.settings.seeds, done):
+            settings = work.settings
+            while runs := search.wanted(settings.full_rates, settings.search_seeds, settings.seeds, done):
                 if not work.deadline.allows(_FULL_SECONDS):
                     return False
                 rate, seed = runs[0]
@@ -212,24 +200,40 @@ def make_full(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> b
     return True
 
 
-def _put(
-    work: Workspace, name: str, modules: list[str], data: str, found: features.Features, fraction: float = 1.0
-) -> None:
+def _score_model(work: Workspace, name: str, base: nn.Module) -> None:
+    """What does not depend on the task: weights, KappaTune, and ordinary text at every checkpoint."""
+    tokens = torch.from_numpy(corpus.load(work.corpus, "validation").astype("int64")).to(work.device)
+    text = features.text_examples(tokens, work.settings)
+    _put(work, name, "weights", features.weight_features(base))
+    work.record("selection", model=name, placement="modules:kappatune", modules=selectors.kappatune(base))
+    for fraction in work.settings.checkpoints:
+        if fraction < 1:
+            _put(work, name, _TEXT, features.nfn_features(work.base(name, fraction), text), fraction)
+    _put(work, name, _TEXT, _forward_features(base, text))
+
+
+def _forward_features(base: nn.Module, examples: Encoded) -> features.Features:
+    return {
+        **features.nfn_features(base, examples),
+        **features.input_features(base, examples),
+        **features.gradient_features(base, examples),
+    }
+
+
+def _put(work: Workspace, name: str, data: str, found: features.Features, fraction: float = 1.0) -> None:
+    """Add features to the journal, each as a list in the order of the modules."""
+    modules = list(next(iter(found.values())))
     values = features.rounded(found, modules)
     work.record("features", model=name, data=data, checkpoint=fraction, modules=modules, values=values)
 
 
-def _selected(work: Workspace, name: str, task: str) -> dict[str, Placement]:
+def _selected(work: Workspace, name: str, model: nn.Module, task: str) -> list[Placement]:
     """What PEFT's selectors chose, where they were asked."""
-    found = {}
+    found = []
     for record in work.journal.read("selection", model=name):
-        if record.get("task", task) == task:
-            ranks = record.get("ranks", {})
-            modules = tuple(record.get("modules") or (module for module, rank in ranks.items() if rank))
-            found[record["placement"]] = Placement(record["placement"], modules, ranks)
+        if "ranks" not in record:
+            found.append(placements.of_modules(model, record["placement"], record["modules"]))
+        elif record["task"] == task:
+            ranks = {module: rank for module, rank in record["ranks"].items() if rank}
+            found.append(Placement(record["placement"], tuple(ranks), ranks))
     return found
-
-
-def _scored(examples: Encoded, settings: Settings) -> Encoded:
-    """The first training examples, which the scores read."""
-    return Encoded(*(getattr(examples, name)[: settings.scored] for name in Encoded.__dataclass_fields__))

@@ -1,11 +1,11 @@
-"""Five generated tasks with exact answers, from near the pretraining text to far from it."""
+"""Six generated tasks with exact answers, from near the pretraining text to far from it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 Example = tuple[str, str]
 
@@ -30,37 +30,53 @@ def code(rng: random.Random) -> Example:
     return f"def {name}({first}, {second}):\n    return {body}\n\n", f"{name} = lambda {first}, {second}: {body}"
 
 
+def inline(rng: random.Random) -> Example:
+    """The call of a lambda with its arguments put in: Python too, but names are bound to values."""
+    names = rng.sample(_NAMES, 3)
+    values = rng.sample(range(10), 3)
+    order = rng.sample(range(3), 3)
+    signs = [rng.choice(_OPERATORS[:4]) for _ in range(2)]
+
+    def expression(words: Sequence[object]) -> str:
+        first, second, third = (words[place] for place in order)
+        return f"{first} {signs[0]} {second} {signs[1]} {third}"
+
+    arguments = ", ".join(str(value) for value in values)
+    return f"f = lambda {', '.join(names)}: {expression(names)}\nf({arguments}) == ", expression(values)
+
+
 def record(rng: random.Random) -> Example:
-    """Fields of a line as JSON: another format of the same content."""
-    values = {"name": rng.choice(_PEOPLE), "age": rng.randint(10, 99), "city": rng.choice(_CITIES)}
+    """Fields of a line as JSON with sorted keys: another format of the same content."""
+    values = {"name": rng.choice(_PEOPLE), "id": rng.randint(100, 999), "city": rng.choice(_CITIES)}
     keys = rng.sample(list(values), 3)
     line = "; ".join(f"{key}: {values[key]}" for key in keys)
     return f"{line} => ", json.dumps({key: values[key] for key in sorted(keys)})
 
 
 def recall(rng: random.Random) -> Example:
-    """The value of one key out of five: a look-up in the context."""
-    keys = rng.sample("abcdefghijklmnopqrstuvwxyz", 5)
+    """The value of one key out of six: a look-up in the context."""
+    keys = rng.sample("abcdefghijklmnopqrstuvwxyz", 6)
     values = [rng.randint(10, 99) for _ in keys]
     pairs = ", ".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
-    asked = rng.randrange(5)
+    asked = rng.randrange(6)
     return f"{{{pairs}}}[{keys[asked]}] == ", str(values[asked])
 
 
 def sort(rng: random.Random) -> Example:
-    """A list in order: an algorithm over its context."""
+    """Digits in order: an algorithm over its context."""
     values = [rng.randint(0, 9) for _ in range(7)]
-    return f"{values} => ", str(sorted(values))
+    return f"{' '.join(map(str, values))} => ", " ".join(map(str, sorted(values)))
 
 
 def add(rng: random.Random) -> Example:
-    """The sum of two numbers: arithmetic, which the text hardly has."""
-    first, second = rng.randint(100, 999), rng.randint(100, 999)
+    """The sum of a number of three digits and one of two: arithmetic, which the text hardly has."""
+    first, second = rng.randint(100, 999), rng.randint(10, 99)
     return f"{first} + {second} = ", str(first + second)
 
 
 TASKS: dict[str, Callable[[random.Random], Example]] = {
     "code": code,
+    "inline": inline,
     "record": record,
     "recall": recall,
     "sort": sort,

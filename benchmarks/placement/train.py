@@ -182,7 +182,9 @@ def example_order(count: int, steps: int, batch: int, seed: int) -> Tensor:
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:
-    return Encoded(*(torch.cat([getattr(part, name) for part in parts]) for name in Encoded.__dataclass_fields__))
+    """The examples of all tasks, task by task, without common padding."""
+    joined = (torch.cat([getattr(part, name) for part in parts]) for name in Encoded.__dataclass_fields__)
+    return Encoded(*joined).trimmed()
 
 
 def frozen_copy(model: nn.Module, device: torch.device) -> nn.Module:
