@@ -15,7 +15,6 @@ from plop_ext.errors import InputError
 from plop_ext.report import figures, html, tables
 from plop_ext.report.against import compare_scores
 from plop_ext.scores import Scores
-from plop_ext.statistics.curve import stability_curve
 from tests.support.gain_tables import scores, table
 
 LEVELS = [0.6, 0.8, 0.81, 1.4, 2.0]
@@ -179,16 +178,6 @@ def test_comparison_of_two_files() -> None:
     strange = table([1.5])
     with pytest.raises(InputError, match="no module type in common"):
         compare_scores(first, scores(type(strange)(**{**vars(strange), "types": ("z",)})))
-
-
-def test_stability_curve_ends_at_what_all_samples_say() -> None:
-    noisy = table([1.0, 1.02, 1.04, 1.06], samples=48, sample_sd=0.4, layers=4)
-    points = stability_curve(noisy, 2)
-    assert [point.samples for point in points] == [1, 2, 4, 8, 16, 32, 48]
-    shares = [point.same_set for point in points]
-    assert shares[0] < shares[-1] and all(0 <= share <= 1 for share in shares)
-    sure = stability_curve(table([0.5, 1.0, 2.0]), 1)
-    assert all(point.same_set == 1.0 and point.tau == 1.0 for point in sure)
 
 
 def test_paper_script_scores_have_a_page_without_statistics(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from plop_ext.models import load_model
 from plop_ext.scores import Scores
 from plop_ext.scoring import run as run_module
 from plop_ext.scoring.score import score
-from plop_ext.statistics import StopRule, set_stability
-from tests.support.gain_tables import table
+from plop_ext.statistics import StopRule
 from tests.support.tiny_models import Plain
 from tests.support.toy_signal import aligned, toy_data
 
@@ -101,27 +100,6 @@ def test_a_tie_across_the_cut_reads_on_to_the_cap_and_reports_that_it_is_not_sta
     assert [tie.crosses_cut for tie in found.statistics(1).ties] == [True]
 
 
-def test_set_stability_of_constructed_tables() -> None:
-    assert set_stability(table([1.0, 1.1, 1.2, 2.0]), StopRule()) == 1.0
-    unsure = table([1.0, 1.1, 1.2, 1.2001, 2.0], samples=8, sample_sd=0.05)
-    assert 0.3 < set_stability(unsure, StopRule()) < 0.9
-    # Only the set counts: the order inside it may be open.
-    assert set_stability(table([1.2, 1.2001, 1.2002, 2.0], samples=8, sample_sd=0.05), StopRule()) == 1.0
-    assert set_stability(unsure, StopRule(types=5)) == 1.0
-    assert set_stability(table([1.0, 1.1, 1.2, 2.0], samples=1), StopRule()) == 0.0
-    modules = table([1.0, 2.0], layers=4, own_layer_sd=0.1, samples=64, sample_sd=0.01)
-    assert set_stability(modules, StopRule(modules=0.5)) == 1.0
-
-
-def test_looks_become_rare() -> None:
-    looks, last = [], 0
-    for samples in range(1, 513):
-        if StopRule().is_due(samples, last):
-            looks.append(samples)
-            last = samples
-    assert looks[:61] == list(range(4, 65)) and looks[61:] == [80, 100, 125, 157, 197, 247, 309, 387, 484]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -133,20 +111,6 @@ def test_looks_become_rare() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         score(Plain(), toy_data(1), progress=False, **arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"types": 0}, "`types` of the stop rule"),
-        ({"confidence": 0.4}, "`confidence`"),
-        ({"modules": 0}, "`modules`"),
-        ({"min_samples": 1}, "`min_samples`"),
-    ],
-)
-def test_bad_rules(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        StopRule(**arguments)
 
 
 def order_of(model: torch.nn.Module, data: list[torch.Tensor], rule: StopRule) -> tuple[str, Scores]:

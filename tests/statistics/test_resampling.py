@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from plop_ext.statistics import GainTable, resampling, stability, summarize
-from tests.support.gain_tables import table
+from plop_ext.statistics.resampling import halves
+from tests.support import plain_statistics as plain
+from tests.support.gain_tables import irregular, table
 
 
-def test_a_draw_is_the_ratio_of_sums_over_the_drawn_samples() -> None:
-    source = table([0.8, 1.1, 1.5], layers=3, samples=6)
-    weights = resampling.resample_counts(6, 5, seed=1)
-    values = source.type_nfn(weights)
-    for row, counts in enumerate(weights.astype(int)):
-        chosen = [sample for sample, count in enumerate(counts) for _ in range(count)]
-        assert len(chosen) == 6
-        for position, label in enumerate(source.types):
-            members = [m for m in range(9) if source.types[source.type_index[m]] == label]
-            nfn = [
-                sum(source.sum_gain[m, s] for s in chosen) / sum(source.tokens[m, s] for s in chosen) for m in members
-            ]
-            assert values[row, position] == pytest.approx(sum(nfn) / len(nfn), rel=1e-12)
+def test_resamples_are_of_the_size_of_the_data_and_every_unit_is_as_likely() -> None:
+    counts = resampling.resample_counts(5, 4000, seed=1)
+    assert counts.shape == (4000, 5) and (counts.sum(axis=1) == 5).all() and (counts >= 0).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 1.0, atol=0.05)
+    # Binomial: n / n * (1 - 1 / n).
+    np.testing.assert_allclose(counts.var(axis=0), 0.8, atol=0.06)
+    drawn = np.random.default_rng(1).integers(0, 5, size=(4000, 5)).tolist()
+    assert counts.tolist() == [[row.count(unit) for unit in range(5)] for row in drawn]
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_bootstraps_equal_loops(seed: int) -> None:
+    source = irregular()
+    equal = functools.partial(np.testing.assert_allclose, rtol=1e-12)
+    equal(resampling.types_over_samples(source, 40, seed), plain.types_over_samples(source, 40, seed))
+    equal(resampling.modules_over_samples(source, 40, seed), plain.modules_over_samples(source, 40, seed))
+    equal(resampling.types_over_layers(source, 40, seed), plain.types_over_layers(source, 40, seed))
+    equal(resampling.without_each_layer(source), plain.without_each_layer(source))
+
+
+def test_there_are_1000_resamples_of_seed_0_unless_others_are_asked_for() -> None:
+    source = irregular()
+    for bootstrap in (resampling.types_over_samples, resampling.modules_over_samples, resampling.types_over_layers):
+        np.testing.assert_array_equal(bootstrap(source), bootstrap(source, 1000, 0))
+    np.testing.assert_array_equal(halves(source), halves(source, 200, 0))
+
+
+@pytest.mark.parametrize("samples", [4, 7])
+def test_halves_share_no_sample_and_miss_none(samples: int) -> None:
+    # NFN times the size of a half are the powers of 2 of the samples in it.
+    powers = 2.0 ** np.arange(samples)
+    source = GainTable.make(powers[None], np.ones((1, samples)), np.ones(1), np.ones(1), ["a"], [0])
+    first, second = (values[:, 0] for values in halves(source, splits=300, seed=2))
+    small = samples // 2
+    assert first.shape == second.shape == (300,)
+    np.testing.assert_allclose(first * small + second * (samples - small), powers.sum())
+    chosen = (first * small).round().astype(int).tolist()
+    assert {value.bit_count() for value in chosen} == {small} and len(set(chosen)) == math.comb(samples, small)
+    assert chosen != (halves(source, splits=300, seed=3)[0][:, 0] * small).round().astype(int).tolist()
 
 
 def test_tokens_weigh_alike_not_samples() -> None:
@@ -80,36 +110,41 @@ def test_spread_over_layers_is_the_known_standard_error() -> None:
 
 # Table values of t at 0.975.
 @pytest.mark.parametrize(
-    ("degrees", "value"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (10, 2.228), (30, 2.042), (120, 1.980)]
+    ("degrees", "value"),
+    [(1, 12.7062047362), (2, 4.30265272975), (3, 3.18245), (4, 2.77645), (10, 2.2281389), (30, 2.0422724563)],
 )
 def test_t_quantile(degrees: int, value: float) -> None:
-    assert resampling.t_quantile(0.975, degrees) == pytest.approx(value, rel=3e-3)
+    close = {1: 1e-11, 2: 1e-11, 3: 2e-3, 4: 5e-4, 10: 1e-5, 30: 1e-7}[degrees]
+    assert resampling.t_quantile(0.975, degrees) == pytest.approx(value, rel=close)
+    assert resampling.t_quantile(0.025, degrees) == pytest.approx(-value, rel=close)
 
 
-def test_tau_and_sets_of_known_orders() -> None:
-    same, reverse = np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 2.0, 1.0]])
-    swapped = np.array([[1.0, 3.0, 2.0]])
-    assert stability.tau_between(same, reverse).tolist() == [-1.0]
-    assert stability.tau_between(same, swapped).tolist() == pytest.approx([1 / 3])
-    values = np.concatenate([same, same, swapped, reverse])
-    assert stability.set_holds(values, np.arange(3)).tolist() == [0.75, 0.5]
-    assert stability.among_lowest(values, 1).tolist() == [0.75, 0.0, 0.25]
-    assert stability.same_lowest(values, values[[0, 2, 2, 3]]).tolist() == [1.0, 0.75]
-    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
-    expected = np.mean([stability.tau_between(values[[i]], values[[j]])[0] for i, j in pairs])
-    assert stability.mean_tau(values) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("z", "terms"),
+    [(1, (1 / 2, 1 / 4, 1 / 16, -528 / 92160)), (2, (5 / 2, 294 / 96, 1098 / 384, 169950 / 92160))],
+)
+def test_the_terms_of_the_expansion_of_t(z: int, terms: tuple[float, ...]) -> None:
+    expected = z + terms[0] / 3 + terms[1] / 9 + terms[2] / 27 + terms[3] / 81
+    assert resampling.t_quantile(NormalDist().cdf(z), 3) == pytest.approx(expected, rel=1e-12)
 
 
-def test_one_sample_has_no_interval_over_the_data_and_says_nothing_is_sure() -> None:
-    found = summarize(table([0.5, 1.0, 2.0, 4.0], samples=1))
-    assert all(item.over_samples is None and item.p_samples is None for item in found.types)
-    assert found.set_over_samples == 0.0 and found.tau_samples is None
-    assert not found.auto.found
+def test_quartiles_of_t_with_1_and_2_degrees() -> None:
+    assert resampling.t_quantile(0.75, 1) == pytest.approx(1.0, rel=1e-12)
+    assert resampling.t_quantile(0.75, 2) == pytest.approx(math.sqrt(2 / 3), rel=1e-12)
 
 
-def test_ties_name_the_neighbours_and_whether_they_straddle_the_cut() -> None:
-    found = summarize(table([0.8, 0.9, 1.0, 1.001, 1.5, 1.501], own_layer_sd=0.02, sample_sd=0.01))
-    assert [(tie.lower, tie.upper, tie.crosses_cut) for tie in found.ties] == [("c", "d", True), ("e", "f", False)]
-    assert found.types[0].p_samples == 1.0 and found.types[5].p_layers == 0.0
-    assert 0.2 < found.types[2].p_layers < 0.8
-    assert found.tau_layers < 1.0
+def test_widening_makes_a_bootstrap_interval_a_t_interval() -> None:
+    assert math.isnan(resampling.widening(1)) and math.isnan(resampling.widening(0))
+    z = 1.959963984540054
+    assert resampling.widening(2) == pytest.approx(math.sqrt(2) * 12.7062047362 / z, rel=1e-10)
+    assert resampling.widening(3) == pytest.approx(math.sqrt(3 / 2) * 4.30265272975 / z, rel=1e-10)
+    assert [round(resampling.widening(n), 2) for n in (4, 10, 64)] == [1.87, 1.22, 1.03]
+    assert resampling.widening(2, confidence=0.5) == pytest.approx(math.sqrt(2) / NormalDist().inv_cdf(0.75))
+
+
+def test_an_interval_leaves_out_the_same_share_below_and_above() -> None:
+    values = np.stack([np.arange(101.0), 2 * np.arange(101.0)[::-1]], axis=1)
+    np.testing.assert_allclose(resampling.interval(values), [[2.5, 5.0], [97.5, 195.0]])
+    np.testing.assert_allclose(resampling.interval(values, confidence=0.5), [[25.0, 50.0], [75.0, 150.0]])
+    values[0, 0] = values[100, 0] = math.nan
+    np.testing.assert_allclose(resampling.interval(values, confidence=0.0), [[50.0, 100.0], [50.0, 100.0]])

@@ -58,6 +58,32 @@ def table(
     )
 
 
+def irregular(samples: int = 7, seed: int = 0) -> GainTable:
+    """A table in which no two things are alike.
+
+    Modules have no tokens in some samples. A type has several modules in one layer. Types are in the same layers, in
+    others, in a single one and outside the blocks, and none is named in the order of the ranking.
+    """
+    rng = np.random.default_rng(seed)
+    places = [(label, layer) for layer in range(4) for label in ("q", "k")]
+    places += [("up", layer) for layer in (0, 4, 4, 5, 5, 5)] + [("head", None), ("gate", 3)]
+    modules = len(places)
+    tokens = rng.integers(0, 4, size=(modules, samples)).astype(np.float64)
+    tokens[:, 0] += 1
+    # Of a type that is a single module, every sample has tokens.
+    tokens[-2:] += 1
+    level = {"q": 1.5, "k": 1.4, "up": 1.2, "head": 2.0, "gate": 0.7}
+    gains = np.array([level[label] for label, _ in places])[:, None] * rng.uniform(0.5, 1.5, size=tokens.shape)
+    return GainTable.make(
+        gains * tokens,
+        tokens,
+        rng.uniform(0.9, 1.1, size=modules),
+        rng.integers(16, 64, size=modules).astype(np.float64),
+        [label for label, _ in places],
+        [layer for _, layer in places],
+    )
+
+
 def scores(source: GainTable, *, data: str | None = "toy", first_id: int = 0, **model: Any) -> Scores:
     """Scores with the totals of `source`, of square modules in float32."""
     modules = tuple(

@@ -1,0 +1,61 @@
+"""Agreement of resamples on hand-made orders. Equal values hold no order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plop_ext.statistics import stability
+
+SAME, SWAPPED, REVERSED, EQUAL = [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 2.0, 1.0], [1.0, 1.0, 2.0]
+VALUES = np.array([SAME, SAME, SWAPPED, REVERSED])
+
+
+def test_set_holds() -> None:
+    assert stability.set_holds(VALUES, np.arange(3)).tolist() == [0.75, 0.5]
+    assert stability.set_holds(VALUES, np.array([0, 2, 1])).tolist() == [0.75, 0.25]
+    assert stability.set_holds(VALUES, np.array([2, 1, 0])).tolist() == [0.25, 0.25]
+    assert stability.set_holds(np.array([EQUAL]), np.arange(3)).tolist() == [0.0, 1.0]
+    # Only the set counts, not the order inside and outside of it.
+    assert stability.set_holds(np.array([[2.0, 1.0, 4.0, 3.0]]), np.arange(4)).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_among_lowest() -> None:
+    assert stability.among_lowest(VALUES, 1).tolist() == [0.75, 0.0, 0.25]
+    assert stability.among_lowest(VALUES, 2).tolist() == [0.75, 0.75, 0.5]
+    assert stability.among_lowest(VALUES, 3).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_of_equal_values_the_first_are_the_lowest() -> None:
+    # Long enough that a sort that is not stable changes their order.
+    equal = np.zeros((1, 64))
+    assert stability.among_lowest(equal, 20)[:20].all() and not stability.among_lowest(equal, 20)[20:].any()
+    rising = np.arange(64.0)[None]
+    assert stability.same_lowest(equal, rising).tolist() == [1.0] * 63
+    assert stability.same_lowest(rising, equal).tolist() == [1.0] * 63
+
+
+def test_neighbours_hold() -> None:
+    assert stability.neighbours_hold(VALUES).tolist() == [0.75, 0.5]
+    assert stability.neighbours_hold(np.array([EQUAL])).tolist() == [0.0, 1.0]
+    assert stability.neighbours_hold(np.array([[1.0, 3.0, 2.0, 4.0]])).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_tau_between_rows() -> None:
+    found = stability.tau_between(np.array([SAME] * 4), np.array([SAME, SWAPPED, REVERSED, EQUAL]))
+    assert found.tolist() == pytest.approx([1.0, 1 / 3, -1.0, 2 / 3])
+
+
+def test_same_lowest() -> None:
+    assert stability.same_lowest(VALUES, VALUES[[0, 2, 2, 3]]).tolist() == [1.0, 0.75]
+    # One has what the other lacks: neither contains the other.
+    assert stability.same_lowest(np.array([SAME]), np.array([REVERSED])).tolist() == [0.0, 0.0]
+
+
+def test_mean_tau_is_over_pairs_of_different_resamples() -> None:
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    expected = np.mean([stability.tau_between(VALUES[[i]], VALUES[[j]])[0] for i, j in pairs])
+    assert stability.mean_tau(VALUES) == pytest.approx(expected)
+    assert stability.mean_tau(np.array([[1.0, 2.0], [1.0, 2.0]])) == 1.0
+    assert stability.mean_tau(np.array([[1.0, 2.0], [2.0, 1.0]])) == -1.0
+    assert stability.mean_tau(np.array([[1.0], [2.0]])) == 1.0
