@@ -20,7 +20,7 @@ from plop_ext.placement.data import PlacementData
 from plop_ext.placement.fingerprint import Fingerprint
 from plop_ext.score_data import FewTokenModules, SampleScores, ScoreData, ScoredModule, TypeScore, paper_script
 from plop_ext.score_data.frozen import FrozenDict, freeze
-from plop_ext.score_data.modules import few_routed_detail
+from plop_ext.score_data.modules import FEW_ROUTED, few_routed_detail
 from plop_ext.score_data.samples import token_moments
 from plop_ext.score_data.types import members_by_type, score_types
 from plop_ext.scores import Scores
@@ -66,6 +66,10 @@ def test_types_with_their_extremes_and_families() -> None:
     assert (q.nfn, q.lowest, q.highest) == pytest.approx(((4.8 + 2.0) / 2, 2.0, 4.8))
     assert (up.nfn, up.lowest, up.highest) == (2.0, 2.0, 2.0)
     assert data().types == ("up_proj", "q_proj") and data().tokens == 5
+
+
+def test_a_module_is_an_ordinary_linear_layer_unless_said() -> None:
+    assert (MODULES[0].kind, MODULES[0].baseline_from) == ("linear", "weight")
 
 
 def test_members_keep_the_models_order_and_types_are_sorted_by_nfn_then_label() -> None:
@@ -118,6 +122,11 @@ def test_the_scripts_gain_is_a_mean_of_batch_means_in_which_zero_inputs_count() 
     assert found.paper_script and not data().paper_script
     with pytest.raises(InputError, match='scores with compat="paper-script" have no statistics; score without compat'):
         found.table  # noqa: B018
+
+
+def test_a_batch_that_calls_no_module_has_no_part_in_the_scripts_mean() -> None:
+    totals = make_totals(1, 4, sum_gain=[[4.0, 2.0, 7.0, 0.0]], tokens=[[1.0, 1.0, 2.0, 0.0]])
+    assert paper_script.gain(totals, np.array([0, 1, 1, 2])).tolist() == [(4.0 + 3.0) / 2]
 
 
 def test_the_scripts_types_are_ratios_of_sums_scaled_by_rms() -> None:
@@ -174,5 +183,5 @@ def test_results_cannot_be_changed(record: Any) -> None:
 
 
 def test_modules_with_too_few_tokens_say_how_many() -> None:
-    assert few_routed_detail(7.0) == "7 of at least 16"
+    assert few_routed_detail(7.0) == "7 of at least 16" and FEW_ROUTED == "too few tokens were routed to it"
     assert FewTokenModules(MODULES[:1], make_totals(1, 2), (3,)).positions == (3,)
