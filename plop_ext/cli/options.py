@@ -97,7 +97,7 @@ def scoring(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `plop score` passes on to scoring in memory and to streaming alike."""
     from plop_ext.score_data.settings import NAMES
 
-    # `--samples` limits what is read of the data, and what is streamed cannot follow the published script.
+    # `--samples` has limited the data already, and streamed runs cannot follow the published script.
     names = [name for name in NAMES if name not in ("max_samples", "compat")]
     return {
         **{name: getattr(args, name) for name in names},

@@ -9,7 +9,7 @@ from torch import nn
 
 from plop_ext.errors import InputError
 
-# Each registers its adapters, in any order.
+# Each import registers adapters, in any order.
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
 from plop_ext.layers.experts import ExpertsAdapter, holds_stacked_experts
@@ -23,11 +23,11 @@ from plop_ext.lora_target import LoraTarget
 from plop_ext.module_types import ModulePath, as_patterns, label_types, matches_suffix, module_path
 from plop_ext.unscored import UnscoredModule
 
-# Weights of two and more dimensions that are no linear map of an activation.
+# Modules whose weights of two and more dimensions are not linear maps of an activation.
 _NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm)
-# What a linear layer calls its sizes. It may keep codes of its weight in buffers, where others keep masks and tables.
+# Attribute names of a linear layer's sizes. Only in such a layer may buffers be codes of its weight.
 _SIZES = (("in_features", "out_features"), ("infeatures", "outfeatures"))
-# Parameters of two dimensions that are no weights of a matrix product.
+# Parameters of two dimensions that are not weights of a matrix product.
 _STATE_SPACE = {"A_log"}
 
 

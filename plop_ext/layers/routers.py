@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
-# With K inputs and M = 1, E|w z| / ||z|| over ||w|| / sqrt(K) is that of |N(0, 1)|.
+# For M = 1, E|w z| / ||z|| over ||w|| / sqrt(K) is E|N(0, 1)|, which is 0.80.
 SINGLE_OUTPUT = "a single output, as gates have: its NFN is 0.80 instead of 1 if its input is noise"
 
 _NAMES = ("router", "gate")

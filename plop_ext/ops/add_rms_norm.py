@@ -188,7 +188,7 @@ torch.library.impl(f"{NAMESPACE}::add_rms_norm_", "CompositeExplicitAutograd", a
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
-    """RMSNorm over the last axis, operator by operator as transformers' modules do it: Llama's, or Gemma's."""
+    """Compute RMSNorm over the last axis, operator by operator as in transformers' modules of Llama or Gemma."""
     wide = x.float()
     unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if unit_offset:

@@ -71,14 +71,17 @@ def compute_baselines(
 
 
 def frobenius_baselines(layers: Sequence[LinearLayer], norms: Sequence[float]) -> list[float]:
-    r"""\(b = \lVert W \rVert_F / \sqrt{K}\), the root mean square of ||W u|| over the unit sphere; E||W u|| <= b."""
+    r"""Return \(b = \lVert W \rVert_F / \sqrt{K}\), the root mean square of ||W u|| over the unit sphere.
+
+    By Jensen's inequality, it is at least E||W u||.
+    """
     return [norm / math.sqrt(layer.in_features) for layer, norm in zip(layers, norms, strict=True)]
 
 
 def probe_baselines(
     layers: Sequence[LinearLayer], *, probes: int, seed: int, advance: Callable[[int], None] = lambda done: None
 ) -> list[float]:
-    r"""Monte-Carlo estimate of \(b = E_u \lVert W u \rVert\), u uniform on the unit sphere: the paper's definition.
+    r"""Estimate \(b = E_u \lVert W u \rVert\), u uniform on the unit sphere, by Monte Carlo: the paper's definition.
 
     Pushes `probes` random inputs through the module's own forward, so it needs no readable weight. Each module draws
     from a generator seeded by `seed` and its name: a module's baseline does not depend on which others are scored. The

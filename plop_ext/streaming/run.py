@@ -1,4 +1,4 @@
-"""Runs all batches through one block after another."""
+"""The streamed run: all batches through one block after another."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from plop_ext.totals import Totals
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on the CPU and what is counted of it.
+    """A batch on the CPU, and its tokens that count.
 
     Attributes:
-        inputs: What the model is called on.
-        samples: How many.
-        counted: [B, T] bool of the tokens that count; None: all.
+        inputs: Inputs of the model.
+        samples: Number of samples.
+        counted: [B, T] bool of the tokens that count; None if all count.
         phase: The first token read.
         extent: Samples and tokens.
     """
@@ -49,7 +49,7 @@ class Batch:
 
 
 @dataclass
-class Batches:
+class RunData:
     """All batches of a run, with the id and the batch of each sample."""
 
     batches: list[Batch] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Batches:
     numbers: list[int] = field(default_factory=list)
 
 
-def join(results: Sequence[dict[str, Any]], data: Batches) -> Outcome:
+def join(results: Sequence[dict[str, Any]], data: RunData) -> Outcome:
     """Join the results of all blocks, in their order."""
     implementations = [result["experts_implementation"] for result in results]
     return Outcome(
@@ -75,10 +75,10 @@ def join(results: Sequence[dict[str, Any]], data: Batches) -> Outcome:
     )
 
 
-def collect_batches(dataloader: Iterable[Any], settings: Settings) -> Batches:
+def collect_batches(dataloader: Iterable[Any], settings: Settings) -> RunData:
     """Read the batches, up to the one that completes `settings.max_samples`."""
     phases = random.Random(settings.seed)
-    found = Batches()
+    found = RunData()
     for number, batch in enumerate(dataloader):
         inputs, sample_ids = take_sample_ids(batch)
         size = batch_size(inputs)
@@ -95,16 +95,16 @@ def collect_batches(dataloader: Iterable[Any], settings: Settings) -> Batches:
 
 
 class Stream:
-    """One run.
+    """A streamed run.
 
     Args:
         skeleton: The model.
         weights: Its checkpoint.
         batches: The data.
-        settings: How it is scored.
-        device: Where it runs.
-        store: Keeps the hidden states.
-        state: Where finished blocks are recorded; None: nowhere.
+        settings: The settings of the run.
+        device: Device of the run.
+        store: Store of the hidden states.
+        state: State in which finished blocks are recorded, or None.
 
     Attributes:
         loader: Loads the blocks.
@@ -131,7 +131,7 @@ class Stream:
         self.loader = BlockLoader(skeleton, weights, device)
 
     def run(self, forward: Callable[[nn.Module, Any], Any], finished: int, progress: bool) -> list[dict[str, Any]]:
-        """Run the blocks, but not the first `finished` ones, whose results the state holds; return those of all."""
+        """Run all blocks after the first `finished` ones, whose results are in the state; return all results."""
         results = []
         blocks = self._skeleton.last + 1
         with progress_bar("streaming blocks", blocks, progress) as advance:
@@ -159,7 +159,7 @@ class Stream:
         return results
 
     def _record(self, forward: Callable[[nn.Module, Any], Any]) -> None:
-        """Find out what each block is called with in each batch, and keep what the first is called on."""
+        """Record the arguments of each block in each batch, and store the hidden states of the first block."""
         model = self._skeleton.model
         self.loader.load_outside()
         self.loader.start(0)
@@ -180,7 +180,7 @@ class Stream:
             self._calls.append(calls)
 
     def _continue_from(self, block: int) -> None:
-        """Take up what the batches carried out of `block`."""
+        """Load the hidden states and shared objects of all batches after `block`."""
         assert self._state is not None
         for number, calls in enumerate(self._calls):
             hidden, shared = self._state.load_hidden(block, number, self._device)
@@ -232,7 +232,7 @@ class Stream:
 
 @contextmanager
 def streaming(stream: Stream, store: Store) -> Iterator[None]:
-    """Give threads, buffers and temporary files back after the block."""
+    """Release threads, buffers and temporary files after the block."""
     try:
         yield
     finally:

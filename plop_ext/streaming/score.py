@@ -32,9 +32,9 @@ from plop_ext.streaming.weights import Weights, one_thread
 
 logger = logging.getLogger(__name__)
 
-# All of them go through every block, so that none can be left out later, as `score` does once the types settle.
+# All samples go through every block, so a streamed run cannot stop early, as `score` does.
 DEFAULT_SAMPLES = 16
-# Of what is free when no budget is given.
+# Share of the free memory that a run without a budget may use.
 _SHARE = 0.8
 
 
@@ -205,7 +205,7 @@ def model_folder(path: str, *, weights: bool = True) -> Path:
     wanted = ["*.json", "*.model", "*.jinja", "*.safetensors"] if weights else ["*.json"]
     with cached_when_offline() as online:
         try:
-            # Some repositories hold the same weights twice, the second time as they were trained.
+            # Some repositories hold the weights a second time, in their original format.
             return Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns=["*consolidated*.safetensors"]))
         except Exception as error:
             where = "on the hub" if online else "in the local cache, and the hub cannot be reached"
