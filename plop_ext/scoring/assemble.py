@@ -26,9 +26,9 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
     counts = totals.sum_samples()
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, outcome.baselines, strict=True)):
         tokens = counts.tokens[index]
-        reason, detail = outcome.unassigned.get(layer.name, ""), ""
+        reason, detail = outcome.unassigned.get(layer.name), ""
         if not reason and not probed:
-            reason = norms.failures.get(layer.name, "")
+            reason = norms.failures.get(layer.name)
         if not reason and layer.adapter.routed and tokens < MIN_EXPERT_TOKENS:
             reason, detail = FEW_ROUTED, few_routed_detail(tokens)
         if not reason and counts.seen[index] == 0:
