@@ -17,6 +17,9 @@ from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.progress import progress_bar
 from plop_ext.score_data.settings import Settings
 
+# Of a layer whose weight or forward cannot be used.
+_UNKNOWN = torch.tensor(math.nan, dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class WeightNorms:
@@ -56,7 +59,7 @@ def frobenius_norms(layers: Sequence[LinearLayer], advance: Callable[[int], None
         else:
             totals += [sums[part.part] for part in parts]
             continue
-        totals += [torch.tensor(math.nan, dtype=torch.float64)] * len(parts)
+        totals += [_UNKNOWN] * len(parts)
     return WeightNorms([math.sqrt(total) for total in _to_host(totals)], failures)
 
 
@@ -104,7 +107,7 @@ def probe_baselines(
             except Exception:
                 if parts[0].adapter.weights == "weight":
                     raise
-                totals += [torch.tensor(math.nan, dtype=torch.float64)] * len(parts)
+                totals += [_UNKNOWN] * len(parts)
     return _to_host(totals)
 
 
@@ -143,7 +146,7 @@ def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, 
 
 
 def _mean_gain(z: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-    s_in, s_out = (torch.empty(len(v), dtype=ops.sum_dtype(v.dtype), device=v.device) for v in (z, y))
+    s_in, s_out = (v.new_empty(len(v), dtype=ops.sum_dtype(v.dtype)) for v in (z, y))
     ops.row_sumsq_(s_in, z)
     ops.row_sumsq_(s_out, y, bias if bias is None or bias.dtype == y.dtype else bias.to(s_out.dtype))
     return (s_out.double() / s_in.double()).sqrt().mean()
@@ -163,9 +166,8 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 def _to_host(totals: list[Tensor]) -> list[float]:
     """Return all values with one transfer per device."""
-    values = [0.0] * len(totals)
-    for device in {total.device for total in totals}:
-        places = [place for place, total in enumerate(totals) if total.device == device]
-        for place, value in zip(places, torch.stack([totals[place] for place in places]).tolist(), strict=True):
-            values[place] = value
-    return values
+    values = {
+        device: iter(torch.stack([total for total in totals if total.device == device]).tolist())
+        for device in {total.device for total in totals}
+    }
+    return [next(values[total.device]) for total in totals]

@@ -119,7 +119,7 @@ class Journal:
                 "digest": record.digest,
                 "shape": record.totals.values.shape,
                 "crc": zlib.crc32(data),
-                "totals": base64.b64encode(data).decode("ascii"),
+                "totals": base64.b64encode(data).decode(),
                 "unassigned": dict(record.unassigned),
             }
         )
@@ -130,7 +130,7 @@ class Journal:
 
     def _write(self, content: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(content).encode("ascii") + b"\n")
+        self._file.write(json.dumps(content).encode() + b"\n")
         self._file.flush()
 
     def _read(self) -> int:
