@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,16 @@ import torch
 
 from plop_ext import reference
 from plop_ext.errors import InputError
+from plop_ext.score_data.modules import FEW_ROUTED, few_routed_detail
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
+from plop_ext.unscored import UnscoredModule
 from tests.support.architecture_parts import text_batch
 from tests.support.architectures import ARCHITECTURES
 from tests.support.gain_tables import scores, table
+from tests.support.made_scores import TOTALS, few_tokens, made
 from tests.support.tiny_models import llama, token_batch
+from tests.support.totals import make_totals
 
 
 def run(batches: list[dict[str, torch.Tensor]], **options: Any) -> Scores:
@@ -74,19 +80,6 @@ def test_experts_with_too_few_tokens_in_a_shard_count_in_the_whole(tmp_path: Pat
     assert all(name not in whole.module_names for name in (item.name for item in whole.unscored))
 
 
-def test_damaged_modules_with_too_few_tokens_are_refused(tmp_path: Path) -> None:
-    model, batch = ARCHITECTURES["qwen3_moe"].build(), text_batch()
-    found = score(model, [{key: value[:1] for key, value in batch.items()}], progress=False)
-    assert found.few_tokens is not None
-    found.save(tmp_path / "s.json")
-    content = json.loads((tmp_path / "s.json").read_text())
-    for positions in ([0] * len(found.few_tokens.modules), [], [10**6] * len(found.few_tokens.modules)):
-        content["few_tokens"]["positions"] = positions
-        (tmp_path / "s.json").write_text(json.dumps(content))
-        with pytest.raises(InputError, match="is a damaged scores file"):
-            Scores.load(tmp_path / "s.json")
-
-
 def test_ids_of_two_data_sets_are_different_samples() -> None:
     first = run(shards()[:2], data_name="code")
     second = run([token_batch([33, 31], seed=9)], data_name="maths")
@@ -102,36 +95,128 @@ def test_ids_of_two_data_sets_are_different_samples() -> None:
         Scores.merge([merged, second])
 
 
-def test_a_sample_twice_is_named() -> None:
-    with pytest.raises(InputError, match="sample 2 of `toy` is in scores 1 and 2"):
-        Scores.merge([run(shards()[:2], data_name="toy"), run(shards()[1:], data_name="toy")])
-    with pytest.raises(InputError, match="sample 0 of unnamed data is in scores 1 and 2"):
-        Scores.merge([run(shards()[:1]), run(shards()[:1])])
+@pytest.mark.parametrize(("data", "source"), [("toy", "of `toy`"), (None, "of unnamed data")])
+def test_a_sample_twice_is_named(data: str | None, source: str) -> None:
+    parts = [scores(table([0.5, 1.0], samples=3), data=data, first_id=start) for start in (0, 50, 2)]
+    message = (
+        f"sample 2 {source} is in scores 1 and 3: it would count twice; merge runs over different samples, or give "
+        "each data set its own `data_name`"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Scores.merge(parts)
+
+
+def changed(**model: Any) -> Scores:
+    return scores(table([0.5, 1.0]), first_id=50, **model)
+
+
+def with_baseline(value: float) -> Scores:
+    """Scores in which the second module has another baseline than 1."""
+    found = changed()
+    return replace(found, modules=(found.modules[0], replace(found.modules[1], baseline=value), *found.modules[2:]))
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (scores(table([0.5, 1.0, 2.0]), first_id=50), "hold other modules than the first"),
-        (scores(table([0.5, 1.0]), first_id=50, parameters=7), "are of another model: parameters 7, not 1000000"),
-        (scores(table([0.5, 1.0]), first_id=50, **{"class": "Other"}), "are of another model: class Other, not Toy"),
+        (
+            scores(table([0.5, 1.0, 2.0]), first_id=50),
+            "scores 3 hold other modules than the first (`layers.0.c`); merge runs of one model",
+        ),
+        (
+            replace(changed(), modules=changed().modules[::-1]),
+            "scores 3 hold other modules than the first; merge runs of one model",
+        ),
+        (changed(parameters=7), "scores 3 are of another model: parameters 7, not 1000000"),
+        (changed(parameters=None), "scores 3 are of another model: parameters None, not 1000000"),
+        (changed(**{"class": "Other"}), "scores 3 are of another model: class Other, not Toy"),
+        *(
+            (
+                with_baseline(value),
+                "scores 3 have another weight in `layers.1.a` than the first; merge runs of one model",
+            )
+            for value in (1.00011, 0.99989)
+        ),
     ],
 )
 def test_another_model_is_refused(other: Scores, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Scores.merge([scores(table([0.5, 1.0])), other])
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Scores.merge([scores(table([0.5, 1.0])), scores(table([0.5, 1.0]), first_id=100), other])
 
 
-def test_other_settings_and_weights_are_refused() -> None:
+def test_rounding_errors_of_a_baseline_make_no_other_model() -> None:
+    first = scores(table([0.5, 1.0]))
+    for value in (1.00009, 0.99991):
+        assert Scores.merge([first, with_baseline(value)]).modules == first.modules
+
+
+def test_other_settings_are_refused() -> None:
     first, second = scores(table([0.5, 1.0])), scores(table([0.5, 1.0]), first_id=50)
     settings = {**second.provenance["settings"], "mask": "completion"}
-    with pytest.raises(InputError, match="scores 2 have mask=completion, the first mask=attention"):
+    message = "scores 2 have mask=completion, the first mask=attention; use the same settings"
+    with pytest.raises(InputError, match=f"^{message}$"):
         Scores.merge([first, replace(second, provenance={**second.provenance, "settings": settings})])
-    modules = (replace(second.modules[0], baseline=1.01), *second.modules[1:])
-    with pytest.raises(InputError, match=r"another weight in `layers\.0\.a`"):
-        Scores.merge([first, replace(second, modules=modules)])
-    with pytest.raises(InputError, match="got no scores"):
+    with pytest.raises(InputError, match=r"^`merge` got no scores; give at least one$"):
         Scores.merge([])
+
+
+def test_the_merged_provenance_adds_up() -> None:
+    unnamed = {"name": None, "samples": 2}
+    common = {**made().provenance, "stop": {"settled": True}, "host": "first"}
+    first = made(provenance={**common, "data": {"name": "a", "hash": "f"}, "seconds": 1.23456})
+    second = made(sample_ids=np.array([8, 9]), provenance={**common, "data": unnamed, "seconds": 2, "host": "second"})
+    third = made(sample_ids=np.array([4, 5]), provenance={**common, "data": {"name": "a"}, "seconds": 0.5})
+    merged = Scores.merge([Scores.merge([first, second]), third]).provenance
+    parts = ({"name": "a", "hash": "f", "samples": 2}, unnamed, {"name": "a", "samples": 2})
+    assert merged == {
+        **{"settings": {"compat": None}, "model": {"class": "Made"}, "host": "first", "merged": 2, "seconds": 3.735},
+        "data": {"name": "a", "samples": 6, "parts": parts},
+    }
+    assert Scores.merge([second]).provenance["data"] == {"name": None, "samples": 2, "parts": (unnamed,)}
+    untimed = Scores.merge([made(), made(sample_ids=np.array([4, 5]))]).provenance
+    assert "seconds" not in untimed and untimed["merged"] == 2
+
+
+def test_batches_are_numbered_on() -> None:
+    parts = [
+        made(sample_ids=np.array([i, i + 1]), sample_batches=np.array(batches))
+        for i, batches in ((0, [0, 2]), (2, [1, 0]), (4, [0, 0]))
+    ]
+    merged = Scores.merge(parts)
+    assert merged.sample_batches.tolist() == [0, 2, 4, 3, 5, 5] and merged.sample_ids.tolist() == list(range(6))
+    np.testing.assert_array_equal(merged.totals, np.concatenate([TOTALS] * 3, axis=1))
+
+
+def routed(ids: Sequence[int], *tokens: Sequence[float]) -> Scores:
+    """The scores of `made`, whose two experts saw too few tokens: these in each sample."""
+    unscored = (
+        UnscoredModule("lm_head", "Linear", "outside the repeated blocks", "", False),
+        *(
+            UnscoredModule(f"layers.0.experts.{i}", "Linear", FEW_ROUTED, few_routed_detail(sum(counts)))
+            for i, counts in enumerate(tokens)
+        ),
+    )
+    few = few_tokens(totals=make_totals(2, 2, sum_gain=np.array(tokens) * 2, tokens=np.array(tokens)))
+    return made(sample_ids=np.array(ids), few_tokens=few, unscored=unscored)
+
+
+def test_an_expert_is_scored_from_16_tokens_of_all_runs_on() -> None:
+    merged = Scores.merge([routed([0, 1], [1, 2], [0, 0]), routed([2, 3], [9, 4], [12, 3])])
+    assert merged.module_names == ("layers.0.experts.0", *made().module_names)
+    assert merged.totals.tokens[0].tolist() == [1, 2, 9, 4] and merged.nfn[0] == 2
+    np.testing.assert_array_equal(merged.totals.values[1:], np.concatenate([TOTALS] * 2, axis=1))
+    assert merged.few_tokens is not None and merged.few_tokens.positions == (2,)
+    assert [module.name for module in merged.few_tokens.modules] == ["layers.0.experts.1"]
+    assert merged.few_tokens.totals.tokens.tolist() == [[0, 0, 12, 3]]
+    assert merged.unscored == (
+        UnscoredModule("lm_head", "Linear", "outside the repeated blocks", "", False),
+        UnscoredModule("layers.0.experts.1", "Linear", FEW_ROUTED, "15 of at least 16"),
+    )
+    whole = Scores.merge([routed([4, 5], [0, 0], [1, 0]), merged])
+    first, q, second, *rest = whole.module_names
+    assert (first, second) == ("layers.0.experts.0", "layers.0.experts.1") and whole.few_tokens is None
+    assert (q, *rest) == made().module_names
+    assert whole.unscored == merged.unscored[:1] and whole.totals.tokens[2].tolist() == [1, 0, 0, 0, 12, 3]
 
 
 def test_per_sample_is_the_score_of_the_sample_alone() -> None:
