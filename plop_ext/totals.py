@@ -100,7 +100,7 @@ class Totals:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
         """Let numpy read the totals as their array."""
-        return np.array(self.values, dtype=dtype, copy=copy) if copy else np.asarray(self.values, dtype=dtype)
+        return np.array(self.values, dtype=dtype, copy=copy)
 
     def _field(self, name: str) -> Floats:
         field: Floats = self.values[..., TOTALS_FIELDS.index(name)]

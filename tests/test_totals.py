@@ -17,6 +17,7 @@ from plop_ext import Scores
 from plop_ext.totals import TOTALS_FIELDS, Totals
 from tests.support.gain_tables import scores, table
 from tests.support.paths import ROOT
+from tests.support.totals import make_totals
 
 PACKAGE = Path(plop_ext.__file__).parent
 HEADER = ROOT / "csrc" / "gain_totals.h"
@@ -43,13 +44,26 @@ def test_totals_are_joined_and_selected_by_module_and_by_sample() -> None:
         Totals.join_modules([totals.of_modules([1]), totals.of_modules([0])]), totals.values[::-1]
     )
     np.testing.assert_array_equal(Totals.from_fields(totals.fields()), totals)
-    np.testing.assert_array_equal(totals.sum_samples().tokens, totals.tokens.sum(axis=1))
+    np.testing.assert_array_equal(totals.sum_samples(), totals.values.sum(axis=1))
     assert totals.seen[0].tolist() == [2 + 3 + 4, 7 + 8 + 9, 12 + 13 + 14]
-    assert np.isnan(Totals(np.zeros((1, 1, 5))).mean_gain).all() and totals.mean_gain[0, 1] == 5 / 7
+
+
+def test_a_mean_gain_without_tokens_is_nan_and_nothing_is_divided_by_zero() -> None:
+    totals = make_totals(2, 2, sum_gain=[[5.0, 3.0], [0.0, 0.5]], tokens=[[2.0, 1.0], [0.0, 1.0]])
+    with np.errstate(all="raise"):
+        np.testing.assert_array_equal(totals.mean_gain, [[2.5, 3.0], [np.nan, 0.5]])
+
+
+def test_numpy_reads_the_totals_as_their_array() -> None:
+    totals = example()
+    assert np.shares_memory(np.asarray(totals), totals.values)
+    assert not np.shares_memory(np.array(totals), totals.values)
+    assert np.asarray(totals, dtype=np.float32).dtype == np.float32
+    np.testing.assert_array_equal(np.array(totals), totals.values)
 
 
 def test_an_array_with_other_fields_is_refused() -> None:
-    with pytest.raises(ValueError, match="totals must have 5 fields, got 4"):
+    with pytest.raises(ValueError, match=r"^totals must have 5 fields, got 4$"):
         Totals(np.zeros((2, 3, 4)))
 
 

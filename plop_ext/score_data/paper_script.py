@@ -21,9 +21,8 @@ def gain(totals: Totals, sample_batches: NDArray[np.int64]) -> NDArray[np.float6
     members = [sample_batches == batch for batch in np.unique(sample_batches)]
     gains = np.array([totals.sum_gain[:, member].sum(axis=1) for member in members])
     tokens = np.array([counted[:, member].sum(axis=1) for member in members])
-    # A batch that did not call a module has no mean of it.
-    called = tokens > 0
-    return np.divide(gains, tokens, out=np.zeros_like(gains), where=called).sum(axis=0) / called.sum(axis=0)
+    # A batch that did not call a module has no mean of it: it adds 0, and is not counted.
+    return (gains / np.maximum(tokens, 1)).sum(axis=0) / (tokens > 0).sum(axis=0)
 
 
 def groups(names: Sequence[str]) -> dict[str, list[int]]:

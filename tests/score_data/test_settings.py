@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,30 @@ def test_the_published_script_decides_what_it_decides() -> None:
     asked = settings(compat="paper-script", mask="completion", token_step=8, probes=16).to_dict()
     assert (asked["mask"], asked["baseline"], asked["token_step"], asked["probes"]) == ("all", "probe", 1, 16)
     assert settings().to_dict()["probes"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": "some"}, "`mask` must be one of attention, completion, all, got 'some'"),
+        ({"baseline": None}, "`baseline` must be one of frobenius, probe, got None"),
+        ({"compat": "paper"}, "`compat` must be None or 'paper-script', got 'paper'"),
+        ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
+        ({"token_step": 0}, "`token_step` must be at least 1, got 0"),
+        ({"probes": 1.5}, "`probes` must be a whole number, got 1.5"),
+        ({"include": [3]}, "`include` must hold names, got 3"),
+        ({"exclude": [None]}, "`exclude` must hold names, got None"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        settings(**change)
+
+
+def test_all_modules_and_all_samples_are_none() -> None:
+    found = settings(include=None, exclude=["a", "b"], max_samples=None, token_step=1, probes=1).to_dict()
+    assert (found["include"], found["exclude"], found["max_samples"]) == (None, ("a", "b"), None)
+    assert tuple(found) == NAMES and found["compat"] is None
 
 
 @pytest.mark.parametrize("name", NAMES)
