@@ -1,4 +1,4 @@
-"""The only room that knows layer classes: the W, input, output and bias of a module."""
+"""The layers that can be scored: adapters that find the W, input, output and bias of a module of each class."""
 
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for, register_adapter
 from plop_ext.layers.discovery import Discovery, LinearLayer, discover

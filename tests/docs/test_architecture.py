@@ -1,4 +1,4 @@
-"""docs/architecture.md names every room and every arrow of the package, and the imports keep to its order."""
+"""docs/architecture.md lists every component of the package and the imports between them, from top to bottom."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _resolve(target: str, modules: Mapping[str, Path]) -> str:
     return next(candidate for candidate in candidates if candidate in modules)
 
 
-def room_of(module: str) -> str:
-    """A file or folder right below the package."""
+def component_of(module: str) -> str:
+    """The file or folder directly in the package that holds a module."""
     return module.split(".")[1]
 
 
@@ -81,7 +81,7 @@ def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-ROOMS = {quoted(row[0])[0].rstrip("/").removesuffix(".py"): set(quoted(row[2])) for row in table("Rooms")}
+COMPONENTS = {quoted(row[0])[0].rstrip("/").removesuffix(".py"): set(quoted(row[2])) for row in table("Components")}
 IMPORTS = imports_of(PACKAGE)
 
 
@@ -102,27 +102,28 @@ def circle(edges: Iterable[tuple[str, str]]) -> list[str]:
     return []
 
 
-def test_every_room_is_in_the_table() -> None:
+def test_every_component_is_in_the_table() -> None:
     there = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert set(ROOMS) == there - {"__pycache__"}
+    assert set(COMPONENTS) == there - {"__pycache__"}
 
 
-def test_every_arrow_is_in_the_table() -> None:
-    arrows = defaultdict(list)
+def test_every_import_is_in_the_table() -> None:
+    edges = defaultdict(list)
     for item in IMPORTS:
-        if (rooms := (room_of(item.importer), room_of(item.imported))) != LOADER and rooms[0] != rooms[1]:
-            arrows[rooms].append(item)
-    allowed = {(room, below) for room, names in ROOMS.items() for below in names}
-    unknown = [str(item) for rooms in arrows.keys() - allowed for item in arrows[rooms]]
+        edge = component_of(item.importer), component_of(item.imported)
+        if edge != LOADER and edge[0] != edge[1]:
+            edges[edge].append(item)
+    allowed = {(component, below) for component, names in COMPONENTS.items() for below in names}
+    unknown = [str(item) for edge in edges.keys() - allowed for item in edges[edge]]
     assert not unknown, "imports that the page does not allow:\n" + "\n".join(sorted(unknown))
-    assert not allowed - arrows.keys(), "arrows of the page without an import"
+    assert not allowed - edges.keys(), "imports that the page allows and no file has"
 
 
-def test_every_arrow_points_down() -> None:
-    """The table lists the rooms from the top of the package to its bottom."""
-    order = list(ROOMS)
-    arrows = [(room, below) for room, names in ROOMS.items() for below in names]
-    upward = [(room, below) for room, below in arrows if order.index(room) >= order.index(below)]
+def test_every_import_points_down() -> None:
+    """The table lists the components from the top of the package to its bottom."""
+    order = list(COMPONENTS)
+    edges = [(component, below) for component, names in COMPONENTS.items() for below in names]
+    upward = [(component, below) for component, below in edges if order.index(component) >= order.index(below)]
     assert not upward
 
 
@@ -145,8 +146,8 @@ def test_no_members_of_a_package_import_each_other_in_a_circle(package: str) -> 
             if members[0] != members[1]:
                 edges[members].append(item)
     around = circle(edges)
-    arrows = list(zip(around[1:], around, strict=False))
-    assert not around, "\n".join(str(item) for arrow in arrows for item in edges[arrow])
+    steps = list(zip(around[1:], around, strict=False))
+    assert not around, "\n".join(str(item) for step in steps for item in edges[step])
 
 
 def test_every_file_of_the_kernels_is_in_the_table() -> None:
@@ -171,17 +172,17 @@ def test_a_circle_is_found() -> None:
 
 def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
     package = tmp_path / "pkg"
-    (package / "room").mkdir(parents=True)
+    (package / "part").mkdir(parents=True)
     (package / "__init__.py").write_text("from pkg import _C\n")
-    (package / "room" / "__init__.py").write_text("")
-    (package / "room" / "a.py").write_text("from pkg.room import b\ndef f():\n    from pkg.room.b import x\n")
-    (package / "room" / "b.py").write_text(
-        "if TYPE_CHECKING:\n    import pkg.room.a\nfrom pkg import room\nimport os\n"
+    (package / "part" / "__init__.py").write_text("")
+    (package / "part" / "a.py").write_text("from pkg.part import b\ndef f():\n    from pkg.part.b import x\n")
+    (package / "part" / "b.py").write_text(
+        "if TYPE_CHECKING:\n    import pkg.part.a\nfrom pkg import part\nimport os\n"
     )
     found = {(item.importer, item.imported) for item in imports_of(package)}
     assert found == {
         ("pkg.__init__", "pkg._C"),
-        ("pkg.room.a", "pkg.room.b"),
-        ("pkg.room.b", "pkg.room.a"),
-        ("pkg.room.b", "pkg.room.__init__"),
+        ("pkg.part.a", "pkg.part.b"),
+        ("pkg.part.b", "pkg.part.a"),
+        ("pkg.part.b", "pkg.part.__init__"),
     }

@@ -1,4 +1,4 @@
-"""The rooms that run a model import only what lies below them, wherever in a file the import stands."""
+"""The components that run a model import only components below them, also within functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BELOW = {
 }
 
 
-@pytest.mark.parametrize("room", BELOW)
-def test_a_room_imports_what_lies_below_it(room: str) -> None:
+@pytest.mark.parametrize("component", BELOW)
+def test_a_component_imports_what_lies_below_it(component: str) -> None:
     found = set()
-    for path in (ROOT / "plop_ext" / room).rglob("*.py"):
+    for path in (ROOT / "plop_ext" / component).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if isinstance(node, ast.Import):
@@ -26,4 +26,4 @@ def test_a_room_imports_what_lies_below_it(room: str) -> None:
                 modules = [f"plop_ext.{alias.name}" for alias in node.names]
             assert not (isinstance(node, ast.ImportFrom) and node.level), path
             found |= {module.split(".")[1] for module in modules if module.startswith("plop_ext.")}
-    assert found - {room} <= BELOW[room]
+    assert found - {component} <= BELOW[component]
