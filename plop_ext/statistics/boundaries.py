@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from plop_ext.statistics.resampling import types_over_layers, types_over_samples, without_each_layer
 from plop_ext.statistics.stability import set_holds
 from plop_ext.statistics.table import GainTable
@@ -82,15 +80,14 @@ class AutoK:
 
 def find_boundaries(table: GainTable, seed: int = 0) -> tuple[Boundary, ...]:
     """Test every cut of the ranking of types."""
-    order = np.arange(len(table.types))
-    nfn = table.type_nfn(np.ones((1, table.samples)))[0]
-    samples = set_holds(types_over_samples(table, seed=seed), order)
-    layers = set_holds(types_over_layers(table, seed=seed), order)
+    nfn = table.type_nfn(table.all_samples)[0]
+    samples = set_holds(types_over_samples(table, seed=seed))
+    layers = set_holds(types_over_layers(table, seed=seed))
     # A set that depends on a single layer is not a property of the model.
-    each = set_holds(without_each_layer(table), order) == 1.0
+    each = set_holds(without_each_layer(table)) == 1.0
     return tuple(
         Boundary(k, float(nfn[k] / nfn[k - 1] - 1), float(samples[k - 1]), float(layers[k - 1]), bool(each[k - 1]))
-        for k in range(1, len(order))
+        for k in range(1, len(table.types))
     )
 
 

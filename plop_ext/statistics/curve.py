@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plop_ext.statistics.resampling import counts_of_draws
 from plop_ext.statistics.stability import set_holds, tau_between
 from plop_ext.statistics.table import GainTable
 
@@ -30,17 +31,13 @@ class CurvePoint:
 def stability_curve(table: GainTable, k: int, seed: int = 0) -> tuple[CurvePoint, ...]:
     """Compute the curve by resampling n samples with replacement, for n = 1, 2, 4, ... and all of them."""
     rng = np.random.default_rng(seed)
-    everything = table.type_nfn(np.ones((1, table.samples)))
-    order = np.arange(len(table.types))
+    everything = table.type_nfn(table.all_samples)
+    n_types = len(table.types)
     sizes = sorted({2**power for power in range(table.samples.bit_length())} | {table.samples})
     points = []
     for size in sizes:
-        chosen = (
-            rng.integers(0, table.samples, size=(_RESAMPLES, size)) + table.samples * np.arange(_RESAMPLES)[:, None]
-        )
-        weights = np.bincount(chosen.ravel(), minlength=_RESAMPLES * table.samples).reshape(_RESAMPLES, table.samples)
-        values = table.type_nfn(weights.astype(np.float64))
-        same = 1.0 if k >= len(order) else float(set_holds(values, order)[k - 1])
-        tau = float(tau_between(values, np.repeat(everything, _RESAMPLES, axis=0)).mean()) if len(order) > 1 else 1.0
+        values = table.type_nfn(counts_of_draws(rng, table.samples, _RESAMPLES, size))
+        same = 1.0 if k >= n_types else float(set_holds(values)[k - 1])
+        tau = float(tau_between(values, everything).mean()) if n_types > 1 else 1.0
         points.append(CurvePoint(size, same, tau))
     return tuple(points)

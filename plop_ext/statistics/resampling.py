@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 def modules_over_samples(table: GainTable, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Return [R, M] NFN of each module over bootstrap resamples of whole samples, widened (`widening`)."""
-    point = table.module_nfn(np.ones((1, table.samples)))
+    point = table.module_nfn(table.all_samples)
     drawn = table.module_nfn(resample_counts(table.samples, resamples, seed))
     return _widen(point, drawn, table.samples)
 
@@ -26,7 +26,7 @@ def types_over_samples(table: GainTable, resamples: int = RESAMPLES, seed: int =
     The unit is the sample, because the tokens of one sample are correlated. The estimator is that of the scores: the
     sum of the gains over the number of tokens, per module.
     """
-    point = table.type_nfn(np.ones((1, table.samples)))
+    point = table.type_nfn(table.all_samples)
     drawn = table.type_nfn(resample_counts(table.samples, resamples, seed))
     return _widen(point, drawn, table.samples)
 
@@ -74,8 +74,12 @@ def halves(table: GainTable, splits: int = 200, seed: int = 0) -> tuple[Floats, 
 
 def resample_counts(n: int, resamples: int, seed: int) -> Floats:
     """Return [R, n]: how often each of n units occurs in each of R bootstrap resamples of size n."""
-    rng = np.random.default_rng(seed)
-    units = rng.integers(0, n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    return counts_of_draws(np.random.default_rng(seed), n, resamples, n)
+
+
+def counts_of_draws(rng: np.random.Generator, n: int, resamples: int, size: int) -> Floats:
+    """Return [R, n]: how often each of n units occurs in each of R resamples of another size, with replacement."""
+    units = rng.integers(n, size=(resamples, size)) + n * np.arange(resamples)[:, None]
     return np.bincount(units.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from plop_ext.errors import InputError
 from plop_ext.statistics.boundaries import DEFAULT_TYPES
 from plop_ext.statistics.resampling import RESAMPLES, modules_over_samples, types_over_samples
@@ -64,9 +62,8 @@ def set_stability(table: GainTable, rule: StopRule, seed: int = 0) -> float:
         return 0.0
     if rule.modules is None:
         values, k = types_over_samples(table, RESAMPLES, seed), rule.types
-        order = np.arange(len(table.types))
     else:
-        values = modules_over_samples(table, RESAMPLES, seed)
-        order = table.module_nfn(np.ones((1, table.samples)))[0].argsort(kind="stable")
+        order = table.module_nfn(table.all_samples)[0].argsort(kind="stable")
+        values = modules_over_samples(table, RESAMPLES, seed)[:, order]
         k = max(1, round(rule.modules * len(order))) if isinstance(rule.modules, float) else rule.modules
-    return 1.0 if k >= len(order) else float(set_holds(values, order)[k - 1])
+    return 1.0 if k >= values.shape[1] else float(set_holds(values)[k - 1])

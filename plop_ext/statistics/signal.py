@@ -45,7 +45,7 @@ def find_signal(table: GainTable, seed: int = 0) -> Signal:
     """
     n_types = len(table.types)
     half_widths = random_half_widths(table, seed)
-    nfn = table.type_nfn(np.ones((1, table.samples)))[0]
+    nfn = table.type_nfn(table.all_samples)[0]
     tau, agreed = None, 1.0
     if table.samples >= MIN_SAMPLES and n_types > 1:
         first, second = halves(table, seed=seed)

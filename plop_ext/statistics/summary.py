@@ -132,11 +132,13 @@ def summarize(table: GainTable, k: int | None = None, seed: int = 0) -> Statisti
     """
     n_types = len(table.types)
     k = min(DEFAULT_TYPES, n_types) if k is None else k
-    nfn = table.type_nfn(np.ones((1, table.samples)))[0]
+    nfn = table.type_nfn(table.all_samples)[0]
     known = table.samples > 1
     # One sample has no spread: its resamples would all be equal, and look certain.
     samples = types_over_samples(table, seed=seed) if known else nfn[None, :]
-    modules = modules_over_samples(table, seed=seed) if known else np.full((1, len(table.baseline)), np.nan)
+    modules = (
+        interval(modules_over_samples(table, seed=seed)).T if known else np.full((len(table.baseline), 2), np.nan)
+    )
     layers = types_over_layers(table, seed=seed)
     each = without_each_layer(table)
     _, _, counts = table.layer_sums()
@@ -155,7 +157,6 @@ def summarize(table: GainTable, k: int | None = None, seed: int = 0) -> Statisti
         )
         for i, label in enumerate(table.types)
     )
-    order = np.arange(n_types)
     hold = neighbours_hold(samples) * known, neighbours_hold(layers)
     ties = tuple(
         Tie(table.types[i], table.types[i + 1], float(hold[0][i]), float(hold[1][i]), i + 1 == k)
@@ -167,13 +168,13 @@ def summarize(table: GainTable, k: int | None = None, seed: int = 0) -> Statisti
         k=k,
         types=types,
         ties=ties,
-        set_over_samples=1.0 if whole else float(set_holds(samples, order)[k - 1]) * known,
-        set_over_layers=1.0 if whole else float(set_holds(layers, order)[k - 1]),
+        set_over_samples=1.0 if whole else float(set_holds(samples)[k - 1]) * known,
+        set_over_layers=1.0 if whole else float(set_holds(layers)[k - 1]),
         tau_samples=mean_tau(samples) if known else None,
         tau_layers=mean_tau(layers),
         auto=auto_k(table, seed=seed),
         signal=find_signal(table, seed=seed),
-        module_intervals=interval(modules).T if known else np.full((len(table.baseline), 2), np.nan),
+        module_intervals=modules,
         samples=table.samples,
         seed=seed,
     )

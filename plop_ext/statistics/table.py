@@ -74,7 +74,7 @@ class GainTable:
         index = np.array([labels.index(label) for label in types], dtype=np.int64)
         layer = np.array([-1 if value is None else value for value in layers], dtype=np.int64)
         table = cls(sum_gain, tokens, baseline, out_features, labels, index, layer)
-        values = table.type_nfn(np.ones((1, table.samples)))[0]
+        values = table.type_nfn(table.all_samples)[0]
         order = sorted(range(len(labels)), key=lambda i: (values[i], labels[i]))
         place = np.empty(len(labels), dtype=np.int64)
         place[order] = np.arange(len(labels))
@@ -85,6 +85,11 @@ class GainTable:
     def samples(self) -> int:
         """S."""
         return self.tokens.shape[1]
+
+    @property
+    def all_samples(self) -> Floats:
+        """[1, S] weights that count every sample once."""
+        return np.ones((1, self.samples))
 
     def module_nfn(self, weights: Floats) -> Floats:
         """Return NFN of each module if sample s counts `weights[r, s]` times: a ratio of sums over all tokens.
@@ -118,7 +123,7 @@ class GainTable:
 
     def layer_sums(self) -> tuple[NDArray[np.int64], Floats, Floats]:
         """Return the distinct layers [L], and per type and layer [T, L] the sum and the number of its modules' NFN."""
-        nfn = self.module_nfn(np.ones((1, self.samples)))[0]
+        nfn = self.module_nfn(self.all_samples)[0]
         layers, position = np.unique(self.layer, return_inverse=True)
         sums, counts = np.zeros((len(self.types), len(layers))), np.zeros((len(self.types), len(layers)))
         np.add.at(sums, (self.type_index, position), nfn)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plop_ext.errors import InputError
-from plop_ext.statistics import StopRule, set_stability
+from plop_ext.statistics import GainTable, StopRule, set_stability
 from tests.support import plain_statistics as plain
 from tests.support.gain_tables import irregular, table
 
@@ -85,6 +86,13 @@ def test_it_is_the_share_of_1000_resamples_with_the_same_set() -> None:
 def test_one_sample_settles_nothing_and_two_may() -> None:
     assert set_stability(table([1.0, 1.1, 1.2, 2.0], samples=1), StopRule()) == 0.0
     assert set_stability(table([1.0, 1.1, 1.2, 2.0], samples=2, sample_sd=0.0), StopRule()) == 1.0
+
+
+def test_of_modules_with_the_same_nfn_the_first_are_the_set() -> None:
+    # Both samples together give every module 1; the first 20 are the lowest where only the first sample is drawn.
+    gains = np.where(np.arange(64)[:, None] < 20, [[0.5, 1.5]], [[1.5, 0.5]])
+    source = GainTable.make(gains, np.ones((64, 2)), np.ones(64), np.ones(64), ["a"] * 64, range(64))
+    assert set_stability(source, StopRule(modules=20)) == pytest.approx(0.25, abs=0.05)
 
 
 def test_the_seed_is_0_unless_given() -> None:

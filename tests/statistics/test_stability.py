@@ -12,12 +12,11 @@ VALUES = np.array([SAME, SAME, SWAPPED, REVERSED])
 
 
 def test_set_holds() -> None:
-    assert stability.set_holds(VALUES, np.arange(3)).tolist() == [0.75, 0.5]
-    assert stability.set_holds(VALUES, np.array([0, 2, 1])).tolist() == [0.75, 0.25]
-    assert stability.set_holds(VALUES, np.array([2, 1, 0])).tolist() == [0.25, 0.25]
-    assert stability.set_holds(np.array([EQUAL]), np.arange(3)).tolist() == [0.0, 1.0]
+    assert stability.set_holds(VALUES).tolist() == [0.75, 0.5]
+    assert stability.set_holds(VALUES[:, ::-1]).tolist() == [0.25, 0.25]
+    assert stability.set_holds(np.array([EQUAL])).tolist() == [0.0, 1.0]
     # Only the set counts, not the order inside and outside of it.
-    assert stability.set_holds(np.array([[2.0, 1.0, 4.0, 3.0]]), np.arange(4)).tolist() == [0.0, 1.0, 0.0]
+    assert stability.set_holds(np.array([[2.0, 1.0, 4.0, 3.0]])).tolist() == [0.0, 1.0, 0.0]
 
 
 def test_among_lowest() -> None:
@@ -44,6 +43,7 @@ def test_neighbours_hold() -> None:
 def test_tau_between_rows() -> None:
     found = stability.tau_between(np.array([SAME] * 4), np.array([SAME, SWAPPED, REVERSED, EQUAL]))
     assert found.tolist() == pytest.approx([1.0, 1 / 3, -1.0, 2 / 3])
+    assert stability.tau_between(VALUES, np.array([SAME])).tolist() == pytest.approx([1.0, 1.0, 1 / 3, -1.0])
 
 
 def test_same_lowest() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -74,7 +75,9 @@ def test_a_set_of_all_types_is_always_the_same() -> None:
 
 
 def test_one_sample_has_no_interval_over_the_data_and_says_nothing_is_sure() -> None:
-    found = summarize(table([0.5, 1.0, 2.0, 4.0], samples=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = summarize(table([0.5, 1.0, 2.0, 4.0], samples=1))
     assert all(item.over_samples is None and item.p_samples is None for item in found.types)
     assert all(item.over_layers is not None for item in found.types)
     assert found.set_over_samples == 0.0 and found.set_over_layers == 1.0 and found.tau_samples is None
