@@ -43,7 +43,7 @@ class Totals:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Floats]) -> Totals:
-        """Build totals from one array [M, S] per field."""
+        """Build totals from one array per field, all of one shape."""
         return cls(np.stack([fields[name] for name in TOTALS_FIELDS], axis=-1))
 
     @property
@@ -88,7 +88,7 @@ class Totals:
 
     def sum_samples(self) -> Totals:
         """Add the samples of each module: every field becomes [M]."""
-        return Totals(np.stack([field.sum(axis=1) for field in self.fields().values()], axis=-1))
+        return Totals.from_fields({name: field.sum(axis=1) for name, field in self.fields().items()})
 
     def of_modules(self, chosen: Any) -> Totals:
         """Select modules by anything that indexes an array axis."""

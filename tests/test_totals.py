@@ -58,7 +58,7 @@ def test_numpy_reads_the_totals_as_their_array() -> None:
     totals = example()
     assert np.shares_memory(np.asarray(totals), totals.values)
     assert not np.shares_memory(np.array(totals), totals.values)
-    assert np.asarray(totals, dtype=np.float32).dtype == np.float32
+    assert totals.__array__(np.float32).dtype == np.float32
     np.testing.assert_array_equal(np.array(totals), totals.values)
 
 

@@ -81,8 +81,8 @@ def _parse(cls: type[ScoresT], content: dict[str, Any]) -> ScoresT:
     return cls(
         modules=modules,
         totals=totals,
-        sample_ids=_numbers(lists["ids"], "i", np.int64),
-        sample_batches=_numbers(lists["batches"], "i", np.int64),
+        sample_ids=_numbers(lists["ids"], np.int64),
+        sample_batches=_numbers(lists["batches"], np.int64),
         unscored=tuple(UnscoredModule(**item) for item in content["unscored"]),
         provenance=content["provenance"],
         few_tokens=None if few is None else FewTokenModules(*_parse_modules(few["modules"]), tuple(few["positions"])),
@@ -94,15 +94,15 @@ def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, .
     for module in entries:
         module.pop("nfn_interval", None)
     modules = (ScoredModule(**{**module, "target": LoraTarget.from_dict(module["target"])}) for module in entries)
-    fields = {name: _numbers([table[name] for table in tables], "if", np.float64) for name in TOTALS_FIELDS}
+    fields = {name: _numbers([table[name] for table in tables], np.int64, np.float64) for name in TOTALS_FIELDS}
     return tuple(modules), Totals.from_fields(fields)
 
 
-def _numbers(values: Any, kinds: str, dtype: type[Any]) -> NDArray[Any]:
-    """Return an array of JSON numbers; refuse `null` and strings, which numpy would convert."""
+def _numbers(values: Any, *dtypes: type[Any]) -> NDArray[Any]:
+    """Return an array of the last dtype; refuse what numpy reads as none of `dtypes`, such as `null` and strings."""
     array = np.array(values)
-    _require(array.dtype.kind in kinds)
-    return array.astype(dtype)
+    _require(array.dtype in dtypes)
+    return array.astype(dtypes[-1])
 
 
 def _check(scores: ScoreData) -> None:

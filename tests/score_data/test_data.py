@@ -22,8 +22,10 @@ from plop_ext.score_data import FewTokenModules, SampleScores, ScoreData, Scored
 from plop_ext.score_data.frozen import FrozenDict, freeze
 from plop_ext.score_data.modules import FEW_ROUTED, few_routed_detail
 from plop_ext.score_data.samples import token_moments
+from plop_ext.score_data.settings import Settings
 from plop_ext.score_data.types import members_by_type, score_types
 from plop_ext.scores import Scores
+from plop_ext.totals import Totals
 from plop_ext.unscored import UnscoredModule
 from tests.support.gain_tables import scores, table
 from tests.support.scored_modules import scored_module
@@ -81,7 +83,8 @@ def test_members_keep_the_models_order_and_types_are_sorted_by_nfn_then_label() 
 
 
 def test_per_sample_figures() -> None:
-    found = data().per_sample()
+    with np.errstate(all="raise"):
+        found = data().per_sample()
     assert found.ids.tolist() == [5, 7, 9] and found.data == ("code", None, None)
     assert found.modules == tuple(module.name for module in MODULES) and found.types == ("up_proj", "q_proj")
     assert found.tokens.tolist() == [[2, 1, 2], [1, 3, 1], [0, 2, 1]] and found.tokens.dtype == np.int64
@@ -178,11 +181,16 @@ def test_frozen_data_is_read_only_to_its_leaves() -> None:
     "record",
     [
         *(Budget, Cost, Fingerprint, LoraTarget, Placement, PlacementData),
-        *(FewTokenModules, SampleScores, ScoreData, ScoredModule, Scores, TypeScore, UnscoredModule),
+        *(FewTokenModules, SampleScores, ScoreData, ScoredModule, Scores, Settings, Totals, TypeScore, UnscoredModule),
     ],
 )
 def test_results_cannot_be_changed(record: Any) -> None:
     assert record.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("record", [FewTokenModules, SampleScores, ScoreData, Scores, Totals])
+def test_results_with_arrays_are_equal_to_themselves_only(record: Any) -> None:
+    assert not record.__dataclass_params__.eq
 
 
 def test_modules_with_too_few_tokens_say_how_many() -> None:

@@ -91,7 +91,8 @@ def test_a_setting_out_of_range_is_refused(change: dict[str, Any], message: str)
         settings(**change)
 
 
-def test_all_modules_and_all_samples_are_none() -> None:
+def test_patterns_are_recorded_as_tuples_and_no_limit_as_none() -> None:
+    assert settings(include="a", exclude="b").to_dict().items() >= {"include": ("a",), "exclude": ("b",)}.items()
     found = settings(include=None, exclude=["a", "b"], max_samples=None, token_step=1, probes=1).to_dict()
     assert (found["include"], found["exclude"], found["max_samples"]) == (None, ("a", "b"), None)
     assert tuple(found) == NAMES and found["compat"] is None

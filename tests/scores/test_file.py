@@ -15,6 +15,7 @@ import torch
 import plop_ext
 from plop_ext.errors import InputError
 from plop_ext.scores import Scores
+from plop_ext.totals import TOTALS_FIELDS
 from plop_ext.unscored import UnscoredModule
 from tests.support import tiny_models
 from tests.support.made_scores import TOTALS, few_tokens, made
@@ -238,6 +239,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
         ("few_tokens", GONE),
         ("few_tokens.modules", []),
         ("few_tokens.modules.0.out_features", 0),
+        ("few_tokens.modules.0.baseline", 0),
         ("few_tokens.modules.0.totals.tokens", [2.0]),
         ("few_tokens.modules.0.totals.tokens", [2.0, -1.0]),
         ("few_tokens.modules.1.totals.sum_gain", [0.0, math.inf]),
@@ -278,6 +280,13 @@ def test_a_damaged_file(place: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         Scores.load(path)
     assert str(refused.value) == f"`{path}` is a damaged scores file; write it again with `plop score`"
+
+
+def test_the_published_script_scores_no_module_without_a_counted_token_either(tmp_path: Path) -> None:
+    totals = {**{name: [0.0, 0.0] for name in TOTALS_FIELDS}, "skipped_zero": [1.0, 1.0]}
+    path = edited(tmp_path, ("modules.0.totals", totals), ("provenance.settings.compat", "paper-script"))
+    with pytest.raises(InputError, match="is a damaged scores file"):
+        Scores.load(path)
 
 
 @pytest.mark.parametrize(

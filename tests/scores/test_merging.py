@@ -121,27 +121,29 @@ def with_baseline(value: float) -> Scores:
     [
         (
             scores(table([0.5, 1.0, 2.0]), first_id=50),
-            "scores 3 hold other modules than the first (`layers.0.c`); merge runs of one model",
+            "hold other modules than the first (`layers.0.c`); merge runs of one model",
         ),
         (
             replace(changed(), modules=changed().modules[::-1]),
-            "scores 3 hold other modules than the first; merge runs of one model",
+            "hold other modules than the first; merge runs of one model",
         ),
-        (changed(parameters=7), "scores 3 are of another model: parameters 7, not 1000000"),
-        (changed(parameters=None), "scores 3 are of another model: parameters None, not 1000000"),
-        (changed(**{"class": "Other"}), "scores 3 are of another model: class Other, not Toy"),
+        (changed(parameters=7), "are of another model: parameters 7, not 1000000"),
+        (changed(parameters=None), "are of another model: parameters None, not 1000000"),
+        (changed(**{"class": "Other"}), "are of another model: class Other, not Toy"),
         *(
             (
                 with_baseline(value),
-                "scores 3 have another weight in `layers.1.a` than the first; merge runs of one model",
+                "have another weight in `layers.1.a` than the first; merge runs of one model",
             )
             for value in (1.00011, 0.99989)
         ),
     ],
 )
 def test_another_model_is_refused(other: Scores, message: str) -> None:
-    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        Scores.merge([scores(table([0.5, 1.0])), scores(table([0.5, 1.0]), first_id=100), other])
+    parts = [scores(table([0.5, 1.0])), scores(table([0.5, 1.0]), first_id=100)]
+    for number in (2, 3):
+        with pytest.raises(InputError, match=f"^scores {number} {re.escape(message)}$"):
+            Scores.merge([*parts[: number - 1], other])
 
 
 def test_rounding_errors_of_a_baseline_make_no_other_model() -> None:
