@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,13 +51,26 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="a .jsonl, .json, .csv, .parquet or .txt file, a hub data set, or the packaged arithmetic or prose",
+        help="a .jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, perhaps compressed; a folder of them; a hub"
+        " data set; or the packaged arithmetic or prose",
     )
-    parser.add_argument("--column", default=None, help="the text column; default: text, prompt+completion or messages")
-    parser.add_argument("--split", default="train", help="split of a hub data set (default: train)")
+    parser.add_argument(
+        "--columns",
+        type=_columns,
+        default=None,
+        metavar="NAME=COLUMN,...",
+        help="columns to read, as in text=body or prompt=question,completion=answer; default: recognized by name",
+    )
+    parser.add_argument("--split", default="train", help="split of a hub data set or a folder (default: train)")
     parser.add_argument(
         "--max-length", type=int, default=1024, help="truncate samples to this many tokens (default: 1024)"
     )
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Parse `NAME=COLUMN,...`; a column alone is that of plain text."""
+    pairs = (part.rpartition("=") if "=" not in part else part.partition("=") for part in text.split(","))
+    return {name or "text": column for name, _, column in pairs}
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -87,10 +101,12 @@ def load_data(
     """Return encoded samples of the data that `args` names."""
     from plop_ext.data import encode, load_rows
 
+    if not args.quiet:
+        logging.getLogger("plop_ext.data").setLevel(logging.INFO)  # says as what the rows are read
     with status(f"reading {source or args.data}", args.quiet):
         rows = load_rows(source or args.data, split=split or args.split, max_samples=samples, seed=args.seed)
-        column = args.column if source is None or source == args.data else None
-        return encode(rows, tokenizer, column=column, mask=mask, max_length=args.max_length)
+        columns = args.columns if source is None or source == args.data else None
+        return encode(rows, tokenizer, columns=columns, mask=mask, max_length=args.max_length)
 
 
 def scoring(args: argparse.Namespace) -> dict[str, Any]:

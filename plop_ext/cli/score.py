@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plop_ext.statistics import StopRule
 
 # Options for reading the data that the provenance records.
-_DATA = ("column", "split", "max_length", "batch_size", "pad_to_multiple_of")
+_DATA = ("columns", "split", "max_length", "batch_size", "pad_to_multiple_of")
 
 
 def add_parser(commands: Any) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from plop_ext.arguments import check_whole
-from plop_ext.data.encoding import IGNORED, Encoded
+from plop_ext.data.encoding import Encoded
+from plop_ext.data.formats import IGNORED
 from plop_ext.errors import InputError
 
 

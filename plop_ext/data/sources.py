@@ -1,61 +1,48 @@
-"""Rows of a local file, of a packaged data set, or of one on the hub."""
+"""Data sets by name: a local file or folder, a packaged data set, or one on the hub."""
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from plop_ext import demo_assets
 from plop_ext.arguments import check_whole
+from plop_ext.data import folders, readers
+from plop_ext.data.rows import Row, Rows
 from plop_ext.demo_assets import arithmetic
 from plop_ext.errors import InputError, SetupError, first_line
 from plop_ext.hub import cached_when_offline
-
-Row = dict[str, Any]
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _ARITHMETIC_ROWS = {"test": 500, "train": 5000}
 _PROSE_TEST_EVERY = 10
 
 
-class Rows(list[Row]):
-    """Rows of a data set, with their numbers in it.
-
-    Attributes:
-        numbers: Number of each row in the data set, from 0. A slice is a plain list without numbers.
-    """
-
-    def __init__(self, rows: Iterable[Row], numbers: Iterable[int] | None = None) -> None:
-        super().__init__(rows)
-        self.numbers = list(range(len(self)) if numbers is None else numbers)
-
-
 def load_rows(source: str, *, split: str = "train", max_samples: int | None = None, seed: int = 0) -> Rows:
     """Load the rows of a data set.
-
-    Files are read without `datasets`, so that an error can name the line and nothing is written to a cache.
 
     Args:
         source: One of
 
-            - the path of a file: `.jsonl` (one JSON object per line), `.json` (an array of objects, or JSON lines),
-              `.csv` (with a header line), `.parquet`, or `.txt` (UTF-8; one row per line that is not blank, under the
-              key `text`; lines are never joined, so reflow hard-wrapped prose to one paragraph per line first);
+            - the path of a file: `.jsonl` or `.ndjson` (one JSON object per line), `.json` (an array of objects, an
+              object with one such array, as in `{"data": [...]}`, or JSON lines), `.csv` (with a header line, and `,`,
+              `;`, `|` or tabs between the fields), `.tsv`, `.parquet`, `.arrow`, or `.txt` (UTF-8; one row per line
+              that is not blank, under the key `text`; lines are never joined, so reflow hard-wrapped prose to one
+              paragraph per line first). Files may be compressed: `.gz`, `.bz2`, `.zst`, `.lz4`;
+            - the path of a folder with such files, whose splits and shards `datasets` tells by their names, or of a
+              folder that `Dataset.save_to_disk` wrote;
             - `"arithmetic"` (keys `prompt` and `completion`) or `"prose"` (key `text`), which ship with the package;
             - a data set on the hub, `owner/name` or `owner/name:configuration`.
-        split: Split of a hub or packaged data set. The packaged ones have `"train"` and `"test"`, which share no row.
-            Ignored for a file, which has no splits.
+        split: Split of a data set on the hub, in a folder, or of a packaged one. The packaged ones have `"train"` and
+            `"test"`, which share no row. Ignored for a file, which has no splits.
         max_samples: Keep a random subset of this many rows, in their original order. Default all.
         seed: Seed of that subset.
 
     Returns:
-        The rows as dicts, at least one, with their numbers in the whole data set.
+        The rows as dicts, at least one, with their numbers in the whole data set and the places where they were found,
+        which errors name.
 
     Raises:
         InputError: If the source cannot be found or read, or holds no row.
@@ -67,134 +54,31 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         ['completion', 'prompt']
     """
     check_whole(max_samples=max_samples)
-    path = Path(source).expanduser()
-    if source in demo_assets.DATASETS:
-        rows = _packaged_rows(source, split, max_samples)
-    elif path.is_file():
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            raise InputError(
-                f"`source` {source} has an unknown extension {path.suffix!r}; give one of {', '.join(_READERS)}"
-            )
-        rows = _read_file(reader, path)
-    elif path.is_dir() and source:
-        raise InputError(f"`source` {source} is a folder; name a file in it ({', '.join(_READERS)})")
-    elif path.suffix.lower() in _READERS or not _HUB_NAME.fullmatch(source):
-        raise InputError(f"`source` {source!r}: no such file; check the path")
-    else:
-        rows = _hub_rows(source, split)
+    rows = _rows(source, split, max_samples)
     if not rows:
         raise InputError(f"`source` {source} holds no rows; give a data set with at least one")
     if max_samples is not None and max_samples < len(rows):
-        chosen = sorted(random.Random(seed).sample(range(len(rows)), max_samples))
-        return Rows((rows[index] for index in chosen), chosen)
-    return Rows(rows)
+        return rows.subset(sorted(random.Random(seed).sample(range(len(rows)), max_samples)))
+    return rows
 
 
-def _read_file(reader: Callable[[Path], list[Row]], path: Path) -> list[Row]:
-    """Read a file; if that fails, name it in the error."""
+def _rows(source: str, split: str, max_samples: int | None) -> Rows:
+    """Load all rows; of a packaged data set, at least `max_samples`."""
+    if source in demo_assets.DATASETS:
+        return Rows.of(source, _packaged_rows(source, split, max_samples))
     try:
-        return reader(path)
-    except UnicodeDecodeError as error:
-        raise InputError(f"`source` {path} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from error
-    except OSError as error:
-        raise InputError(f"`source` {path} cannot be read: {error.strerror or error}; check the file") from error
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    """Read one JSON object per line; blank lines are skipped."""
-    return list(_parse_lines(path, path.read_text(encoding="utf-8-sig").split("\n")))
-
-
-def _parse_lines(path: Path, lines: Iterable[str]) -> Iterator[Row]:
-    """Yield the object on each line that is not blank."""
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(
-                    f"`source` {path}, line {number}: not JSON ({error}); put one object on each line"
-                ) from error
-            yield _checked(row, f"{path}, line {number}")
-
-
-def _read_json(path: Path) -> list[Row]:
-    """Read an array of objects, or JSON lines, which often carry this extension."""
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        return list(_parse_lines(path, text.split("\n")))
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"`source` {path}, line {error.lineno}: not JSON ({error.msg}); give an array of objects"
-        ) from error
-    return [_checked(row, f"{path}, item {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _checked(row: object, where: str) -> Row:
-    """Return `row` if it is a JSON object."""
-    if not isinstance(row, dict):
-        raise InputError(f"`source` {where}: a row must be a JSON object, got {type(row).__name__}")
-    return row
-
-
-def _read_csv(path: Path) -> list[Row]:
-    """Read comma-separated values under a header line; every value is a string."""
-    limit = csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            return list(_parse_csv(path, csv.DictReader(stream, strict=True)))
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _parse_csv(path: Path, reader: csv.DictReader[str]) -> Iterator[Row]:
-    """Yield the records, all of which must have as many fields as the header."""
-    try:
-        for row in reader:
-            # DictReader files surplus fields under None and fills missing ones with None.
-            if None in row or None in row.values():
-                raise InputError(
-                    f"`source` {path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the"
-                    f" {len(reader.fieldnames or ())} of the header; quote values that hold commas or line breaks"
-                )
-            yield row
-    except csv.Error as error:
-        raise InputError(
-            f"`source` {path}, line {reader.reader.line_num}: not CSV ({error}); quote values that hold quotes"
-        ) from error
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    """Read a parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # Through an open file: given a path, pyarrow would take parent folders named a=b for columns.
-        with path.open("rb") as stream:
-            return pyarrow.parquet.read_table(stream).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(
-            f"`source` {path} is not a readable parquet file ({first_line(error)}); write or download it again"
-        ) from error
-
-
-def _read_text(path: Path) -> list[Row]:
-    """Read one row per line that is not blank."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return [{"text": line} for line in lines if line.strip()]
-
-
-_READERS: dict[str, Callable[[Path], list[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_text,
-}
+        path = Path(source).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir() and bool(source)
+    except (OSError, RuntimeError) as error:  # a name too long, a folder without search permission, no home folder
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"`source` {source:.200} cannot be read: {reason}; check the path") from error
+    if is_file:
+        return readers.read(path)
+    if is_folder:
+        return folders.read(path, split)
+    if readers.extension(path) in readers.READERS or not _HUB_NAME.fullmatch(source):
+        raise InputError(f"`source` {source!r}: no such file; check the path")
+    return Rows.of(source, _hub_rows(source, split))
 
 
 def _packaged_rows(name: str, split: str, max_samples: int | None) -> list[Row]:
@@ -225,7 +109,7 @@ def _hub_rows(source: str, split: str) -> list[Row]:
         if not online or isinstance(error, ConnectionError):
             raise SetupError(
                 f"`source` {source!r} is no local file, and the hub cannot be reached; give the path of a file"
-                f" ({', '.join(_READERS)}) or one of {', '.join(demo_assets.DATASETS)}"
+                f" ({', '.join(readers.READERS)}) or one of {', '.join(demo_assets.DATASETS)}"
             ) from error
         raise InputError(
             f"`source` {source!r} cannot be loaded from the hub with split {split!r}: {first_line(error)};"

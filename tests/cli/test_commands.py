@@ -40,7 +40,7 @@ def test_score_writes_table_scores_and_heatmap(tmp_path: Path, capsys: pytest.Ca
         assert label in scores.types and label in printed
     assert scores.provenance["settings"]["mask"] == "completion"
     data = scores.provenance["data"]
-    assert (data["name"], data["samples"], data["split"], data["column"]) == ("arithmetic", 16, "train", None)
+    assert (data["name"], data["samples"], data["split"], data["columns"]) == ("arithmetic", 16, "train", None)
     assert (data["max_length"], data["batch_size"]) == (1024, 8) and len(data["hash"]) == 32
     assert scores.provenance["model"]["name"] == "plop-tiny"
     assert heatmap.read_bytes().startswith(b"\x89PNG")
@@ -199,7 +199,7 @@ def _truncated_checkpoint(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["score", "plop-tiny", "arithmetic", "--column", "nope"], "nope"),
+        (["score", "plop-tiny", "arithmetic", "--columns", "nope"], "nope"),
         (["score", "plop-tiny", "missing.jsonl"], "`DATA` 'missing.jsonl': no such file"),
         (["score", "plop-tiny", "{empty}"], "holds no row"),
         (["score", "no-such-folder/", "arithmetic"], "`MODEL` 'no-such-folder/'"),
@@ -219,8 +219,8 @@ def _truncated_checkpoint(folder: Path) -> Path:
         ),
         (["score", "plop-tiny", "arithmetic", "--stream", "--graph"], "`--graph` replays whole forwards"),
         (["score", "plop-tiny", "arithmetic", "--samples", "-1"], "`--samples` must be at least 1, got -1"),
-        (["score", "plop-tiny", "{chats}", "--column", "nope"], "`--column` 'nope' does not exist"),
-        (["score", "plop-tiny", "{chats}"], "`DATA` have none of `messages`"),
+        (["score", "plop-tiny", "{chats}", "--columns", "nope"], "`--columns` 'nope' does not exist"),
+        (["score", "plop-tiny", "{chats}"], "`DATA` have none of `input_ids`"),
         (["score", "plop-tiny", "arithmetic", "-o", "no/such/folder/s.json"], "writable folder that exists"),
         (["place", "missing.json"], "cannot read"),
         (["place", "{scores}", "--types", "8"], "`--types` must be between 1 and 7"),
@@ -239,7 +239,7 @@ def _truncated_checkpoint(folder: Path) -> Path:
             "`--strategies` must be one of",
         ),
         ([*FINETUNE, "--eval", "missing.jsonl"], "`--eval` 'missing.jsonl': no such file"),
-        ([*FINETUNE, "--eval", "{chats}"], "`--eval` have none of `messages`"),
+        ([*FINETUNE, "--eval", "{chats}"], "`--eval` have none of `input_ids`"),
         ([*FINETUNE, "--rank", "0"], "`--rank` must be at least 1, got 0"),
         ([*FINETUNE, "--seed", "-1"], "`--seed` must be at least 0, got -1"),
         ([*FINETUNE, "--eval-samples", "-2"], "`--eval-samples` must be at least 1, got -2"),
@@ -274,3 +274,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("plop: ") and message in lines[0]
     assert sorted(tmp_path.rglob("*")) == existing
+
+
+def test_columns_are_mapped_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "2+2=", "answer": "4", "note": "a text of some words"}\n' * 2)
+    score = ["score", "plop-tiny", str(path), "--device", "cpu", "--samples", "2"]
+    for columns, said in (
+        (
+            "prompt=question,completion=answer",
+            "reading 2 rows as prompts and completions",
+        ),
+        ("note", "reading 2 rows as plain text (`text`)"),
+    ):
+        assert main([*score, "--columns", columns]) == 0
+        assert said in caplog.text
+    assert main([*score, "--columns", "prompt=question"]) == 2
+    assert "`DATA` have none of" in capsys.readouterr().err
