@@ -59,7 +59,7 @@ def make_budget(
     if max_params is None and max_memory is None:
         return None
     model = scores.provenance["model"]
-    dtype = str(model.get("dtype") or "float32")
+    dtype = model.get("dtype") or "float32"
     if max_memory is not None and dtype not in WIDTHS:
         raise InputError(f"`max_memory`: the model's weights are {dtype}, whose cost is unknown; give `max_params`")
     return Budget(
@@ -74,7 +74,7 @@ def make_budget(
 def _absolute(name: str, value: int | float | None, whole: int | None) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or value <= 0 or (isinstance(value, float) and value > 1 and value % 1):
+    if isinstance(value, bool) or not value > 0 or (value > 1 and value % 1):
         raise InputError(f"`{name}` must be a whole number, or a fraction in (0, 1), got {value}")
     if value >= 1:
         return int(value)
@@ -93,10 +93,8 @@ def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | 
     """
     for make in candidates:
         placement = replace(make(), r=r or MIN_RANK)
-        if r is not None and budget.fits(placement):
-            return placement
-        if r is None and budget.fits(placement):
-            return _at_largest_rank(placement, budget)
+        if budget.fits(placement):
+            return _at_largest_rank(placement, budget) if r is None else placement
     last = candidates[-1]()
     if r is None and budget.fits(replace(last, r=1)):
         return _at_largest_rank(last, budget)
@@ -116,9 +114,4 @@ def _at_largest_rank(placement: Placement, budget: Budget) -> Placement:
 
 def most_types(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> int:
     """Return how many candidates, each one type larger than the last, fit at rank `r` (default 16); at least 1."""
-    count = 0
-    for make in candidates:
-        if not budget.fits(replace(make(), r=r or DEFAULT_RANK)):
-            break
-        count += 1
-    return max(1, count)
+    return max(1, sum(budget.fits(replace(make(), r=r or DEFAULT_RANK)) for make in candidates))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +14,11 @@ from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from plop_ext.errors import InputError
+from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement
+from plop_ext.placement.budget import Budget, most_types
 from plop_ext.placement.exports.peft import rank_pattern
+from plop_ext.placement.ranks import DEFAULT_RANK
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
 from tests.support.gain_tables import scores, table
@@ -149,6 +154,35 @@ def test_the_largest_rank_that_fits_is_taken() -> None:
         assert placement.num_parameters() <= allowed < placement.num_parameters(placement.r + 1)
     # A rank above min(K, M) = 64 gains nothing.
     assert found.place(types=2, max_params=10**9).r == 64
+    first, *others = found.modules
+    narrow = replace(found, modules=(replace(first, target=LoraTarget.of_module(first.name, 64, 5)), *others))
+    assert narrow.place(strategy="all", max_params=10**9).r == 5
+
+
+def test_without_a_budget_the_rank_is_the_default() -> None:
+    assert scores(table(LEVELS)).place().r == DEFAULT_RANK
+
+
+def test_a_budget_of_memory_is_met_to_the_byte() -> None:
+    found = scores(table(LEVELS))
+    exact = found.place(types=2, r=9).cost("float32", 1, 64).total_bytes
+    for allowed, rank in ((exact, 9), (exact - 1, 8)):
+        assert found.place(types=2, max_memory=allowed, batch=1, seq=64).r == rank
+
+
+def test_the_most_types_of_a_budget_are_at_least_1() -> None:
+    found = scores(table(LEVELS))
+    candidates = [partial(found.place, types=count) for count in (1, 2, 3, 4)]
+    one = candidates[0]().num_parameters(1)
+    for params, r, most in (
+        (1, None, 1),
+        (DEFAULT_RANK * one, None, 1),
+        (3 * DEFAULT_RANK * one - 1, None, 2),
+        (3 * DEFAULT_RANK * one, None, 3),
+        (8 * one, 2, 4),
+        (8 * one - 1, 2, 3),
+    ):
+        assert most_types(candidates, Budget(params, None, "float32", 1, 1), r) == most
 
 
 def test_types_are_given_up_before_the_rank_falls_too_low() -> None:
@@ -210,15 +244,30 @@ def test_a_placement_keeps_its_ranks_in_its_file(tmp_path: Any) -> None:
     assert Placement.load(tmp_path / "p.json") == placement
 
 
+NOTHING_FITS = "nothing fits {}: `lowest-1` at rank 1 has 49,920 parameters and adds 25.1 MiB; allow more, place fewer"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_params": 10}, "nothing fits 10 parameters: `lowest-1` at rank 1 has"),
-        ({"types": 2, "r": 8, "max_params": 10}, "`lowest-2` at rank 8 has"),
-        ({"max_memory": 1000}, "nothing fits 0.0 MiB at 8 x 1024 tokens"),
-        ({"max_params": 0}, "`max_params` must be a whole number, or a fraction in"),
-        ({"max_params": 1.5}, "`max_params` must be"),
-        ({"max_memory": -1}, "`max_memory` must be"),
+        *(({"max_params": value}, NOTHING_FITS.format("10 parameters")) for value in (10, 10.0, 1.05e-5)),
+        ({"max_params": 1}, NOTHING_FITS.format("1 parameters")),
+        ({"max_memory": 2**20}, NOTHING_FITS.format("1.0 MiB at 8 x 1024 tokens")),
+        (
+            {"max_params": 2000, "max_memory": 2**31, "batch": 2, "seq": 3},
+            "nothing fits 2,000 parameters and 2,048.0 MiB at 2 x 3 tokens: `lowest-1` at rank 1 has 49,920 "
+            "parameters and adds 0.8 MiB; allow more, place fewer",
+        ),
+        (
+            {"types": 2, "r": 8, "max_params": 100_000},
+            "nothing fits 100,000 parameters: `lowest-2` at rank 8 has 798,720 parameters and adds 42.2 MiB; allow "
+            "more, place fewer",
+        ),
+        *(
+            ({name: value}, f"`{name}` must be a whole number, or a fraction in (0, 1), got {value}")
+            for name in ("max_params", "max_memory")
+            for value in (0, -1, 1.5, True, float("nan"), float("inf"))
+        ),
         ({"r": 0}, "`r` must be at least 1"),
         ({"ranks": "equal"}, "`ranks` must be None or 'inverse-nfn'"),
         ({"types": "auto", "strategy": "inverse"}, 'strategy="inverse" needs a number'),
@@ -226,7 +275,7 @@ def test_a_placement_keeps_its_ranks_in_its_file(tmp_path: Any) -> None:
     ],
 )
 def test_bad_budgets(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=re.escape(message)):
         scores(table(LEVELS)).place(**arguments)
 
 
@@ -237,6 +286,9 @@ def test_unknown_sizes_and_types_are_named() -> None:
         scores(table(LEVELS), weight_bytes=None).place(max_memory=0.1)
     with pytest.raises(InputError, match="the model's weights are int8, whose cost is unknown"):
         scores(table(LEVELS), dtype="int8").place(max_memory=10**9)
+    assert scores(table(LEVELS), dtype="int8").place(types=1, max_params=10**9).r == 64
+    unsaid = scores(table(LEVELS), dtype=None).place(max_memory=10**8, batch=1, seq=8)
+    assert unsaid == scores(table(LEVELS), dtype="float32").place(max_memory=10**8, batch=1, seq=8)
     placement = scores(table(LEVELS, own_layer_sd=0.2)).place(ranks="inverse-nfn")
     with pytest.raises(InputError, match="every module of this placement has its own rank"):
         placement.lora_config(r=8)

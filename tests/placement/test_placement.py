@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import nn
 
 import plop_ext
 from plop_ext import InputError, Placement, Scores
+from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import STRATEGIES
+from plop_ext.placement.fingerprint import Fingerprint
 from tests.support import tiny_models
 from tests.support.architectures import ARCHITECTURES
 from tests.support.scored_modules import scored_module
@@ -246,10 +249,30 @@ def test_find_plop_targets_are_keywords_of_lora_config(scored: dict[str, Scores]
     scored["llama"].place(types=2).verify(peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)))
 
 
-def test_round_trip_and_other_files(tmp_path: Path) -> None:
-    path, placement = tmp_path / "placement.json", scores().place(types=2)
+def test_every_field_is_kept_in_a_readable_file(tmp_path: Path) -> None:
+    path = tmp_path / "placement.json"
+    target = LoraTarget("a", True, 12, (8, 4), "odd")
+    given = (
+        "types",
+        "a label",
+        "Model",
+        (target,),
+        {"a": Fingerprint("linear", 1.5)},
+        ("a note",),
+        4,
+        {"a": 2},
+        "why",
+    )
+    placement = Placement(("a", "b"), ("t",), *given)
     placement.save(path)
     assert Placement.load(path) == placement
+    content = {"format": "plop_ext.placement", "version": 2, **dataclasses.asdict(placement)}
+    assert path.read_text() == json.dumps(content, indent=1) + "\n"
+
+
+def test_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "placement.json"
+    scores().place(types=2).save(path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "version": 99}))
     with pytest.raises(InputError, match=r"has version 99 of plop_ext.placement, .* write it again with `plop place`"):
@@ -272,6 +295,17 @@ def test_round_trip_and_other_files(tmp_path: Path) -> None:
         {"ranks": [1]},
         {"ranks": {"a": "x"}},
     ):
-        path.write_text(json.dumps({**content, **changes}))
-        with pytest.raises(InputError, match="is a damaged placement; write it again with `plop place`"):
-            Placement.load(path)
+        refuse_damaged(path, {**content, **changes})
+    for missing in set(content) - {"format", "version"}:
+        refuse_damaged(path, {name: value for name, value in content.items() if name != missing})
+    no_number = {"fingerprints": {"a": {**fingerprint, "norm": float("nan")}}}
+    assert str(refuse_damaged(path, {**content, **no_number}).__cause__) == "no weight norm: nan"
+
+
+def refuse_damaged(path: Path, content: dict[str, Any]) -> InputError:
+    """The error of a placement that says it is damaged."""
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        Placement.load(path)
+    assert str(caught.value) == f"`{path}` is a damaged placement; write it again with `plop place`"
+    return caught.value
