@@ -37,6 +37,9 @@ def cuda_defect() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Processes that run tests side by side have to collect the same names.
+    if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"{named[0]}: a memory address is no name for a case; give it an `id`")
     if REQUIRE_CUDA:
         return
     reason = cuda_defect()

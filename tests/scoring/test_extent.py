@@ -66,7 +66,7 @@ class Counted(list[int]):
         (iter([1, 2, 3]), None, None),
         (iter([1, 2, 3]), 11, 11),
     ],
-    ids=str,
+    ids=("counted", "counted-below", "counted-above", "batches", "batches-below", "unknown", "unknown-limit"),
 )
 def test_available_samples(dataloader: Iterable[Any], limit: int | None, expected: int | None) -> None:
     assert available_samples(dataloader, limit, batch=4) == expected
