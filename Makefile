@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py scripts/toolchain.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test slow-test lint wheel-test quantized-test resources gpu-test gpu-sanitize gpu-bench gpu-profile clean
+.PHONY: setup demo test slow-test lint wheel-test quantized-test trl-test resources gpu-test gpu-sanitize gpu-bench gpu-profile clean
 
 setup: $(VENV)/.native
 
@@ -60,6 +60,11 @@ wheel-test: setup
 quantized-test: setup
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[quantized]'
 	$(BIN)/python -m pytest tests/layers/test_quantized.py
+
+# Token ids as TRL's trainer prepares them; installs TRL into .venv. Without it `make test` skips these.
+trl-test: setup
+	$(BIN)/pip install --quiet trl
+	$(BIN)/python -m pytest tests/data/test_trl.py
 
 gpu-test:
 	$(PYTHON) setup.py --quiet build_ext --inplace

@@ -89,11 +89,27 @@ class Turns:
         contents = [span for span in changed if span is not None and span[1] >= after]
         if not contents:
             return None
-        start = self._start(min(start for start, _ in contents), contents[0][1], after)
+        start = max(after, self._start(min(start for start, _ in contents), contents[-1][1], after))
         if index + 1 == len(self._messages):
             return start, len(self.text)
-        ends = [self._end(end) for _, end in contents]
-        return start, next((end for end, closed in ends if closed), ends[-1][0])
+        answer = self._tool_answer(index)
+        if changed[0] is not None and changed[0][1] <= answer:
+            return start, self._end(changed[0][1])
+        # The template refuses the chat without the tool calls, or renders their answers otherwise. What follows the
+        # calls is then what changes once the chat stops there.
+        head = self._renderer.attempt(self._messages[: index + 1]) or ""
+        cut = common_prefix(self.text, head)
+        end = contents[-1][1]
+        return start, cut if end <= cut <= answer else self._end(min(end, answer))
+
+    def _tool_answer(self, index: int) -> int:
+        """Return where the answer to a message's tool calls starts; without one, the end of the text."""
+        if index + 1 < len(self._messages) and self._messages[index + 1]["role"] == "tool":
+            other = {**self._messages[index + 1], "content": _STAND_IN}
+            span = self._change(self._messages, self.text, index + 1, other)
+            if span is not None:
+                return span[0]
+        return len(self.text)
 
     def _change(self, messages: Sequence[Message], text: str, index: int, other: Message) -> Span | None:
         """Return what of a text changes if `other` takes the place of a message; None if nothing does."""
@@ -115,21 +131,20 @@ class Turns:
         found = self.text.rfind(self._prompt, after, min(end, content + len(self._prompt)))
         return content if found < 0 else found + len(self._prompt)
 
-    def _end(self, content: int) -> tuple[int, bool]:
-        """Return where a turn ends whose content ends at `content`, and whether the end of the turn is right there."""
+    def _end(self, content: int) -> int:
+        """Return where a turn ends whose content ends at `content`."""
         text = self.text[content:]
-        closed = self._common(text)
-        if closed:
-            return content + closed, True
         special = self._tokens.first_special(text)
-        if special is None:
-            return content, False
+        common = self._common(text)
+        if common or special is None:
+            return content + common
         start, end = special
-        return content + max(end, start + self._common(text[start:])), start == 0
+        return content + max(end, start + self._common(text[start:]))
 
     def _common(self, text: str) -> int:
-        """Return how much of the usual end of a turn a text starts with, in whole tokens."""
-        return self._tokens.before(text, common_prefix(text, self._closing))
+        """Return how much of the usual end of a turn a text starts with: all of it, or a special token and more."""
+        common = self._tokens.before(text, common_prefix(text, self._closing))
+        return common if common == len(self._closing) or self._tokens.first_special(text[:common]) else 0
 
     def _generation_prompt(self, assistant: list[int]) -> str:
         """Return what the template adds for the assistant to continue; empty if it adds nothing."""

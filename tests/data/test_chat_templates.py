@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from random import Random
 from typing import Any
 
 import pytest
@@ -156,3 +157,45 @@ def test_templates_that_fail_are_one_line(template: str) -> None:
     with pytest.raises(InputError, match=r"`rows`: row 1: the chat template of `tokenizer` refuses") as caught:
         encoded(Family(template, ("<end>",), ()), CHAT)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_chats(name: str) -> None:
+    """Answers count whole, and questions and results of tools never do, for any pieces of text."""
+    family = FAMILIES[name]
+    tokenizer = family.tokenizer()
+    random = Random(name)
+    pieces = [
+        "a",
+        "\u00e9",
+        "\U0001f600",
+        " ",
+        "\n",
+        "<",
+        ">",
+        "}",
+        '"',
+        "]",
+        "assistant",
+        "</think>",
+        *family.special,
+    ]
+
+    def text(tag: str) -> str:
+        return f"{tag}{''.join(random.choices(pieces, k=random.randint(0, 6)))}{tag}"
+
+    for _ in range(15):
+        chat: list[dict[str, Any]] = []
+        for turn in range(random.randint(1, 4)):
+            chat.append({"role": "user", "content": text("QQ")})
+            if family.calls and random.random() < 0.4:
+                call = {"name": "look", "arguments": {"city": text("CC")}}
+                chat.append({**TOOL_CHAT[1], "tool_calls": [{**TOOL_CHAT[1]["tool_calls"][0], "function": call}]})
+                chat.append({**TOOL_CHAT[2], "content": text("RR")})
+            chat.append({"role": "assistant", "content": text(f"A{turn}A")})
+        sample, _ = encoded(family, chat)
+        whole = tokenizer.decode(sample["input_ids"])
+        parts = "".join(counted(sample, tokenizer))
+        assert sample["input_ids"] == rendered(tokenizer, chat)
+        assert "QQ" not in parts and "RR" not in parts
+        assert all(parts.count(tag) == whole.count(tag) for tag in ("CC", "A0A", "A1A", "A2A", "A3A"))

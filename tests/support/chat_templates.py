@@ -211,6 +211,22 @@ _COMMAND = """{{- bos_token }}
 {{- m.content | trim + '<|END_OF_TURN|>' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|TURN|><|CHATBOT|>' }}{%- endif %}"""
 
+_GEMMA4 = """{{- bos_token }}
+{%- if tools %}{{- '<|turn>system\n<|tool>' + tools | tojson + '<tool|><turn|>\n' }}{%- endif %}
+{%- set ns = namespace(open=false) %}
+{%- for m in messages %}
+{%- if m.role == 'tool' %}
+{%- set call = messages[loop.index0 - 1].tool_calls[0].function.name %}
+{{- '<|tool_response>response:' + call + '{value:<|"|>' + m.content + '<|"|>}<tool_response|>' }}
+{%- elif m.role == 'assistant' %}
+{%- if not ns.open %}{{- '<|turn>model\n' }}{%- endif %}
+{%- for call in m.tool_calls or [] %}
+{{- '<|tool_call>call:' + call.function.name + '{city:<|"|>' + call.function.arguments.city + '<|"|>}<tool_call|>' }}
+{%- endfor %}{%- set ns.open = m.tool_calls is defined %}
+{%- if not ns.open %}{{- m.content + '<turn|>\n' }}{%- endif %}
+{%- else %}{{- '<|turn>' + m.role + '\n' + m.content + '<turn|>\n' }}{%- endif %}{%- endfor %}
+{%- if add_generation_prompt and not ns.open %}{{- '<|turn>model\n' }}{%- endif %}"""
+
 _LLAMA2 = """{%- for m in messages %}
 {%- if m.role == 'system' %}{{- raise_exception('Only user and assistant roles are supported!') }}
 {%- elif m.role == 'user' %}{{- bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}
@@ -302,6 +318,16 @@ FAMILIES = {
         _COMMAND,
         ("<|TURN|>", "<|USER|>", "<|CHATBOT|>", "<|SYSTEM|>", "<|END_OF_TURN|>"),
         _ended("<|END_OF_TURN|>"),
+    ),
+    # The answer of a tool is part of the turn that calls it.
+    "gemma4": Family(
+        _GEMMA4,
+        (
+            *("<|turn>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+            *('<|"|>', "<turn|>"),
+        ),
+        _ended("<turn|>\n"),
+        ('<|tool_call>call:look{city:<|"|>Rome<|"|>}<tool_call|>', "No.<turn|>\n"),
     ),
     "llama2": Family(_LLAMA2, ("[INST]", "[/INST]", "<end>"), _ended(" <end>", " "), system=False),
     "marked": Family(_MARKED, ("<|user|>", "<|bot|>", "<|system|>", "<|stop|>"), _ended("<|stop|>")),
