@@ -148,7 +148,7 @@ def _probe_module(module: nn.Module, parts: Sequence[LinearLayer], probes: int, 
 def _mean_gain(z: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     s_in, s_out = (v.new_empty(len(v), dtype=ops.sum_dtype(v.dtype)) for v in (z, y))
     ops.row_sumsq_(s_in, z)
-    ops.row_sumsq_(s_out, y, bias if bias is None or bias.dtype == y.dtype else bias.to(s_out.dtype))
+    ops.row_sumsq_(s_out, y, None if bias is None else bias.to(s_out.dtype))
     return (s_out.double() / s_in.double()).sqrt().mean()
 
 

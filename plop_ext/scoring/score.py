@@ -205,7 +205,7 @@ def find_plop_targets(
     """
     stop = score_kwargs.get("stop", "auto")
     by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
-    settles = isinstance(stop, str) and (stop == "settled" or (stop == "auto" and by_default))
+    settles = stop == "settled" or (stop == "auto" and by_default)
     if settles and isinstance(types, Integral) and types >= 1:
         score_kwargs["stop"] = StopRule(types=int(types))
     return score(model, dataloader, **score_kwargs).place(types=types).targets()
