@@ -22,20 +22,23 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--strategies",
         default="lowest,inverse",
-        help="strategies (default: lowest,inverse); all-linear is always added; random:1 is random with seed 1",
+        help="comma-separated: lowest, inverse, attention, mlp, all, random, or random:1 for random with seed 1 "
+        "(default: lowest,inverse); all-linear is always added",
     )
     parser.add_argument(
-        "--types", type=int, default=None, help="module types of lowest, inverse and random (default: 3)"
+        "--types", type=int, default=None, help="number of module types of lowest, inverse and random (default: 3)"
     )
     parser.add_argument(
         "--max-params",
         type=int,
         default=None,
-        help="trainable parameters of each (default: those of the first at --rank)",
+        help="trainable parameters of each placement (default: those of the first placement at --rank)",
     )
-    parser.add_argument("--rates", default="5e-4,2e-3,8e-3", help="learning rates to tune over (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the final runs (default: 3)")
-    add_training(parser)
+    parser.add_argument(
+        "--rates", default="5e-4,2e-3,8e-3", help="comma-separated learning rates to try (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the final runs (default: 3)")
+    add_training(parser, rank="LoRA rank of the first placement, if --max-params is not given (default: 16)")
     options.add_common(parser)
     parser.set_defaults(run=run, words={"strategy": "--strategies"})
 
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
 def _place(scores: Any, name: str, types: int | None) -> Any:
     strategy, _, seed = name.strip().partition(":")
     if seed and not (strategy == "random" and seed.isdigit()):
-        raise InputError(f"`--strategies`: {name!r} is not a strategy; a seed goes with random only, as random:1")
+        raise InputError(f"`--strategies`: {name!r} is not a strategy; only random takes a seed, as in random:1")
     count = None if strategy in ("attention", "mlp", "all") else types
     return scores.place(types=count, strategy=strategy, seed=int(seed or 0))
 

@@ -16,10 +16,12 @@ _RATE = 3e-3
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="score, place and finetune the packaged model, in under 3 minutes")
-    parser.add_argument("-o", "--output", default="runs/demo", metavar="FOLDER", help="default: runs/demo")
+    parser = commands.add_parser("demo", help="score, place and finetune plop-tiny, offline, in under 3 minutes")
+    parser.add_argument(
+        "-o", "--output", default="runs/demo", metavar="FOLDER", help="folder of the results (default: runs/demo)"
+    )
     parser.add_argument("--steps", type=int, default=_STEPS, help=f"optimizer steps per placement (default: {_STEPS})")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     parser.set_defaults(run=run)
 
 
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         table.add_row(*cells, *losses)
     console.print(table)
     console.print(
-        "One seed at one learning rate shows the path, not which placement is better: "
-        "plop compare tunes the rate per placement and repeats over seeds.",
+        "One seed at one learning rate does not show which placement is better: "
+        "plop compare tunes the rate of each placement and repeats each run with several seeds.",
         style="dim",
     )

@@ -10,11 +10,16 @@ from plop_ext.cli import options
 from plop_ext.cli.options import console
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add the options for held-out data and training, which `plop compare` has too."""
-    parser.add_argument("--eval", default=None, metavar="DATA", help="held-out data; default: a part of DATA")
-    parser.add_argument("--eval-samples", type=int, default=256, help="held-out samples at most (default: 256)")
-    parser.add_argument("--rank", "-r", type=int, default=None, help="LoRA rank (default: the placement's, or 16)")
+def add_training(parser: argparse.ArgumentParser, rank: str) -> None:
+    """Add the options for held-out data and training, which `plop compare` has too; `rank` is the help of --rank."""
+    parser.add_argument(
+        "--eval",
+        default=None,
+        metavar="DATA",
+        help="held-out data (default: the test split of arithmetic or prose, a part of any other DATA)",
+    )
+    parser.add_argument("--eval-samples", type=int, default=256, help="limit on the held-out samples (default: 256)")
+    parser.add_argument("--rank", "-r", type=int, default=None, help=rank)
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")
     parser.add_argument("--batch-size", type=int, default=16, help="samples per step (default: 16)")
 
@@ -32,9 +37,11 @@ def add_parser(commands: Any) -> None:
     options.add_data(parser)
     parser.add_argument("--placement", required=True, metavar="FILE", help="file written by plop place")
     parser.add_argument("-o", "--output", default=None, metavar="FOLDER", help="new folder for the adapter")
-    add_training(parser)
+    add_training(parser, rank="LoRA rank (default: the rank of the placement)")
     parser.add_argument("--alpha", type=int, default=None, help="lora_alpha (default: 2 x rank)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3); see plop compare")
+    parser.add_argument(
+        "--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3); plop compare finds a good one"
+    )
     options.add_common(parser)
     parser.set_defaults(run=run)
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "plop: interrupted; nothing half-written is left behind, and plop score --resume continues a run with -o",
+            "plop: interrupted; no incomplete result was written, and plop score --resume continues a run with -o",
             file=sys.stderr,
         )
         return 130

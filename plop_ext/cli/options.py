@@ -41,9 +41,15 @@ def status(text: str, quiet: bool) -> Iterator[None]:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, --dtype and --device."""
-    parser.add_argument("model", metavar="MODEL", help="model folder, hub name, or the packaged plop-tiny")
-    parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, ...")
-    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
+    parser.add_argument(
+        "model", metavar="MODEL", help="model folder, name on the hub, or plop-tiny, which ships with plop_ext"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="type of the weights: auto (default; the checkpoint's type), float32, bfloat16, ...",
+    )
+    parser.add_argument("--device", default=None, help="device of the model (default: cuda if available, else cpu)")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -51,17 +57,19 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="a .jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, perhaps compressed; a folder of them; a hub"
-        " data set; or the packaged arithmetic or prose",
+        help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, possibly compressed; folder of such files; data "
+        "set on the hub; or arithmetic or prose, which ship with plop_ext",
     )
     parser.add_argument(
         "--columns",
         type=_columns,
         default=None,
         metavar="NAME=COLUMN,...",
-        help="columns to read, as in text=body or prompt=question,completion=answer; default: recognized by name",
+        help="columns to read, as in text=body or prompt=question,completion=answer (default: recognized by name)",
     )
-    parser.add_argument("--split", default="train", help="split of a hub data set or a folder (default: train)")
+    parser.add_argument(
+        "--split", default="train", help="split of a folder or of a data set on the hub (default: train)"
+    )
     parser.add_argument(
         "--max-length", type=int, default=1024, help="truncate samples to this many tokens (default: 1024)"
     )
@@ -75,8 +83,8 @@ def _columns(text: str) -> dict[str, str]:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add --seed and --quiet."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
 
 def load_model(

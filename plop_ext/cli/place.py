@@ -17,20 +17,43 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("place", help="choose where LoRA goes, from scores")
     parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the placement as JSON")
-    parser.add_argument("--types", default=None, help="number of types (default: 3), auto, or names: v_proj,o_proj")
-    parser.add_argument("--modules", default=None, help="single modules instead: a count (24) or a fraction (0.25)")
-    parser.add_argument("--max-nfn", type=float, default=None, help="all single modules with at most this NFN")
     parser.add_argument(
-        "--strategy", default="lowest", help="lowest (default), inverse, attention, mlp, all or random"
+        "--types", default=None, help="number of module types (default: 3), auto, or names such as v_proj,o_proj"
     )
     parser.add_argument(
-        "--rank", "-r", type=int, default=None, help="LoRA rank (default: 16, or what a budget allows)"
+        "--modules",
+        default=None,
+        help="choose single modules instead of types: a number (24) or a fraction of all (0.25)",
     )
-    parser.add_argument("--ranks", default=None, help="inverse-nfn: a rank per module, in proportion to 1 / NFN")
-    parser.add_argument("--max-params", default=None, help="most trainable parameters: 10000000, or a fraction 0.01")
-    parser.add_argument("--max-memory", default=None, help="most memory that training adds: 6GiB, or a fraction 0.2")
-    parser.add_argument("--batch-size", type=int, default=8, help="samples per training step, for memory (default: 8)")
-    parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, for memory (default: 1024)")
+    parser.add_argument(
+        "--max-nfn", type=float, default=None, help="choose all single modules whose NFN is at most MAX_NFN"
+    )
+    parser.add_argument(
+        "--strategy",
+        default="lowest",
+        help="lowest (default): lowest NFN first; inverse: highest first; attention, mlp or all: by kind of module; "
+        "random",
+    )
+    parser.add_argument(
+        "--rank", "-r", type=int, default=None, help="LoRA rank (default: 16, or the largest within the budget)"
+    )
+    parser.add_argument(
+        "--ranks", default=None, help="inverse-nfn: a separate rank for each module, in proportion to 1 / NFN"
+    )
+    parser.add_argument(
+        "--max-params",
+        default=None,
+        help="limit on the trainable parameters: a number (10000000) or a fraction of the model's (0.01)",
+    )
+    parser.add_argument(
+        "--max-memory",
+        default=None,
+        help="limit on the memory that training adds: a size (6GiB) or a fraction of the model's weights (0.2)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="samples per training step, to predict memory (default: 8)"
+    )
+    parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, to predict memory (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --strategy random (default: 0)")
     parser.set_defaults(run=run)
 
@@ -87,7 +110,7 @@ def _number(option: str, text: str | None) -> int | float | None:
     try:
         return float(text) if "." in text else int(text.replace("_", ""))
     except ValueError:
-        raise InputError(f"`{option}` must be a count (24) or a fraction (0.25), got {text!r}") from None
+        raise InputError(f"`{option}` must be a number (24) or a fraction (0.25), got {text!r}") from None
 
 
 def _bytes(text: str | None) -> int | float | None:

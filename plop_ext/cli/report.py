@@ -21,11 +21,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write a self-contained HTML page")
     parser.add_argument("--figures", default=None, metavar="FOLDER", help="write each figure as PNG and SVG")
-    parser.add_argument("--against", default=None, metavar="SCORES", help="compare with another file")
+    parser.add_argument(
+        "--against", default=None, metavar="SCORES", help="second file written by plop score, to compare with"
+    )
     parser.add_argument("--types", default=None, help="number of types to mark as chosen (default: 3), or auto")
-    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank of the costs (default: 16)")
-    parser.add_argument("--batch-size", type=int, default=8, help="samples per training step (default: 8)")
-    parser.add_argument("--seq", type=int, default=1024, help="tokens per sample (default: 1024)")
+    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank, to predict costs (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="samples per training step, to predict costs (default: 8)"
+    )
+    parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, to predict costs (default: 1024)")
     parser.set_defaults(run=run)
 
 
@@ -65,9 +69,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placement, Cost | None]]:
-    """Return the chosen placement, that of automatic k and all-linear, or none without a signal.
+    """Return the chosen placement, the placement of automatic k and all-linear, each once; none without a signal.
 
-    Each comes with its cost, or None if the type of the model's values is unknown.
+    Each placement comes with its cost, or with None if the type of the model's values is unknown.
     """
     from plop_ext.placement.cost import WIDTHS
 

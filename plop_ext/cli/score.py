@@ -23,26 +23,61 @@ def add_parser(commands: Any) -> None:
     options.add_model(parser)
     options.add_data(parser)
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the scores as JSON")
-    parser.add_argument("--heatmap", default=None, metavar="FILE", help="draw layers x types (.png, .svg, .pdf)")
-    parser.add_argument("--samples", type=int, default=None, help="samples to score; default: until the types settle")
+    parser.add_argument(
+        "--heatmap", default=None, metavar="FILE", help="draw the NFN by layer and type (.png, .svg, .pdf)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=None, help="number of samples to score (default: the early stop decides)"
+    )
     parser.add_argument(
         "--stop",
         default=None,
-        help="settled (default without --samples): stop once the set of lowest types is stable; none",
+        help="settled (default without --samples): stop early, once the lowest types are stable under resampling; "
+        "none: do not stop early",
     )
     parser.add_argument(
-        "--settle-types", type=int, default=None, metavar="K", help="wait for the K lowest types (default: 3)"
+        "--settle-types",
+        type=int,
+        default=None,
+        metavar="K",
+        help="stop once the K lowest types are stable (default: 3)",
     )
     parser.add_argument(
-        "--settle-modules", type=int, default=None, metavar="N", help="wait for the N lowest single modules instead"
+        "--settle-modules",
+        type=int,
+        default=None,
+        metavar="N",
+        help="stop once the N lowest modules are stable instead",
     )
-    parser.add_argument("--resume", action="store_true", help="continue the killed run of this OUTPUT")
+    parser.add_argument("--resume", action="store_true", help="continue a killed run with the same --output")
     parser.add_argument("--batch-size", type=int, default=8, help="samples per forward (default: 8)")
-    parser.add_argument("--mask", default="attention", help="which tokens count: attention (default) or completion")
-    parser.add_argument("--baseline", default="frobenius", help="frobenius (default), or probe as in the paper")
-    parser.add_argument("--probes", type=int, default=256, help="random inputs per module for --baseline probe")
-    parser.add_argument("--include", action="append", default=None, metavar="NAME", help="score only these")
-    parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="leave these out; repeatable")
+    parser.add_argument(
+        "--mask",
+        default="attention",
+        help="tokens that count: attention (default; all but padding) or completion (tokens with a label)",
+    )
+    parser.add_argument(
+        "--baseline",
+        default="frobenius",
+        help="gain on random inputs: frobenius (default; from the weight norm) or probe (sampled, as in the paper)",
+    )
+    parser.add_argument(
+        "--probes", type=int, default=256, help="random inputs per module for --baseline probe (default: 256)"
+    )
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=None,
+        metavar="NAME",
+        help="score only modules whose name ends with NAME; repeatable",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="do not score modules whose name ends with NAME; repeatable",
+    )
     parser.add_argument(
         "--scope", default="language", help="part of a multimodal model: language (default), vision, audio or all"
     )
@@ -50,9 +85,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--fast", action="store_true", help="run blocks of supported families on fused kernels")
     parser.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
     parser.add_argument(
-        "--pad-to-multiple-of", type=int, default=1, metavar="N", help="pad batches to few lengths, for --graph"
+        "--pad-to-multiple-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pad batches to a multiple of N tokens, because --graph needs batches of equal length (default: 1)",
     )
-    parser.add_argument("--compat", default=None, help="paper-script: the published script's numbers")
+    parser.add_argument(
+        "--compat", default=None, help="paper-script: reproduce the numbers of the script published with the paper"
+    )
     stream.add_options(parser)
     options.add_common(parser)
     parser.set_defaults(run=run, words={"types": "--settle-types", "modules": "--settle-modules"})
@@ -66,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     options.check_output(args.output)
     options.check_picture(args.heatmap)
     if args.resume and not args.output:
-        raise InputError("`--resume` continues the run of an `--output`; name its file")
+        raise InputError("`--resume` needs `--output`, the file of the run to continue")
     rule = _stop_rule(args)
     if args.dry_run:
         stream.dry_run(args)
@@ -136,6 +177,6 @@ def _stop_rule(args: argparse.Namespace) -> StopRule | None:
         return StopRule(types=3 if args.settle_types is None else args.settle_types, modules=args.settle_modules)
     if watched:
         option = f"--{watched[0].replace('_', '-')}"
-        fix = "leave it out" if args.stream or args.compat else "add --stop settled, or leave it out"
+        fix = f"leave {option} out" if args.stream or args.compat else f"add --stop settled, or leave {option} out"
         raise InputError(f"`{option}` configures the early stop, and this run has none; {fix}")
     return None

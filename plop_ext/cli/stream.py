@@ -23,9 +23,20 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --stream and its options."""
     group = parser.add_argument_group("models that fit neither the device nor the RAM")
-    group.add_argument("--stream", action="store_true", help="one block at a time, straight from the files")
-    group.add_argument("--memory-budget", default=None, metavar="SIZE", help="6GiB: device and RAM stay below it")
-    group.add_argument("--dry-run", action="store_true", help="print memory, bytes and time; config.json is enough")
+    group.add_argument(
+        "--stream", action="store_true", help="score one block at a time, straight from the checkpoint's files"
+    )
+    group.add_argument(
+        "--memory-budget",
+        default=None,
+        metavar="SIZE",
+        help="limit on device memory and on RAM, such as 6GiB (default: 80 %% of the free memory)",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the expected memory, bytes read and time, and stop; needs config.json, not the weights",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -34,14 +45,19 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, name) and not args.stream:
             raise InputError(f"`--{name.replace('_', '-')}` needs --stream")
     if args.stream and args.compat is not None:
-        raise InputError("`--compat` scores the output head, which --stream never reads; leave one of them out")
+        raise InputError("`--compat` scores the output head, which --stream never reads; leave one of the two out")
     if args.stream and args.fast:
-        raise InputError("`--fast` speeds up whole forwards, and --stream waits for the disk; leave one out")
+        raise InputError(
+            "`--fast` speeds up whole forwards, and --stream waits for the disk; leave one of the two out"
+        )
     if args.stream and args.graph:
-        raise InputError("`--graph` replays whole forwards, and --stream runs them block by block; leave one out")
+        raise InputError(
+            "`--graph` replays whole forwards, and --stream runs them block by block; leave one of the two out"
+        )
     if args.stream and args.stop == "settled":
         raise InputError(
-            "`--stop` ends between batches, and --stream takes all of them through each block; see --samples"
+            "`--stop` ends a run between two batches, and --stream takes all batches through each block; limit them "
+            "with --samples"
         )
 
 

@@ -21,8 +21,8 @@ class Collector:
 
     All state is in buffers of the collector, none on the model. Leaving the context removes every hook and restores
     the implementation of experts modules, also after an exception. The host does not synchronize with a device before
-    `totals`. Layers may be on several devices; each device must use one stream during a batch. The second forward of a
-    block under gradient checkpointing, in the backward, does not count.
+    you call `totals`. Layers may be on several devices; each device must use one stream during a batch. Under gradient
+    checkpointing, the forward that is repeated in the backward does not count.
 
     Args:
         model: The model that contains the layers. Compiled submodules run eagerly inside the context, because hooks
@@ -33,10 +33,11 @@ class Collector:
 
     Attributes:
         layers: The layers, as given.
-        unmasked: Names of layers whose rows are not the tokens of the mask, so that all rows count.
-        unassigned: Names of layers whose rows belong to no sample, with the reason.
-        experts_implementation: How the model runs its experts modules outside of the context; None without any.
-        recording: The record to which the hooks write, for plop_ext's own ways to run a forward.
+        unmasked: Names of layers that see another number of rows than the mask has tokens, so that all rows count.
+        unassigned: Names of layers whose rows cannot be assigned to samples, with the reason.
+        experts_implementation: Implementation of the experts modules outside of the context; None if there are no
+            experts modules.
+        recording: The record to which the hooks write, for the forwards of plop_ext.
 
     Example:
         >>> with Collector(model, discover(model).layers) as collector:

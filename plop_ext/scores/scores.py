@@ -22,8 +22,8 @@ class Scores(ScoreData):
     def merge(cls, parts: Sequence[Scores]) -> Scores:
         """Merge runs over different samples of the same model.
 
-        A sample is identified by its id and the `data_name` of its run: id 3 of two data sets is two samples. Experts
-        that saw too few tokens in each run are scored if all runs together have enough.
+        A sample is identified by its id and the `data_name` of its run: id 3 in two data sets means two samples.
+        Experts to which too few tokens were routed in each run are scored if all runs together have enough.
 
         Args:
             parts: Scores of the same modules at the same settings, such as those of the shards of a data set.

@@ -62,53 +62,59 @@ def score(
     r"""Measure the normalized feature norm (NFN) of every linear module on task data.
 
     \(NFN(W) = \mathrm{mean}_t (\lVert W z_t \rVert / \lVert z_t \rVert) / E_u \lVert W u \rVert\) with u uniform on
-    the unit sphere (PLoP, arXiv 2506.20629): 1 means that the module sees its input as noise, larger that it is
-    aligned with it. Scoring takes one forward per batch, without gradients and without a second matmul; the bias is
-    not part of the feature. Model, hooks, training mode and random states are restored, also after an exception.
+    the unit sphere (PLoP, arXiv 2506.20629). An NFN of 1 means that W responds to its inputs as to random vectors; a
+    larger NFN means that W is aligned with its inputs. Scoring takes one forward per batch, without gradients and
+    without a second matmul; the bias is not part of the feature. Model, hooks, training mode and random states are
+    restored, also after an exception.
 
     Args:
-        model: Any module made of linear layers: plain, packed, quantized, convolutions, stacked experts
-            (docs/layers.md). A `torch.compile`d model is scored eagerly. Of a model with LoRA adapters, the base
-            layers are scored.
+        model: Any module with layers of the kinds in docs/layers.md: linear (plain, packed or quantized),
+            convolutions, stacked experts. A `torch.compile`d model is scored eagerly. In a model with LoRA adapters,
+            the base layers are scored.
         dataloader: Batches. A dict is passed as keywords, a tuple or list as arguments, a tensor as the only argument.
-            `sample_ids` [B] in a dict are removed first.
+            `sample_ids` [B] in a dict become the ids of the samples, and are not passed to the model.
         max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
             and fewer once the stop rule is met.
-        stop: `"settled"`: stop as soon as at least 4 samples were seen and the three lowest types are the same in 99 %
+        stop: `"settled"`: stop as soon as at least 4 samples were read and the three lowest types are the same in 99 %
             of the bootstrap resamples of the samples. A `StopRule` names another number of types, or single modules
             (from 64 samples on). The samples must come in random order, as from `plop_ext.data.batches`. None: do not
-            stop early. By default `"settled"` if `max_samples` has its default, otherwise None.
-        mask: `"attention"`: tokens with `attention_mask` 1 (all without one); `"completion"`: of these, tokens whose
-            `labels` are not -100; `"all"`: padding too.
-        baseline: `"frobenius"`: ||W||_F / sqrt(K), exact and free; `"probe"`: random inputs through the module.
-        probes: Random inputs per module for `"probe"`.
-        include: Score exactly the modules whose name ends with one of these; default: all inside repeated blocks.
-        exclude: Do not score the modules whose name ends with one of these.
+            stop early. The default is `"settled"` unless you give `max_samples` or `compat`, and then None.
+        mask: Tokens that count. `"attention"`: those with `attention_mask` 1, or all tokens if there is no
+            `attention_mask`; `"completion"`: of these, tokens whose `labels` are not -100; `"all"`: all tokens,
+            including padding.
+        baseline: Gain on random inputs. `"frobenius"`: ||W||_F / sqrt(K), from the weight, without a forward;
+            `"probe"`: measured on random inputs, as in the paper.
+        probes: Number of random inputs per module for `"probe"`.
+        include: Names, or ends of names from a dot on; only the modules with such a name are scored. Default: all
+            modules inside repeated blocks.
+        exclude: Names, or ends of names from a dot on; the modules with such a name are not scored.
         scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
             adapters off a vision tower.
-        token_step: Read every `token_step`-th position of the padded batch, from a random first one per batch. 8 costs
-            no accuracy on ordinary text and saves most of the overhead. Means stay unbiased. If a sample has fewer
-            counted tokens in a row than this, such as a short completion, it may give none; it then has no part in the
-            means, and no score of its own.
+        token_step: Read every `token_step`-th position of the padded batch, from a first position that is drawn for
+            each batch. Means stay unbiased; 8 saves most of the overhead at no loss of accuracy on ordinary text. If
+            a sample has fewer counted tokens in a row than `token_step`, such as a short completion, none of its
+            tokens may be read; the sample then has no part in the means, and no score in `per_sample()`.
         fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3 on fused kernels, which also
             emit the sums of squares: scoring then costs less than the plain forward. The first batch checks the
             kernels against the model. Outputs differ in the last bit of a few elements, float32 scores in the sixth
-            digit, 16-bit scores in the third or fourth. All other blocks are scored as without it, and a warning gives
-            the reason.
+            digit, 16-bit scores in the third or fourth. All other blocks are scored as with `fast=False`, and a
+            warning gives the reason.
         graph: Replay forwards as CUDA graphs, for a model on one CUDA device. Use it if launching kernels takes longer
-            than running them: for short batches, or small models. A batch is replayed from the second of its kind on:
-            with the same shapes, the same first token read, and padding in both or in neither. Therefore limit the
-            number of lengths (`plop_ext.data.batches(pad_to_multiple_of=...)`) and leave `token_step` at 1, or score
-            many batches. Scores are bitwise identical. A forward that synchronizes, as every transformers model does
-            under a user-defined `forward`, is scored eagerly, and a warning gives the reason.
+            than running them: for short batches, or small models. The first batch of a kind runs eagerly, and all
+            later ones are replayed. Batches of one kind have the same shapes and the same first token read, and all or
+            none of them contain padding. Therefore limit the number of lengths
+            (`plop_ext.data.batches(pad_to_multiple_of=...)`) and leave `token_step` at 1, or score many batches.
+            Scores are bitwise identical to those without graphs. A forward that synchronizes, as every transformers
+            model does under a user-defined `forward`, is scored eagerly, and a warning gives the reason.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
-            weights, heads are scored, only the last call of a module counts, types match as substrings, probe
-            baseline.
-        forward: Function `forward(model, batch)` that runs a batch; default as described under `dataloader`.
+            weights, heads are scored, only the last call of a module counts, names of types match as substrings, and
+            the baseline is `"probe"`.
+        forward: Function `forward(model, batch)` that runs a batch. By default the model is called as described under
+            `dataloader`.
         data_name: Name of the data for the provenance.
         data_info: Further facts about the data for the provenance, such as column, split and length, as plain JSON
-            values. A hash of the inputs is added if they are on the host.
+            values. A hash of the inputs is added if all of them are on the CPU.
         journal: File to which the totals of each batch are appended. A killed run can continue from it.
         resume: Continue `journal` if it exists: its batches need no forward, and nothing counts twice. Data, order,
             batch size, model and settings must be the same.
@@ -135,7 +141,7 @@ def score(
     )
     if fast and compat is not None:
         raise InputError(
-            f"`fast` reads outputs together, and `compat`={compat!r} reads each separately; leave one out"
+            f"`fast` reads outputs together, and `compat`={compat!r} reads each separately; leave one of the two out"
         )
     data = check_data_info(data_info)
     model = getattr(model, "_orig_mod", model)
@@ -190,13 +196,13 @@ def score(
 def find_plop_targets(
     model: nn.Module, dataloader: Iterable[Any], types: int | str | None = None, **score_kwargs: Any
 ) -> dict[str, Any]:
-    """Score `model` and return keyword arguments for `LoraConfig(**targets)`: the `types` lowest module types.
+    """Score `model` and return keyword arguments for `LoraConfig(**targets)` that select the lowest module types.
 
     Args:
         model: As for `score`.
         dataloader: As for `score`.
-        types: Number of module types (default 3), or `"auto"`, as for `Scores.place`. The default stop rule uses the
-            same number.
+        types: Number of module types to select (default 3), their names, or `"auto"`, as for `Scores.place`. The
+            default stop rule waits for the same number of types.
         **score_kwargs: Further arguments of `score`.
 
     Example:

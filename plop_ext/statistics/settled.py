@@ -1,4 +1,4 @@
-"""When scoring may stop: when the chosen set, not its full order, no longer depends on which samples were seen."""
+"""The rule for an early stop: the set of chosen types, not its full order, is the same for other samples."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ MIN_SAMPLES_MODULES = 64
 
 @dataclass(frozen=True)
 class StopRule:
-    """Stop once the `types` (or `modules`) lowest are the same in `confidence` of the bootstrap resamples of samples.
+    """Early stop of a scoring run: the run ends once the lowest types, or modules, are stable under resampling.
+
+    They are stable if the set of the `types` (or `modules`) lowest is the same in a share of at least `confidence` of
+    the bootstrap resamples of the samples.
 
     Attributes:
         types: Number of types that you will place.
-        modules: Number of single modules, or fraction of them, to place instead of types.
-        confidence: Share of the resamples that must agree.
-        min_samples: Samples seen before the first evaluation; default 4, and 64 for modules.
+        modules: Number of single modules (int), or fraction of them (float), that you will place instead of types.
+        confidence: Share of the resamples that must give the same set.
+        min_samples: Samples read before the first evaluation; default 4, and 64 for modules.
     """
 
     types: int = DEFAULT_TYPES
@@ -48,16 +51,16 @@ class StopRule:
         return MIN_SAMPLES if self.modules is None else MIN_SAMPLES_MODULES
 
     def is_due(self, samples: int, last: int) -> bool:
-        """Return whether to evaluate the rule at `samples`, after the last evaluation at `last`.
+        """Return whether to evaluate the rule after `samples` samples, if it was last evaluated after `last`.
 
-        Beyond 64 samples, only if their number has grown by a quarter: an evaluation costs time, and each is a chance
-        to stop by luck.
+        Beyond 64 samples, it is evaluated only if the number of samples has grown by a quarter, because an evaluation
+        costs time, and each evaluation is a chance to stop by luck.
         """
         return samples >= self.first_look and (samples <= MIN_SAMPLES_MODULES or samples >= 1.25 * last)
 
 
 def set_stability(table: GainTable, rule: StopRule, seed: int = 0) -> float:
-    """Return the share of resamples in which the set of `rule` is the same; 1 if the set holds everything."""
+    """Return the share of resamples in which the lowest types or modules of `rule` are the same; 1 if they are all."""
     if table.samples < 2:
         return 0.0
     if rule.modules is None:

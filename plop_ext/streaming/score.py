@@ -1,4 +1,4 @@
-"""`score_streaming`: the scores of a model that is never loaded whole."""
+"""`score_streaming`: score a model that is never completely in memory."""
 
 from __future__ import annotations
 
@@ -60,36 +60,37 @@ def score_streaming(
     data_name: str | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Score a model that fits neither the device nor the RAM: the scores of `plop_ext.score`, one block at a time.
+    """Score a model that fits neither the device nor the RAM, one block at a time, as `plop_ext.score` would.
 
     All batches go through the embedding, then through block 0, block 1, ..., while the next block's weights are being
-    read from the files. Resident are two blocks, one batch of activations and the totals; the hidden states between
-    blocks are kept on the device, in RAM or on disk. The run ends after the last block that holds a layer to score;
-    the output head is never read. All batches are kept in RAM, as token ids.
+    read from the files. The run holds two blocks, the activations of one batch and the totals in memory; the hidden
+    states between blocks are kept on the device, in RAM or on disk. The run ends after the last block that holds a
+    layer to score; the weights of the output head are never read. The inputs of all batches are kept in RAM.
 
     Args:
         path: Model folder with safetensors files, a name on the hub (which is downloaded), or `"plop-tiny"`.
         dataloader: As for `score`.
-        max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 suffice for
-            a stable order of types; single modules need 64 or more.
+        max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 samples suffice
+            for a stable order of types; an order of single modules needs 64 or more.
         mask: As for `score`.
         baseline: As for `score`.
         probes: As for `score`.
-        include: As for `score`; only layers of one list of blocks can be streamed.
+        include: As for `score`. All layers to score must be in one list of blocks.
         exclude: As for `score`.
         scope: As for `score`.
         token_step: As for `score`.
         seed: As for `score`.
-        dtype: Floating-point type of the weights: `"auto"`, the checkpoint's own; or a `torch.dtype` or its name.
+        dtype: Floating-point type of the weights: `"auto"` for the type in the checkpoint, a `torch.dtype`, or its
+            name.
         device: Device of the run. Default CUDA if available, otherwise the CPU.
-        attn_implementation: Attention kernel. Default the model's own choice.
+        attn_implementation: Attention implementation, as for transformers' `from_pretrained`. Default the model's own.
         memory_budget: Limit on the memory of the device and on the RAM of the process, in bytes or as a size such as
-            `"6GiB"`. Default: 80 % of the free memory. A run that needs more is refused. Lower it to leave memory to
-            other processes: hidden states then go to RAM or disk.
-        state: Folder for the state of the run, from which a killed run can be resumed. It remains after a complete
-            run, so that `resume` can return scores that were not saved; remove it once they are saved. Default: no
-            state.
-        resume: Continue the run of `state` at its last finished block.
+            `"6GiB"`. Default: 80 % of the free memory. A run that needs more is refused. Lower the budget to leave
+            memory to other processes: hidden states then go to RAM or disk.
+        state: Folder for the state of the run, from which a killed run can be resumed. The folder remains after a
+            complete run, so that `resume` can return scores that were not saved; remove it once the scores are saved.
+            Default: no state is kept.
+        resume: Continue the run of `state` after its last finished block.
         data_name: Name of the data for the provenance.
         progress: Show a progress bar.
 
@@ -97,8 +98,8 @@ def score_streaming(
         The scores. `provenance["streaming"]` has the plan, the measured peaks and the bytes read.
 
     Raises:
-        InputError: If a file is missing, truncated or damaged, the model cannot be streamed, the budget is too small,
-            or an argument is out of range.
+        InputError: If a file is missing, truncated or damaged, if the model cannot be streamed, if the budget is too
+            small, or if an argument is out of range.
         SetupError: If the version of transformers is not supported, or the hub cannot be reached.
 
     Example:
@@ -174,7 +175,7 @@ def score_streaming(
     used = {name: peak or 0 for name, peak in peaks.items()}
     if budget is not None and max(used.values()) > budget:
         logger.warning(
-            "the memory budget of %s was passed: %s of RAM, %s on the device",
+            "the memory budget of %s was exceeded: the peaks are %s of RAM and %s on the device",
             memory.format_size(budget),
             memory.format_size(used["peak_rss"]),
             memory.format_size(used["peak_device"]),
@@ -184,7 +185,7 @@ def score_streaming(
 
 
 def run_device(device: str | torch.device | None) -> torch.device:
-    """Return the device that the user means, with its number."""
+    """Return the device of an argument, with its index."""
     chosen = parse_device(device)
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", torch.cuda.current_device())
@@ -216,13 +217,13 @@ def _reset_peaks(device: torch.device, dtype: torch.dtype) -> None:
     """Measure the memory of the process and the device from now on."""
     if device.type == "cuda":
         square = torch.ones(64, 64, dtype=dtype, device=device)
-        (square @ square).sum().item()  # loads what CUDA keeps in RAM, which the budget has to know of
+        (square @ square).sum().item()  # loads CUDA's libraries into RAM, whose size the budget has to include
         torch.cuda.reset_peak_memory_stats(device)
     memory.reset_peak_rss()
 
 
 def _peaks(device: torch.device) -> dict[str, int | None]:
-    """Return the most memory that was in use since `_reset_peaks`; None where it is not known."""
+    """Return the peak memory in use since `_reset_peaks`; None for device memory on a CPU."""
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {"peak_rss": memory.peak_rss(), "peak_device": on_device}
 
@@ -235,5 +236,5 @@ def _rooms(figures: plan.Plan, device: torch.device, budget: int | None) -> tupl
     if device.type == "cpu":
         return figures.rooms_in_free(device, ram, ram)
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # unused, in torch's cache
     return figures.rooms_in_free(device, int(free * _SHARE), ram)

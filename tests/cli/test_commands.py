@@ -225,7 +225,7 @@ def _truncated_checkpoint(folder: Path) -> Path:
         (["place", "missing.json"], "cannot read"),
         (["place", "{scores}", "--types", "8"], "`--types` must be between 1 and 7"),
         (["place", "{scores}", "--types", "nope"], "there is no type `nope`"),
-        (["place", "{scores}", "--modules", "x"], "`--modules` must be a count"),
+        (["place", "{scores}", "--modules", "x"], "`--modules` must be a number"),
         (["place", "{scores}", "--types", "2", "--max-nfn", "1"], "exclude each other"),
         (["place", "{old}"], "has version 0"),
         (["finetune", "plop-tiny", "arithmetic", "--placement", "{scores}"], "is not a plop_ext.placement file"),

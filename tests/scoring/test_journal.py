@@ -260,4 +260,4 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--resume"]) == 0
     assert not partial.exists() and len(Scores.load(output).sample_ids) == 24
     assert main([*command[:-2], "--resume"]) == 2
-    assert "`--resume` continues the run of an `--output`; name its file" in capsys.readouterr().err
+    assert "`--resume` needs `--output`, the file of the run to continue" in capsys.readouterr().err

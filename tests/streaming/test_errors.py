@@ -280,8 +280,8 @@ def test_a_checkpoint_without_a_tokenizer(model: Path, capsys: pytest.CaptureFix
         (["--dry-run"], "`--dry-run` needs --stream"),
         (["--memory-budget", "1GiB"], "`--memory-budget` needs --stream"),
         (["--stream", "--compat", "paper-script"], "`--compat` scores the output head"),
-        (["--stream", "--resume"], "`--resume` continues the run of an `--output`; name its file"),
-        (["--stream", "--stop", "settled"], "`--stop` ends between batches"),
+        (["--stream", "--resume"], "`--resume` needs `--output`, the file of the run to continue"),
+        (["--stream", "--stop", "settled"], "`--stop` ends a run between two batches"),
         (["--stream", "--dry-run", "--samples", "0"], "must be at least 1"),
     ],
 )
