@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Invalid input: one line that says what is wrong, where, and the fix. The command exits with code 2."""
+    """Invalid input. The message, of one line, names the problem, the place and the fix; `plop` exits with 2."""
 
 
 class SetupError(RuntimeError):
-    """A missing package, device or connection: one line that names it and the fix. The command exits with code 2."""
+    """A missing package, device or connection. The message names what is missing and the fix; `plop` exits with 2."""
 
 
 def first_line(error: BaseException) -> str:

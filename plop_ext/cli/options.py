@@ -57,8 +57,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, possibly compressed; folder of such files; data "
-        "set on the hub; or arithmetic or prose, which ship with plop_ext",
+        help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, possibly compressed; folder of such files; "
+        "data set on the hub; or arithmetic or prose, which ship with plop_ext",
     )
     parser.add_argument(
         "--columns",

@@ -50,11 +50,12 @@ def compare(
 ) -> Comparison:
     """Finetune with several placements at equal trainable parameters and compare their held-out losses.
 
-    Each placement gets the largest rank that fits `max_params`, with the same `lora_alpha / r` for all. Its learning
-    rate is tuned on the grid with the first seed: trained on one part of `train`, evaluated on the rest, never on
-    `eval`. Then every seed is trained on all of `train` at the best rate. (With one learning rate for all placements,
-    their ranking would depend on that rate.) The all-linear placement is always included, as the reference. This makes
-    `len(placements) * (len(learning_rates) + len(seeds))` runs. The model is restored afterwards.
+    Each placement gets the largest rank that fits `max_params`, with the same `lora_alpha / r` for all. The learning
+    rate of each placement is tuned on the grid with the first seed: a run trains on one part of `train` and is
+    evaluated on the rest of `train`, never on `eval`. Then one run per seed trains on all of `train` at the best rate.
+    (With one learning rate for all placements, the ranking would depend on that rate.) The all-linear placement is
+    always included, as the reference. In total there are `len(placements) * (len(learning_rates) + len(seeds))` runs.
+    The model is restored afterwards.
 
     Args:
         model: Causal language model without adapters, the one that was scored.
@@ -80,8 +81,8 @@ def compare(
         The comparison.
 
     Raises:
-        InputError: If an argument is out of range, a placement is listed twice, or one does not fit `max_params` even
-            at rank 1.
+        InputError: If an argument is out of range, if a placement is listed twice, or if a placement does not fit
+            `max_params` even at rank 1.
     """
     check_whole(r=r, max_params=max_params, alpha_over_r=alpha_over_r, max_steps=max_steps)
     check_whole(batch_size=batch_size, eval_batch_size=eval_batch_size)

@@ -76,7 +76,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Placements compared at equal trainable parameters; `to_dict`, `save` and `load` keep all of it.
+    """Placements compared at equal trainable parameters.
 
     Attributes:
         rows: One row per placement, in the order given; the all-linear row is last if it was added.
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def reference(self) -> ComparisonRow:
-        """The all-linear row: it has the most modules, because every other placement is a subset."""
+        """The all-linear row, which has the most modules, because every other placement adapts a subset of them."""
         return max(self.rows, key=lambda row: row.modules)
 
     @property

@@ -15,16 +15,16 @@ from plop_ext.layers.split import Split
 
 
 class Unsupported(Exception):
-    """Raised by an adapter whose class matches, but whose module cannot be scored; the text gives the reason."""
+    """Raised by an adapter that matches a module which cannot be scored; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One logical matrix W of a module: all of it, a column range of a packed weight, or one expert's projection.
+    """One logical matrix W of a module: the whole weight, a part of a packed weight, or one expert's projection.
 
     Attributes:
-        suffix: Suffix of its name after the module's: empty, `.q`, `.3.gate_proj`.
-        type_suffix: Suffix of its type after the module's type: empty, `.q`, `.gate_proj`.
+        suffix: End of the matrix's name, after the name of the module: empty, `.q`, `.3.gate_proj`.
+        type_suffix: End of the matrix's type, after the type of the module: empty, `.q`, `.gate_proj`.
         in_features: K.
         out_features: M.
     """
@@ -36,21 +36,22 @@ class Part:
 
 
 class LayerAdapter:
-    """Describes one kind of linear layer. Adapters are stateless: one instance serves every module of its kind.
+    """One kind of linear layer. Adapters are stateless: one instance serves every module of the kind.
 
-    A new kind of layer needs one subclass and one `register_adapter` call. You have to implement `matches`, `features`
-    and `weight_rows`. The other methods describe an ordinary layer (first argument in, tensor out, `bias`); override
-    those in which your layer differs.
+    A new kind of layer needs one subclass and one `register_adapter` call. You have to implement `matches`,
+    `features`, and one of `weight_rows` and `weight_chunks`. The other methods describe an ordinary layer: the input
+    is the first argument, the output is a tensor, and the bias is the attribute `bias`. Override the methods in which
+    your layer differs.
 
     Attributes:
-        kind: What it is, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
-        weights: Where ||W||_F comes from: "weight", "dequantized" or "identity" (see `OpaqueAdapter`).
-        routed: Whether each part sees the tokens that are routed to it instead of all.
-        priority: Adapters are asked from the highest priority to the lowest, and of equal priority the latest
-            registered first. 0, the default, suits an adapter that names its class. Go below 0 to claim modules only
-            if no adapter of their class does: the package has -10 for any `nn.Linear` with a floating-point weight
-            (`LinearAdapter`), and -100 for the fallback (`OpaqueAdapter`). Go above 0 to be asked before adapters that
-            are registered later.
+        kind: Name of the kind of layer, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
+        weights: Source of ||W||_F: "weight", "dequantized" or "identity" (see `OpaqueAdapter`).
+        routed: Whether each part receives only the tokens that are routed to it.
+        priority: If several adapters match a module, the one with the highest priority is used; among equals, the
+            latest registered. The default 0 suits an adapter for one class. Choose a priority below 0 for an adapter
+            that shall be used only if no adapter for the class matches: the package has -10 for any `nn.Linear` with
+            a floating-point weight (`LinearAdapter`), and -100 for the fallback (`OpaqueAdapter`). Choose one above 0
+            to take precedence over adapters that are registered later.
     """
 
     kind = "linear"
@@ -66,15 +67,15 @@ class LayerAdapter:
         """Raise `Unsupported` if this module cannot be scored."""
 
     def features(self, module: nn.Module) -> tuple[int, int]:
-        """Return (in_features, out_features): K and M of the weight W in R^{M x K}."""
+        """Return (in_features, out_features): K and M of the weight W, which is [M, K]."""
         raise NotImplementedError
 
     def weight_rows(self, module: nn.Module) -> Tensor:
-        """Return W as [M, K], any strides, float32, float64, float16 or bfloat16. Must be a view, not a copy."""
+        """Return W as a view [M, K], not a copy: float32, float64, float16 or bfloat16, with any strides."""
         raise NotImplementedError
 
     def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
-        """Return the rows of W in order, in chunks [*, K], so that a quantized weight is never whole in memory."""
+        """Return the rows of W in order, as chunks [*, K], because a dequantized weight may not fit the memory."""
         return (self.weight_rows(module),)
 
     def weight_sumsq(self, module: nn.Module) -> Tensor:
@@ -91,11 +92,11 @@ class LayerAdapter:
         return getattr(module, "bias", None)
 
     def input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the input from the arguments of a call: [..., K], unless `input_sumsq` is overridden."""
+        """Return the input among the arguments of a call: [..., K], unless `input_sumsq` is overridden."""
         return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
 
     def input_sumsq(self, module: nn.Module, x: Tensor) -> Tensor | None:
-        """Return [R] sums of squares of the vectors z to which W is applied; None if these are the input's rows."""
+        """Return the sums of squares [R] of the vectors to which W is applied; None if these are rows of the input."""
         return None
 
     def output(self, module: nn.Module, output: Any) -> Tensor:
@@ -103,18 +104,18 @@ class LayerAdapter:
         return output
 
     def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
-        """Return the output of the call, without the LoRA that PEFT adds to a parameter within the forward.
+        """Return the result of a call without the LoRA that PEFT adds to a parameter within the forward.
 
         Args:
-            module: The module, within its forward.
-            x: Its input.
-            output: Its output.
+            module: The module, during its forward.
+            x: The input.
+            output: The result of the call.
 
         Raises:
             Unsupported: If the output without LoRA cannot be computed.
         """
         if changed_by_peft(module):
-            raise Unsupported("PEFT adds LoRA to its weight within the forward; score the model without adapters")
+            raise Unsupported("PEFT adds LoRA to the weight within the forward; score the model without adapters")
         return output
 
     def probe(self, module: nn.Module, z: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class LayerAdapter:
         return self.output(module, module.forward(z))
 
     def dtype(self, module: nn.Module) -> torch.dtype:
-        """Return the type of input for which the module computes, also if its own values are codes."""
+        """Return the type of the module's inputs, also if the weight is stored as codes of another type."""
         tensors = (*module.parameters(), *module.buffers())
         return next((tensor.dtype for tensor in tensors if tensor.dtype in ops.FLOATS), torch.float32)
 
@@ -155,14 +156,13 @@ AdapterT = TypeVar("AdapterT", bound=type[LayerAdapter])
 
 
 def register_adapter(adapter: AdapterT) -> AdapterT:
-    """Register a `LayerAdapter`; a class decorator.
+    """Register a `LayerAdapter`; use it as a class decorator.
 
-    The first adapter whose `matches` accepts a module serves it. They are asked by `LayerAdapter.priority`, highest
-    first, and of equal priority the latest registered first: an adapter of yours with the default priority is asked
-    before all of the package's. The order of imports within the package has no influence.
+    If several adapters match a module, the one with the highest `LayerAdapter.priority` is used; among equals, the
+    latest registered. With the default priority, your adapter takes precedence over all adapters of the package.
 
     Args:
-        adapter: The class; one instance is made.
+        adapter: The class, of which one instance is created.
 
     Returns:
         The class.

@@ -1,4 +1,4 @@
-"""Finds the linear layers of a model, and names every other weight that could have been one."""
+"""Find the linear layers of a model, and report all other modules with a weight of two or more dimensions."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class LinearLayer:
     """One logical matrix to score: a module, a part of a packed one, or one expert's projection.
 
     Attributes:
-        name: Full module name, and the part's after it.
-        type: Its type's label, unique in the model.
-        layer: Index of the repeated block it sits in, or None.
+        name: Full name of the module, followed by the name of the part if the weight is packed.
+        type: Label of the module type, unique in the model.
+        layer: Index of the repeated block that holds the module, or None outside the blocks.
         in_features: K.
         out_features: M.
-        module: The module itself; parts of one share it.
-        adapter: How to read it.
-        target: What PEFT would adapt to reach it.
-        part: Its place among the parts of the module.
-        split: Layout of the module's outputs if it is packed, else None.
+        module: The module; the parts of a packed weight share it.
+        adapter: Adapter that reads W, inputs and outputs.
+        target: Module or parameter that PEFT adapts for this matrix.
+        part: Index of the matrix among the parts of the module.
+        split: Layout of the module's outputs if the weight is packed, else None.
     """
 
     name: str

@@ -14,22 +14,22 @@ from plop_ext.placement.ranks import DEFAULT_RANK
 class PlacementData:
     """The modules that get LoRA, with the data to configure and check them.
 
-    The choice and the modules that PEFT adapts can differ: PEFT supports modules and parameters, not the parts of a
-    packed weight or single experts, and it refuses a few modules. `notes` lists the differences. `plop_ext.Placement`
-    adds the export to PEFT, saving and loading.
+    The chosen modules and the modules that PEFT adapts can differ: PEFT supports modules and parameters, not the parts
+    of a packed weight or single experts, and PEFT refuses a few modules. `notes` lists the differences.
+    `plop_ext.Placement` adds the export to PEFT, saving and loading.
 
     Attributes:
         modules: Full names of the chosen modules and parts, in the model's order.
-        types: Labels of the types they belong to, lowest NFN first.
-        strategy: How they were chosen.
+        types: Labels of the types of the chosen modules, lowest NFN first.
+        strategy: Strategy of the choice, as for `Scores.place`.
         label: Short name for tables, for instance `lowest-3`.
         model: Class of the model that was scored.
         lora_targets: The modules and parameters that PEFT adapts, each once.
-        fingerprints: Name of each target whose weight is known to the fingerprint of its weight.
+        fingerprints: Fingerprint of the weight of each target, by the target's name; without weights that are unknown.
         notes: One line per difference between the targets and the choice.
         r: Default LoRA rank.
-        ranks: Name of each target to its rank, if ranks differ; empty for a single rank.
-        reason: Reason for the number of types, if it was not given.
+        ranks: Rank of each target, by name, if the ranks differ; empty if all targets have the rank `r`.
+        reason: Reason for the number of types, if you did not give the number.
     """
 
     modules: tuple[str, ...]
@@ -45,7 +45,7 @@ class PlacementData:
     reason: str = ""
 
     def ranks_at(self, r: int | None = None) -> dict[str, int]:
-        """Map the name of each target to its rank: `r` for all, or the placement's own.
+        """Return the rank of each target, by name: `r` for all targets, or by default the ranks of the placement.
 
         Raises:
             InputError: If `r` is below 1.
@@ -58,7 +58,7 @@ class PlacementData:
         """Count trainable LoRA parameters as PEFT does: r * (in + out) for a matrix, and for each expert.
 
         Args:
-            r: One rank for all; default the placement's own.
+            r: Rank of all targets; default the ranks of the placement.
 
         Raises:
             InputError: If `r` is below 1.
@@ -82,7 +82,7 @@ class PlacementData:
         return rank
 
     def check_not_empty(self) -> None:
-        """Check that there is something to adapt.
+        """Check that PEFT can adapt at least one module.
 
         Raises:
             InputError: If PEFT can adapt none of the chosen modules.

@@ -35,19 +35,18 @@ class Placement(PlacementData):
     ) -> Cost:
         r"""Predict the memory that training adds to the memory of the model itself.
 
-        For n trainable parameters of a bytes each, this is n a for the adapters, n a for gradients, and 2 n a for
-        Adam.
-        Each adapter keeps its input and r values per token for the backward:
-        \(\sum_m B T a r_m + \sum_x B T w K_x\). If the adapters' type differs from the model's, PEFT casts, and x runs
-        over all modules with w = a; otherwise over distinct tensors (q, k and v share one) with w the model's bytes
-        per value. A parameter of stacked experts is kept once more, with its update added, for any number of tokens.
-        Not included are the activations of the model itself, dropout masks and workspaces.
+        With n trainable parameters of a bytes each, adapters take n a bytes, gradients n a, and Adam 2 n a. For the
+        backward, each adapter keeps its input and r values per token: \(B T a (\sum_m r_m + \sum_x K_x)\) bytes. If
+        the type of the adapters differs from the type of the model, PEFT casts the input of each module, and x runs
+        over all modules. If the types are equal, x runs over distinct tensors: q, k and v share one. A parameter of
+        stacked experts is kept once more, with its update added, for any number of tokens. The prediction does not
+        include the activations of the model itself, dropout masks and workspaces.
 
         Args:
             model: The model, or the type of its weights.
             batch: B, samples in a step.
             seq: T, tokens in a sample.
-            r: One rank for all; default the placement's own.
+            r: Rank of all targets; default the ranks of the placement.
             adapter_dtype: Type of the adapters. On a half-precision model PEFT makes them float32, unless you pass
                 `autocast_adapter_dtype=False`.
 
@@ -73,12 +72,13 @@ class Placement(PlacementData):
         """Make a `peft.LoraConfig` that selects exactly these modules.
 
         Args:
-            r: Rank, default the placement's own: 16, or the largest within the budget. Raise it for harder tasks.
+            r: Rank. Default the rank of the placement: 16, or the largest within the budget. Raise the rank for harder
+                tasks.
             lora_alpha: Scale; the adapter's output is multiplied by lora_alpha / r. Default 2 * r. If ranks differ,
                 lora_alpha / r is the same for all.
             **kwargs: Any other field of `LoraConfig`, for instance `task_type="CAUSAL_LM"`.
 
-        Warns of each note: PEFT cannot adapt exactly the chosen modules.
+        If PEFT cannot adapt exactly the chosen modules, a warning gives each of the `notes`.
 
         Raises:
             InputError: If `kwargs` names `target_modules` or `target_parameters`, which the placement sets, or a field
@@ -106,7 +106,7 @@ class Placement(PlacementData):
             peft_model: The result of `peft.get_peft_model` or `PeftModel.from_pretrained`.
 
         Raises:
-            InputError: If one of them has no adapter, or another module has one.
+            InputError: If a module or parameter of the placement has no adapter, or another one has an adapter.
         """
         peft.verify(self, peft_model)
 
@@ -116,7 +116,7 @@ class Placement(PlacementData):
         The check reads the norms of a few weights, with a tolerance for rounding and quantization.
 
         Raises:
-            InputError: If a target is missing, or has another shape or weight: the placement is of another model.
+            InputError: If a target is missing, or has another shape or weight, because another model was scored.
         """
         # Imported here because it loads the kernels, which choosing from scores does not need.
         from plop_ext.placement.same_model import check_same_model

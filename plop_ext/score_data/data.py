@@ -32,9 +32,9 @@ class ScoreData:
         totals: Sums over the tokens of each module and sample; read-only.
         sample_ids: [S] int64 id of each sample; with `plop_ext.data.batches`, its row number in the data set.
         sample_batches: [S] int64 batch of each sample.
-        unscored: Linear-like modules without a score, and why.
-        provenance: Model, data, settings, backend and library versions of the run; read-only, and a copy.
-        few_tokens: Experts with too few tokens for a score; None without any.
+        unscored: Modules with a weight but without a score, with the reason.
+        provenance: Model, data, settings, backend and library versions of the run; a read-only copy.
+        few_tokens: Experts to which too few tokens were routed for a score; None if there are no such experts.
     """
 
     modules: tuple[ScoredModule, ...]
@@ -62,7 +62,7 @@ class ScoreData:
 
     @property
     def tokens(self) -> int:
-        """Counted tokens: the maximum over the modules."""
+        """Number of counted tokens, of the module that has the most."""
         return int(self.totals.tokens.sum(axis=1).max())
 
     @property
@@ -84,7 +84,7 @@ class ScoreData:
 
     @property
     def nfn(self) -> NDArray[np.float64]:
-        """[M] normalized feature norm: `gain / baseline`. 1 means the module sees its input as noise."""
+        """[M] normalized feature norm: `gain / baseline`. It is 1 if W responds to its inputs as to random vectors."""
         return self.gain / self.baseline
 
     def by_type(self) -> tuple[TypeScore, ...]:
@@ -99,7 +99,7 @@ class ScoreData:
 
     @cached_property
     def table(self) -> GainTable:
-        """The totals as `plop_ext.statistics` takes them.
+        """The totals in the form that `plop_ext.statistics` reads.
 
         Raises:
             InputError: With `compat="paper-script"`, whose unweighted means have no such statistics.
@@ -117,7 +117,7 @@ class ScoreData:
         """Compute the certainty of the ranking: intervals, probabilities, ties, automatic k. Runs no model.
 
         Args:
-            k: Cut of the ranking that probabilities and ties refer to; default 3.
+            k: Number of lowest types to which probabilities and ties refer; default 3.
             seed: Seed of the resamples.
 
         Raises:
@@ -128,7 +128,7 @@ class ScoreData:
         return summarize(self.table, k, seed)
 
     def per_sample(self) -> SampleScores:
-        """Return NFN of each module and type on each sample, to route or audit prompts by the model's response."""
+        """Return the NFN of each module and type on each sample, for instance to find unusual prompts."""
         nfn, std = token_moments(self.totals, self.baseline)
         types = self.table.types
         return SampleScores(

@@ -48,22 +48,25 @@ class Scores(ScoreData):
         batch: int = 8,
         seq: int = 1024,
     ) -> Placement:
-        """Choose where LoRA goes, by at most one of `types`, `modules` and `max_nfn`, or by the strategy's default.
+        """Choose where LoRA goes. Give at most one of `types`, `modules` and `max_nfn`.
 
         Args:
-            types: Number of module types (default 3, as in the paper), their labels, or `"auto"`: the cut nearest to 3
-                that is stable under resampling, otherwise 3 or the most that the budget allows
-                (`plop_ext.statistics.auto_k`).
-            modules: Single modules instead of types: their number (int), or a fraction (float in (0, 1]).
-            max_nfn: All single modules with an NFN of at most this.
-            strategy: `"lowest"` NFN first; `"inverse"`: highest first, an ablation; `"random"`: seeded; `"attention"`,
-                `"mlp"`, `"all"`: by kind, no score needed.
+            types: Number of module types (default 3, as in the paper), their labels, or `"auto"`: the number nearest
+                to 3 at which the choice is stable under resampling; if there is none, 3 or the largest number within
+                the budget (`plop_ext.statistics.auto_k`).
+            modules: Choose single modules instead of types: their number (int), or a fraction of all modules (float
+                in (0, 1]).
+            max_nfn: Choose all single modules with an NFN of at most `max_nfn`.
+            strategy: Order of the choice. `"lowest"`: lowest NFN first; `"inverse"`: highest first, as an ablation;
+                `"random"`: a random order. `"attention"`, `"mlp"` and `"all"` choose all types of this kind,
+                independent of their scores.
             seed: Seed of `"random"`.
-            r: LoRA rank; default 16, or the largest that fits the budget.
-            ranks: `"inverse-nfn"`: a rank per module in proportion to 1 / NFN, at the same number of parameters.
-                Default one rank for all, which every serving engine accepts.
-            max_params: Most trainable parameters (int), or as a fraction of the model's (float below 1).
-            max_memory: Most bytes that training adds (`Placement.cost`), or a fraction of the model's weights.
+            r: LoRA rank. Default 16, or the largest that fits the budget.
+            ranks: `"inverse-nfn"`: a separate rank for each module, in proportion to 1 / NFN, at the same number of
+                parameters. By default all modules share one rank, which every serving engine accepts.
+            max_params: Limit on the trainable parameters (int), or a fraction of the model's (float below 1).
+            max_memory: Limit on the bytes that training adds (`Placement.cost`) (int), or a fraction of the bytes of
+                the model's weights (float below 1).
             batch: Samples in a training step, for `max_memory`.
             seq: Tokens in a sample, for `max_memory`.
 
@@ -71,9 +74,9 @@ class Scores(ScoreData):
             The placement, ready for `Placement.lora_config`.
 
         Raises:
-            InputError: If the arguments exclude each other, a count is out of range, a label is unknown, nothing fits
-                the budget, or the scores carry no signal and you named no number; with a number, a warning is issued
-                instead.
+            InputError: If the arguments exclude each other, if a number is out of range, if a label is unknown, if no
+                placement fits the budget, or if the scores carry no signal and you gave no number. With a number, a
+                warning is issued instead.
         """
         return select(
             self,

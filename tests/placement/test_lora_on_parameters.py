@@ -96,6 +96,6 @@ def test_what_cannot_be_told_apart_is_reported() -> None:
     reported = {item.name: item.reason for item in scores.unscored}
     for layer in range(2):
         assert reported[f"transformer.h.{layer}.mlp.c_fc"].startswith(
-            "PEFT adds LoRA to its weight within the forward"
+            "PEFT adds LoRA to the weight within the forward"
         )
     assert "mlp.c_proj" in scores.types

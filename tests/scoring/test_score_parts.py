@@ -121,7 +121,7 @@ def test_the_published_script_scores_heads_and_the_last_call_only(passed: dict[s
     with pytest.raises(InputError) as caught:
         whole(Plain(), batches(2), compat="paper-script", fast=True)
     assert str(caught.value) == (
-        "`fast` reads outputs together, and `compat`='paper-script' reads each separately; leave one out"
+        "`fast` reads outputs together, and `compat`='paper-script' reads each separately; leave one of the two out"
     )
 
 
