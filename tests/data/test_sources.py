@@ -110,7 +110,11 @@ class TestFiles:
             ("a.parquet", "PAR1 no more", r"a\.parquet is not a readable parquet file"),
             ("a.arrow", "nothing", r"a\.arrow is not a readable Arrow file"),
             ("a.jsonl.gz", "plain", r"a\.jsonl\.gz cannot be read: .*; check the file"),
-            ("a.jsonl.gz", gzip.compress(b'{"text": "x"}', mtime=0)[:12], r"a\.jsonl\.gz cannot be read: .*; check the file"),
+            (
+                "a.jsonl.gz",
+                gzip.compress(b'{"text": "x"}', mtime=0)[:12],
+                r"a\.jsonl\.gz cannot be read: .*; check the file",
+            ),
             ("a.jsonl.zst", "plain", r"a\.jsonl\.zst cannot be read: .*; check the file"),
             (
                 "a.xlsx",
