@@ -12,7 +12,6 @@ import torch
 from plop_ext.collecting.collector import Collector
 from plop_ext.collecting.totals_queue import TotalsQueue
 from plop_ext.data import batches, encode, load_rows
-from plop_ext.errors import InputError
 from plop_ext.layers import discover
 from plop_ext.models import load_model
 from plop_ext.scores import Scores
@@ -98,19 +97,6 @@ def test_a_tie_across_the_cut_reads_on_to_the_cap_and_reports_that_it_is_not_sta
     assert not stop["settled"] and stop["settled_at"] is None
     assert stop["samples"] == len(found.sample_ids) == 128 and 0.2 < stop["stability"] < 0.8
     assert [tie.crosses_cut for tie in found.statistics(1).ties] == [True]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"stop": "soon"}, "`stop` must be 'settled'"),
-        ({"max_samples": "all"}, "`max_samples` must be a number"),
-        ({"stop": "settled", "compat": "paper-script"}, "`stop` has no meaning with `compat`"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        score(Plain(), toy_data(1), progress=False, **arguments)
 
 
 def order_of(model: torch.nn.Module, data: list[torch.Tensor], rule: StopRule) -> tuple[str, Scores]:
