@@ -27,6 +27,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from plop_ext.data import batches, encode, load_rows
     from plop_ext.finetuning.finetune import finetune
@@ -43,7 +44,9 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_model("plop-tiny", for_training=True, device="cpu")
     train = encode(load_rows("arithmetic"), tokenizer)
     held_out = encode(load_rows("arithmetic", split="test", max_samples=256), tokenizer)
-    console.print("[bold]1. Score[/] a pretrained byte-level Llama on worked arithmetic it has not seen")
+    console.print(
+        Text.assemble(("1. Score", "bold"), " a pretrained byte-level Llama on worked arithmetic it has not seen")
+    )
     scores = score(
         model,
         batches(train[:_SAMPLES], pad_token_id=tokenizer.pad_token_id),
@@ -57,12 +60,16 @@ def run(args: argparse.Namespace) -> None:
     plots.heatmap(scores, folder / "heatmap.png", chosen=placement.types)
     console.print(f"heatmap: {folder / 'heatmap.png'}", highlight=False)
 
-    console.print("[bold]2. Place[/] LoRA on the three types that respond least to their input")
+    console.print(Text.assemble(("2. Place", "bold"), " LoRA on the three types that respond least to their input"))
     for line in tables.placement_lines(placement, _RANK):
         console.print(line, highlight=False)
     placement.save(folder / "placement.json")
 
-    console.print("[bold]3. Finetune[/] with PEFT, beside the inverse placement at equal trainable parameters")
+    console.print(
+        Text.assemble(
+            ("3. Finetune", "bold"), " with PEFT, beside the inverse placement at equal trainable parameters"
+        )
+    )
     budget = placement.num_parameters(_RANK)
     table = Table(title="Held-out loss, nats per token")
     for column in ("placement", "types", "r", "parameters", "before", "after"):

@@ -15,13 +15,14 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rich.table import Table
+    from rich.text import Text
 
     from plop_ext.doctor import examine
 
     table = Table(box=None, show_header=False)
     findings = examine()
     for finding in findings:
-        mark = "[green]ok[/]" if finding.good else "[red]no[/]"
+        mark = Text("ok", style="green") if finding.good else Text("no", style="red")
         table.add_row(mark, finding.what, finding.value)
     console.print(table)
     return 0 if all(finding.good for finding in findings) else 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from plop_ext.data import Encoded
 
+# Names of files, modules and types are printed as they are, also where they look like markup: [/b], :smile:.
 # Without a terminal rich assumes 80 columns and wraps the tables.
-console = Console(width=None if Console().is_terminal else 120)
+console = Console(width=None if Console().is_terminal else 120, markup=False, emoji=False)
 # For all messages other than results, so that the results on stdout can be piped.
-messages = Console(stderr=True, soft_wrap=True, highlight=False)
+messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
@@ -32,10 +34,10 @@ def status(text: str, quiet: bool) -> Iterator[None]:
     if quiet:
         yield
     elif messages.is_terminal:
-        with messages.status(text):
+        with messages.status(Text(text)):
             yield
     else:
-        messages.print(f"{text} ...", markup=False)
+        messages.print(f"{text} ...")
         yield
 
 

@@ -293,3 +293,18 @@ def test_columns_are_mapped_and_reported(
         assert said in caplog.text
     assert main([*score, "--columns", "prompt=question"]) == 2
     assert "`DATA` have none of" in capsys.readouterr().err
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "x["
+    folder.mkdir()
+    data, output = "x[/b]:smile:.jsonl", "x[/red].json"
+    (tmp_path / data).write_text('{"text": "some words that are long enough to be scored"}\n' * 2)
+    assert main(["score", "plop-tiny", data, "--device", "cpu", "--samples", "2", "-o", output]) == 0
+    printed = capsys.readouterr()
+    assert f"on {data}" in printed.out and f"scores: {output};" in printed.out and f"reading {data} ..." in printed.err
+    assert main(["report", output, "-o", "x[/b].html"]) == 0
+    assert "report: x[/b].html" in capsys.readouterr().out
