@@ -65,9 +65,10 @@ class Evidence:
             if cell is not None:
                 found[task, protocol][placement] = cell
         for (task, protocol), table in found.items():
-            if protocol == "one-rank" and ALL in found[task, "matched"]:
-                table[ALL] = found[task, "matched"][ALL]
-        return {key: table for key, table in found.items() if table}
+            matched = found.get((task, "matched"), {})
+            if protocol == "one-rank" and ALL in matched:  # the same run: its budget is that of one rank
+                table[ALL] = matched[ALL]
+        return dict(found)
 
     def _rates(self, placement: str) -> list[float]:
         """The rates that the search of a row begins with."""

@@ -317,6 +317,12 @@ def feature_names() -> list[str]:
     return sorted(read - {"out_features", "nfn_text"})
 
 
+def test_a_result_with_one_protocol_only_is_read() -> None:
+    found = evidence.Evidence(Path(report.__file__).parent / "results" / "calibration" / "llama-base.json")
+    assert set(found.tables) == {(task, "one-rank") for task in ("inline", "record", "sort")}
+    assert all(len(table) == 2 for table in found.tables.values())
+
+
 def test_the_page_says_what_the_committed_results_say() -> None:
     text = report.PAGE.read_text(encoding="utf-8")
     assert report.updated(text, command.RESULTS) == text
