@@ -76,7 +76,7 @@ def test_evaluations_become_rare_after_64_samples(tables: list[GainTable]) -> No
     assert len(tables) == 2 and not made.settled
 
 
-def test_the_report_of_a_run_whose_types_are_not_stable(tables: list[GainTable]) -> None:
+def test_the_report_of_a_run_that_read_all_data(tables: list[GainTable]) -> None:
     made = StopWatch(StopRule(modules=0.5), LAYERS, [1.0] * 3)
     assert made.report(3, None) == {
         "rule": "settled",
