@@ -96,9 +96,11 @@ def recognize(rows: Sequence[Row], mapping: Mapping[str, str]) -> Format:
     """
     row = rows[0]
     named = [known for known in FORMATS if mapping.keys() & set(known.columns)] or FORMATS
-    for known in named:
-        if all(column in row for column in known.columns):
-            return known
+    # Tables hold null in the columns of the formats that a row does not have.
+    for columns in ({name for name, value in row.items() if value is not None}, row.keys()):
+        for known in named:
+            if columns >= set(known.columns):
+                return known
     wanted = "; ".join(" and ".join(map(_quoted, known.columns)) for known in named)
     raise InputError(
         f"`rows` have none of {wanted}; the rows have {', '.join(map(_quoted, row)) or 'no columns'}: say in `columns`"

@@ -42,6 +42,7 @@ def marked(sample: Encoded, tokenizer: Any) -> str:
         ({"messages": MESSAGES, "tools": [{"name": "f"}]}, "chats", "f," + CHAT),
         ({"messages": MESSAGES, "tools": '[{"name": "f"}]'}, "chats", "f," + CHAT),
         ({"messages": MESSAGES, "tools": None, "text": "x"}, "chats", CHAT),
+        ({"messages": None, "tools": None, "text": "hi"}, "plain text", "[<s>hi]"),
         ({"messages": [{"role": m["role"], "value": m["content"]} for m in MESSAGES]}, "chats", CHAT),
         ({"messages": [MESSAGES[0], {"role": "gpt", "content": "yo"}]}, "chats", "user:hi;gpt:[yo;]"),
         (
