@@ -67,8 +67,8 @@ def without_each_layer(table: GainTable) -> Floats:
 def halves(table: GainTable, splits: int = 200, seed: int = 0) -> tuple[Floats, Floats]:
     """Return two [splits, T] tables: NFN on a random half of the samples, and NFN on the other half."""
     rng = np.random.default_rng(seed)
-    ranks = rng.random((splits, table.samples)).argsort(axis=1)
-    first = (ranks < table.samples // 2).astype(np.float64)
+    ranks = rng.random((splits, table.samples)).argsort()
+    first = np.where(ranks < table.samples // 2, 1.0, 0.0)
     return table.type_nfn(first), table.type_nfn(1.0 - first)
 
 
@@ -98,7 +98,7 @@ def widening(n: int, confidence: float = CONFIDENCE) -> float:
 def t_quantile(p: float, degrees: int) -> float:
     """Return the quantile of Student's t: exact for 1 and 2 degrees of freedom, then by Cornish-Fisher (to 0.2 %)."""
     if degrees == 1:
-        return math.tan(math.pi * (p - 0.5))
+        return -1 / math.tan(math.pi * p)
     if degrees == 2:
         return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
     z = NormalDist().inv_cdf(p)

@@ -53,7 +53,7 @@ def mean_tau(values: Floats) -> float:
 
 def _ranks(values: Floats) -> NDArray[np.int64]:
     """Return [R, n] ranks in each row, from 0; of equal values the first is the lower."""
-    return values.argsort(axis=1, kind="stable").argsort(axis=1)
+    return values.argsort(kind="stable").argsort()
 
 
 def _pair_signs(values: Floats) -> Floats:

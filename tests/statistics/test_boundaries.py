@@ -120,7 +120,7 @@ def choice(surviving: Sequence[int], types: int = 7, **arguments: int) -> AutoK:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("plop_ext.statistics.boundaries.find_boundaries", lambda table, seed: made)
         found = auto_k(table([float(level) for level in range(1, types + 1)], layers=1, samples=2), **arguments)
-    assert found.boundaries == made and found.found is bool(surviving)
+    assert found.boundaries == made and found.found is bool(surviving) and found.reason.startswith(f"{found.k}: ")
     return found
 
 

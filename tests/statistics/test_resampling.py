@@ -85,15 +85,16 @@ def test_resamples_of_layers_are_shared_by_types_of_the_same_layers() -> None:
 
 
 def test_types_of_other_layers_are_drawn_on_their_own_and_one_layer_has_no_spread() -> None:
-    layers = [0, 2, 4, 6, 1, 3, 5, 7, 0]
-    labels = ["even"] * 4 + ["odd"] * 4 + ["once"]
-    nfn = np.array([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 9.0])
-    tokens = np.full((9, 4), 10.0)
-    source = GainTable.make(nfn[:, None] * tokens, tokens, np.ones(9), np.ones(9), labels, layers)
+    layers = [0, 2, 4, 6, 1, 3, 5, 7, 0, 0]
+    labels = ["even"] * 4 + ["odd"] * 4 + ["once"] * 2
+    nfn = np.array([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 8.0, 10.0])
+    tokens = np.full((10, 4), 10.0)
+    source = GainTable.make(nfn[:, None] * tokens, tokens, np.ones(10), np.ones(10), labels, layers)
     values = resampling.types_over_layers(source)
     columns = {label: values[:, place] for place, label in enumerate(source.types)}
     assert abs(np.corrcoef(columns["even"], columns["odd"])[0, 1]) < 0.1
     assert set(columns["once"]) == {9.0}
+    assert resampling.without_each_layer(source)[:, source.types.index("once")].tolist() == [9.0] * 8
     found = {item.type: item for item in summarize(source).types}
     assert found["once"].over_layers is None and found["once"].without_a_layer is None
     assert found["even"].over_layers is not None

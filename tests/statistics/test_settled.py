@@ -89,8 +89,9 @@ def test_one_sample_settles_nothing_and_two_may() -> None:
 
 
 def test_of_modules_with_the_same_nfn_the_first_are_the_set() -> None:
-    # Both samples together give every module 1; the first 20 are the lowest where only the first sample is drawn.
-    gains = np.where(np.arange(64)[:, None] < 20, [[0.5, 1.5]], [[1.5, 0.5]])
+    # Every other module has 1; of these, the first 20 are the lowest where only the first sample is drawn.
+    gains = np.where(np.arange(64)[:, None] < 40, [[0.5, 1.5]], [[1.5, 0.5]])
+    gains[::2] = 3.0
     source = GainTable.make(gains, np.ones((64, 2)), np.ones(64), np.ones(64), ["a"] * 64, range(64))
     assert set_stability(source, StopRule(modules=20)) == pytest.approx(0.25, abs=0.05)
 

@@ -49,6 +49,15 @@ def test_two_samples_scatter() -> None:
     assert wide[0] > 1.0 and random_half_widths(of_nfn([[1.0, 1.0]], [1e12], "a"))[0] < 1e-5
 
 
+def test_the_half_width_is_of_the_same_seed() -> None:
+    def at(level: float) -> GainTable:
+        return of_nfn([[level - 0.2, level, level + 0.1, level + 0.1]], [1e9], "a")
+
+    widths = [random_half_widths(at(1.0), seed)[0] for seed in range(10)]
+    between = float(np.median(widths))
+    assert [find_signal(at(1 + between), seed).found for seed in range(10)] == [width < between for width in widths]
+
+
 def test_every_type_must_be_1_to_be_no_signal_and_the_reason_names_the_range() -> None:
     # One sample of modules with 200 rows: a half-width of 0.098 for one type, 0.112 for two.
     far, near = [[0.8], [1.05]], [[0.954], [1.1]]

@@ -27,11 +27,10 @@ def test_among_lowest() -> None:
 
 def test_of_equal_values_the_first_are_the_lowest() -> None:
     # Long enough that a sort that is not stable changes their order.
-    equal = np.zeros((1, 64))
-    assert stability.among_lowest(equal, 20)[:20].all() and not stability.among_lowest(equal, 20)[20:].any()
-    rising = np.arange(64.0)[None]
-    assert stability.same_lowest(equal, rising).tolist() == [1.0] * 63
-    assert stability.same_lowest(rising, equal).tolist() == [1.0] * 63
+    values = np.array([[0.0, 1.0] * 32])
+    assert stability.among_lowest(values, 20).tolist() == [1.0, 0.0] * 20 + [0.0, 0.0] * 12
+    apart = values + np.arange(64) / 100
+    assert stability.same_lowest(values, apart).tolist() == [1.0] * 63
 
 
 def test_neighbours_hold() -> None:
