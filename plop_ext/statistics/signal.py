@@ -24,7 +24,8 @@ class Signal:
     Attributes:
         found: Whether there is a signal.
         reason: Empty, or one sentence with the reason why there is none.
-        halves_tau: Mean Kendall's tau between the type orders of random halves of the data; None below 4 samples.
+        halves_tau: Mean Kendall's tau between the type orders of random halves of the data; None below 4 samples,
+            and if no two halves have tokens of every type.
     """
 
     found: bool
@@ -46,17 +47,22 @@ def find_signal(table: GainTable, seed: int = 0) -> Signal:
     n_types = len(table.types)
     half_widths = random_half_widths(table, seed)
     nfn = table.type_nfn(table.all_samples)[0]
-    tau, agreed = None, 1.0
+    tau, disagree = None, False
     if table.samples >= MIN_SAMPLES and n_types > 1:
         first, second = halves(table, seed=seed)
-        tau, agreed = float(tau_between(first, second).mean()), float(same_lowest(first, second).max())
+        # A half without tokens of some type has no order of types.
+        known = np.isfinite(first + second).all(axis=1)
+        if known.any():
+            first, second = first[known], second[known]
+            tau = float(tau_between(first, second).mean())
+            disagree = tau < MIN_TAU and bool(same_lowest(first, second).max() < MIN_AGREEMENT)
     if (np.abs(nfn - 1) <= half_widths).all():
         reason = (
             f"every type's NFN is 1 within its interval ({nfn.min():.3f} to {nfn.max():.3f}), as in an untrained "
             "model; check that the right checkpoint was loaded"
         )
         return Signal(False, reason, tau)
-    if tau is not None and tau < MIN_TAU and agreed < MIN_AGREEMENT:
+    if disagree:
         return Signal(
             False, f"halves of the data disagree on the order of types (tau {tau:.2f}); score more data", tau
         )
@@ -68,6 +74,6 @@ def random_half_widths(table: GainTable, seed: int = 0) -> Floats:
     n_types = len(table.types)
     z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / n_types)
     by_data = types_over_samples(table, seed=seed).var(axis=0) if table.samples > 1 else np.zeros(n_types)
-    modules = np.bincount(table.type_index, minlength=n_types)
-    by_weights = np.bincount(table.type_index, weights=1 / (2 * table.out_features), minlength=n_types) / modules**2
+    modules = np.bincount(table.type_index)
+    by_weights = np.bincount(table.type_index, weights=1 / (2 * table.out_features)) / modules**2
     return z * np.sqrt(by_data + by_weights)
