@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -79,7 +79,7 @@ class GainTable:
         place = np.empty(len(labels), dtype=np.int64)
         place[order] = np.arange(len(labels))
         ranked = tuple(labels[i] for i in order)
-        return cls(sum_gain, tokens, baseline, out_features, ranked, place[index], layer)
+        return replace(table, types=ranked, type_index=place[index])
 
     @property
     def samples(self) -> int:

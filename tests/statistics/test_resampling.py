@@ -32,7 +32,8 @@ def test_bootstraps_equal_loops(seed: int) -> None:
     equal(resampling.types_over_samples(source, 40, seed), plain.types_over_samples(source, 40, seed))
     equal(resampling.modules_over_samples(source, 40, seed), plain.modules_over_samples(source, 40, seed))
     equal(resampling.types_over_layers(source, 40, seed), plain.types_over_layers(source, 40, seed))
-    equal(resampling.without_each_layer(source), plain.without_each_layer(source))
+    with np.errstate(all="raise"):
+        equal(resampling.without_each_layer(source), plain.without_each_layer(source))
 
 
 def test_there_are_1000_resamples_of_seed_0_unless_others_are_asked_for() -> None:

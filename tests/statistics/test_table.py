@@ -45,7 +45,8 @@ def test_nfn_of_modules_and_types_equals_a_loop() -> None:
     table = irregular()
     # Equal rows, apart, and in no order: each has its own result.
     weights = np.array([[1.0] * 7, [0, 0, 3, 0, 0, 0, 0], [2.0, 1, 0, 1, 1, 0, 1], [1.0] * 7, [0.0] * 7])
-    modules, types = table.module_nfn(weights), table.type_nfn(weights)
+    with np.errstate(all="raise"):
+        modules, types = table.module_nfn(weights), table.type_nfn(weights)
     assert np.isnan(modules[1]).any() and np.isnan(modules[4]).all() and np.isnan(types[4]).all()
     for row, counts in enumerate(weights):
         for module in range(len(table.baseline)):
@@ -59,7 +60,8 @@ def test_nfn_of_modules_and_types_equals_a_loop() -> None:
 def test_a_type_without_known_modules_has_no_mean() -> None:
     table = GainTable.make(np.ones((3, 1)), np.ones((3, 1)), np.ones(3), np.ones(3), ["a", "b", "a"], [0, 0, 1])
     values = np.array([[1.0, 5.0, 2.0], [1.0, math.nan, math.inf], [-math.inf, 4.0, 3.0]])
-    np.testing.assert_array_equal(table.type_means(values), [[1.5, 5.0], [1.0, math.nan], [3.0, 4.0]])
+    with np.errstate(all="raise"):
+        np.testing.assert_array_equal(table.type_means(values), [[1.5, 5.0], [1.0, math.nan], [3.0, 4.0]])
     np.testing.assert_array_equal(table.type_means(values[:1]), [[1.5, 5.0]])
 
 
