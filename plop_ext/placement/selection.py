@@ -28,17 +28,17 @@ RANKS = (None, "inverse-nfn")
 def select(
     scores: ScoreData,
     *,
-    types: int | str | Sequence[str] | None = None,
-    modules: int | float | None = None,
-    max_nfn: float | None = None,
-    strategy: str = "lowest",
-    seed: int = 0,
-    r: int | None = None,
-    ranks: str | None = None,
-    max_params: int | float | None = None,
-    max_memory: int | float | None = None,
-    batch: int = 8,
-    seq: int = 1024,
+    types: int | str | Sequence[str] | None,
+    modules: int | float | None,
+    max_nfn: float | None,
+    strategy: str,
+    seed: int,
+    r: int | None,
+    ranks: str | None,
+    max_params: int | float | None,
+    max_memory: int | float | None,
+    batch: int,
+    seq: int,
 ) -> Placement:
     """Choose modules from scores; see `Scores.place`."""
     if strategy not in STRATEGIES:

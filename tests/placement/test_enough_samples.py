@@ -67,7 +67,8 @@ def test_the_numbers_of_the_published_script_are_placed_in_silence() -> None:
     settings = {**found.provenance["settings"], "compat": "paper-script"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        replace(found, provenance={**found.provenance, "settings": settings}).place(modules=14)
+        placement = replace(found, provenance={**found.provenance, "settings": settings}).place(modules=14)
+    assert len(placement.modules) == 14 and placement.reason == ""
 
 
 @pytest.mark.parametrize(("stability", "count"), [(0.989, 1), (0.99, 0)])

@@ -19,7 +19,7 @@ from plop_ext import InputError, Placement, Scores
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import STRATEGIES
 from plop_ext.placement.fingerprint import Fingerprint
-from tests.support import tiny_models
+from tests.support import gain_tables, tiny_models
 from tests.support.architectures import ARCHITECTURES
 from tests.support.scored_modules import scored_module
 from tests.support.totals import make_totals
@@ -72,6 +72,7 @@ def test_by_kind(strategy: str, types: set[str]) -> None:
     placement = scores().place(strategy=strategy)
     assert set(placement.types) == types and len(placement.modules) == 2 * len(types)
     assert placement.label == ("all-linear" if strategy == "all" else strategy)
+    assert placement.strategy == strategy and placement.types == tuple(t for t in RANKED if t in types)
 
 
 @pytest.mark.parametrize("what", [{"types": 2}, {"modules": 3}], ids=str)
@@ -92,16 +93,27 @@ def test_types_by_label(types: Any) -> None:
 
 @pytest.mark.parametrize("count, modules", [(1, 1), (3, 3), (8, 8), (np.int64(2), 2), (0.5, 4), (1.0, 8), (0.01, 1)])
 def test_single_modules_by_count_and_fraction(count: Any, modules: int) -> None:
-    placement = scores().place(modules=count)
+    placement, inverse = (scores().place(modules=count, strategy=strategy) for strategy in ("lowest", "inverse"))
     assert short(placement) == set(MODULES_RANKED[:modules])
-    assert short(scores().place(modules=count, strategy="inverse")) == set(MODULES_RANKED[-modules:])
+    assert short(inverse) == set(MODULES_RANKED[-modules:])
+    label = f"{count:.0%} of modules" if isinstance(count, float) else f"{modules} modules"
+    assert (placement.label, inverse.label) == (label, f"inverse {label}")
+    assert (placement.strategy, inverse.strategy) == ("lowest", "inverse")
     assert list(placement.modules) == [name for name in scores().module_names if name in placement.modules]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_single_modules_with_equal_scores_the_first_are_taken() -> None:
+    tied = gain_tables.scores(gain_tables.table([1.0] * 4, layers=20, sample_sd=0.0))
+    assert len(set(tied.nfn)) == 1
+    assert tied.place(modules=30).modules == tied.module_names[:30]
 
 
 def test_single_modules_by_threshold() -> None:
     placement = scores().place(max_nfn=0.7)
     assert short(placement) == set(MODULES_RANKED[:4])
-    assert placement.label == "nfn<=0.7"
+    assert placement.label == "nfn<=0.7" and placement.strategy == "modules"
+    assert scores().place(max_nfn=0.123456789 + 1).label == "nfn<=1.12346"
     assert placement.types == ("v_proj", "q_proj", "down_proj")
 
 
@@ -118,27 +130,44 @@ def test_single_modules_by_threshold() -> None:
         ({"types": True}, "`types` must be between 1 and 4, the number of module types, got True"),
         ({"types": []}, "`types` is empty; name some of down_proj, q_proj, up_proj, v_proj"),
         ({"types": ["k_proj"]}, "`types`: there is no type `k_proj`; there are down_proj, q_proj, up_proj, v_proj"),
-        ({"types": ["q_proj"], "strategy": "inverse"}, "`types` names its types; .* leave it out"),
+        (
+            {"types": ["q_proj"], "strategy": "inverse"},
+            '`types` names its types; strategy="inverse" has nothing to choose, leave it out',
+        ),
         ({"modules": 9}, "`modules` must be between 1 and 8, the number of scored modules, got 9"),
         ({"modules": 0}, "`modules` must be between 1 and 8, the number of scored modules, got 0"),
-        ({"modules": 1.5}, r"`modules` as a fraction must be in \(0, 1\], got 1.5"),
-        ({"modules": 0.0}, r"`modules` as a fraction must be in \(0, 1\], got 0.0"),
+        ({"modules": 1.5}, "`modules` as a fraction must be in (0, 1], got 1.5"),
+        ({"modules": 0.0}, "`modules` as a fraction must be in (0, 1], got 0.0"),
         ({"modules": True}, "`modules` must be a count or a fraction, got True"),
         ({"modules": "3"}, "`modules` must be a count or a fraction, got '3'"),
+        ({"ranks": "equal"}, "`ranks` must be None or 'inverse-nfn', got 'equal'"),
         ({"max_nfn": 0.1}, "`max_nfn`=0.1 selects nothing; the lowest module has NFN 0.2"),
-        ({"max_nfn": 1.0, "strategy": "inverse"}, "`max_nfn` is a threshold; .* leave it out"),
+        (
+            {"max_nfn": 1.0, "strategy": "inverse"},
+            '`max_nfn` is a threshold; strategy="inverse" has nothing to choose, leave it out',
+        ),
+        (
+            {"types": "auto", "strategy": "random"},
+            '`types`="auto" looks for the lowest types; strategy="random" needs a number',
+        ),
     ],
     ids=str,
 )
 def test_what_cannot_be_chosen(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         scores().place(**arguments)
+    assert str(caught.value) == message
 
 
 def test_a_kind_that_the_model_does_not_have() -> None:
     plain = plop_ext.score(tiny_models.Plain(), [torch.randn(2, 20, 16)], progress=False)
-    with pytest.raises(InputError, match=r'strategy="attention" selects nothing: .* name the types'):
+    with pytest.raises(InputError) as caught:
         plain.place(strategy="attention")
+    assert str(caught.value) == (
+        'strategy="attention" selects nothing: no module type is recognized as attention; name the types '
+        f"({', '.join(sorted(plain.types))})"
+    )
+    assert len(plain.types) > 1
 
 
 def test_parameters_and_the_rank_that_fits_them() -> None:
