@@ -8,7 +8,7 @@ import sys
 import warnings
 from types import FrameType
 
-# What lies between an import statement and the module that it runs counts as part of the package.
+# Frames of the import system, between an import statement and the imported module, count as part of the package.
 _SKIPPED = (
     os.path.dirname(os.path.abspath(__file__)) + os.sep,
     os.path.dirname(importlib.__file__) + os.sep,
@@ -17,7 +17,7 @@ _SKIPPED = (
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issue a warning at the innermost line outside this package, at whatever depth of calls.
+    """Issue a warning that points at the innermost line outside this package.
 
     `warnings.warn(skip_file_prefixes=...)` does the same, from Python 3.12 on. Where there is no such line, as under
     `python -m plop_ext` in an embedded interpreter, the warning points at the outermost one.

@@ -22,7 +22,7 @@ def check_whole(*, least: int = 1, most: int | None = None, **values: Any) -> No
         **values: The arguments by name.
 
     Raises:
-        InputError: For the first argument that is not.
+        InputError: If an argument is no whole number or out of range; the message names the first one.
     """
     for name, value in values.items():
         if value is None:

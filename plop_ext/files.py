@@ -37,7 +37,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """Check that `path` can be written by `atomic_path`, without leaving anything there.
 
     Raises:
-        InputError: If it is a folder, or its own folder does not exist or cannot be written.
+        InputError: If `path` is a folder, or the folder that holds it does not exist or cannot be written.
     """
     _sibling(Path(path)).unlink()
 
@@ -59,7 +59,7 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
     """Read a JSON file that this package wrote, and check its format and version.
 
     Raises:
-        InputError: If it cannot be read, is not JSON, is another kind of file, or has another version.
+        InputError: If the file cannot be read, is not JSON, is another kind of file, or has another version.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -16,9 +16,9 @@ class LoraTarget:
     Attributes:
         name: Full name of the module, or of the parameter.
         parameter: Whether the target is an entry of PEFT's `target_parameters`.
-        size: Parameters that LoRA of rank 1 adds to the whole of it.
+        size: Number of parameters that LoRA of rank 1 adds to the module or parameter.
         shape: (in_features, out_features) of the module, or the shape of the parameter.
-        refused: Why PEFT cannot adapt it; empty if it can.
+        refused: Reason why PEFT cannot adapt the target; empty if PEFT can.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sums of squares of one device, waiting for their reduction to totals."""
+"""The buffer for the sums of squares of one device, until they are reduced to totals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     """One call of a module, as the arena reads it.
 
     Attributes:
-        x: The input, by whose identity modules with a shared input are recognized.
+        x: The input; modules that share an input are recognized by the identity of this tensor.
         x_rows: The input as [T, K] or [N, T, K], samples first; of any shape if `x_sumsq` is given.
         x_sumsq: [rows] sums of the vectors to which W is applied, if these are not the input's rows.
         y_rows: [T, M] or [N, T, M].

@@ -21,16 +21,15 @@ class _Deferred(NamedTuple):
 class DeferredOutputs:
     """The outputs that wait for a kernel, with the tensors for their sums.
 
-    A kernel receives a tensor, not a module: the kernel that rotates q cannot tell whether q is the output of q_proj
-    or a part of the output of qkv_proj. Therefore an output is found by the address of its first element, which every
-    view
-    that starts there shares. Three rules make this safe:
+    A kernel receives a tensor, not a module: the kernel that rotates q has no information whether q is the output of
+    q_proj or a part of the output of qkv_proj. Therefore an output is found by the address of its first element, which
+    is also the address of every view that starts with this element. Three rules make this safe:
 
-    - The entry keeps the whole output alive, so that no other tensor can be allocated at its address while it waits.
-    - The number of elements must be that of the layer's columns, which distinguishes q from the [q | k | v] that
-      begins at the same address.
-    - The version of the output must not have changed since it was deferred. If code has modified the output in place,
-      its sums would be those of other values, which is an error.
+    - The entry keeps the whole output alive, so that no other tensor can be allocated at the same address.
+    - The number of elements must be that of the layer's columns. This distinguishes q from [q | k | v], which begins
+      at the same address.
+    - The version of the output must not have changed since the output was deferred. If code has modified the output in
+      place, the sums would be wrong, so `take` raises an error.
 
     `flush` reads the outputs that no kernel has taken.
     """

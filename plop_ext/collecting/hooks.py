@@ -14,12 +14,12 @@ from plop_ext.layers import Unsupported, weights_in_place
 
 
 class Hook:
-    """Forward hook of one module. It returns None, because any other value would replace the module's output.
+    """Forward hook of one module. The hook returns None, because any other value would replace the module's output.
 
     Args:
         recording: The recording to write to.
         module: The module.
-        layers: What is scored of it, with the rows of the totals.
+        layers: The scored layers of the module, with their rows in the totals.
     """
 
     def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers) -> None:
@@ -60,12 +60,12 @@ class Hook:
 
 
 class ExpertsObserver:
-    """Observer of an experts module, which calls it instead of a hook.
+    """Observer of an experts module, whose forward calls the observer; the module has no hook.
 
     Args:
         recording: The recording to write to.
         module: The module.
-        layers: What is scored of it, with the rows of the totals.
+        layers: The scored layers of the module, with their rows in the totals.
     """
 
     def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers) -> None:

@@ -22,7 +22,7 @@ _NO_BACKWARD = -1
 
 @dataclass
 class _Level:
-    """The running batch, if any, and the buffers of it and of later batches."""
+    """The running batch, if any, and the buffers for this batch and for later ones."""
 
     arenas: Arenas = field(default_factory=dict)
     batch: RunningBatch | None = None

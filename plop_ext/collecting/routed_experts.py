@@ -36,11 +36,11 @@ _OBSERVERS: weakref.WeakKeyDictionary[nn.Module, Observer] = weakref.WeakKeyDict
 class RoutedCall:
     """Sums of squares of one call of an experts module.
 
-    Rows are the (token, expert) pairs, sorted by expert and, within one, by token, hence by sample.
+    Rows are the (token, expert) pairs, sorted by expert, and for each expert by token, hence also by sample.
 
     Args:
         arena: The arena with the totals.
-        first_rows: Row in the totals of each projection's first expert; None if it is not scored.
+        first_rows: Row in the totals of each projection's first expert; None for a projection that is not scored.
         tokens: The batch.
         hidden: [T, H] input, all tokens.
         token: [S] token of each row.

@@ -25,9 +25,10 @@ class RunningBatch:
 
     Args:
         tokens: The rows that count.
-        arenas: By device and type of sums. They outlive the batch; the ones it lacks are added.
+        arenas: Arenas by device and type of sums. They outlive the batch, which adds arenas for further devices and
+            types.
         n_layers: M, rows of the totals.
-        notes: What it shows beside the totals.
+        notes: Observations in addition to the totals.
         last_call_only: Keep only the last call of a layer.
     """
 
@@ -55,11 +56,11 @@ class RunningBatch:
 
         Args:
             module: The module.
-            layers: What is scored of it, with the rows of the totals.
-            x: Its input [..., K].
-            x_sumsq: [rows] sums of the vectors that W is applied to, where these are not the input's rows.
-            y: Its output [..., M].
-            bias: [M] or None, what was added to `y`.
+            layers: The scored layers of the module, with their rows in the totals.
+            x: Input [..., K].
+            x_sumsq: [rows] sums of squares of the vectors to which W is applied, if these are not the rows of `x`.
+            y: Output [..., M].
+            bias: The bias [M] that `y` includes, or None.
         """
         key = (x.shape, y.shape, y.device, y.dtype)
         reading = self._readings.get(key) if x_sumsq is None else None
@@ -92,7 +93,7 @@ class RunningBatch:
             self._deferring.pop()
 
     def map_for(self, rows: int, device: torch.device, layers: IndexedLayers) -> TokenMap | None:
-        """Return the map of `rows` rows; None, recorded for `layers`, if they belong to no sample."""
+        """Return the map of `rows` rows; if they belong to no sample, note this for `layers` and return None."""
         token_map = self.tokens.map_for(rows, device)
         if token_map is None:
             samples = self.tokens.batch_size
@@ -120,7 +121,7 @@ class RunningBatch:
         return merged
 
     def _read(self, layers: IndexedLayers, x: Tensor, x_sumsq: Tensor | None, y: Tensor) -> _Reading | None:
-        """Return how a call is read; None, recorded for `layers`, if it cannot be."""
+        """Return how a call is read; if it cannot be read, return None and note the reason for `layers`."""
         x_shape, y_shape = shape_as_rows(x.shape), shape_as_rows(y.shape)
         rows = y_shape[:-1].numel()
         inputs = x_shape[:-1].numel() if x_sumsq is None else len(x_sumsq)
@@ -139,10 +140,10 @@ class _Reading(NamedTuple):
     """How calls with an input and an output of some shape, type and device are read.
 
     Attributes:
-        token_map: Their rows.
-        arena: Where the sums go.
-        are_rows: Both have 2 or 3 dimensions.
-        time_first: Inputs are [T, B, K], outputs alike.
+        token_map: The map of their rows.
+        arena: The arena for the sums.
+        are_rows: Whether input and output have 2 or 3 dimensions.
+        time_first: Whether inputs are [T, B, K] and outputs [T, B, M].
     """
 
     token_map: TokenMap

@@ -21,7 +21,7 @@ class TokenMap:
         rows: R, the number of rows read.
         step: Distance between the rows read.
         phase: The first row read.
-        masked: Whether `counted` comes from the batch's mask; False if the rows are not its tokens.
+        masked: Whether `counted` comes from the mask of the batch; False if the rows are not the tokens of the mask.
     """
 
     counted: Tensor
@@ -73,7 +73,7 @@ class BatchTokens:
     def samples(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return [rows] int64 sample and [rows] bool counted, for `rows` token vectors that `map_for` assigns.
 
-        They cover all rows, for every `step`, because routed layers reorder the rows before they read every `step`-th.
+        Both cover all rows, for every `step`, because routed layers reorder the rows before every `step`-th is read.
         """
         key = (rows, device)
         if key not in self._samples:
@@ -116,4 +116,4 @@ class BatchTokens:
 def _check_not_captured(rows: int, device: torch.device) -> None:
     """Refuse to make a map in a capture: it is made on the host, in memory that is freed before the replay."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"a layer reads {rows} token vectors, which none did in the forward before the capture")
+        raise RuntimeError(f"a layer reads {rows} token vectors; in the forward before the capture, no layer did")

@@ -11,7 +11,7 @@ from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, largest_rank
 from plop_ext.score_data import ScoreData
 
-# Types are dropped before the rank falls below this.
+# Types are dropped before the rank falls below this value.
 MIN_RANK = 8
 
 
@@ -61,7 +61,9 @@ def make_budget(
     model = scores.provenance["model"]
     dtype = model.get("dtype") or "float32"
     if max_memory is not None and dtype not in WIDTHS:
-        raise InputError(f"`max_memory`: the model's weights are {dtype}, whose cost is unknown; give `max_params`")
+        raise InputError(
+            f"`max_memory`: the model's weights are {dtype}, whose memory cannot be predicted; give `max_params`"
+        )
     return Budget(
         _absolute("max_params", max_params, model.get("parameters")),
         _absolute("max_memory", max_memory, model.get("weight_bytes")),
@@ -79,14 +81,15 @@ def _absolute(name: str, value: int | float | None, whole: int | None) -> int | 
     if value >= 1:
         return int(value)
     if whole is None:
-        raise InputError(f"`{name}`={value} is a fraction, but the scores do not say how large the model is")
+        raise InputError(f"`{name}`={value} is a fraction, but the scores lack the size of the model; give a number")
     return int(value * whole)
 
 
 def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> Placement:
-    """Return the first candidate that fits at rank `r`, or without `r` at rank 8 and then at the largest that fits.
+    """Return the first candidate that fits the budget at rank `r`.
 
-    The last candidate may fall below rank 8, down to 1.
+    Without `r`, a candidate has to fit at rank 8, and is returned at the largest rank that fits. The last candidate
+    may have a lower rank, down to 1.
 
     Raises:
         InputError: If none fits.
@@ -102,7 +105,7 @@ def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | 
     least = replace(last, r=rank)
     raise InputError(
         f"nothing fits {budget}: `{last.label}` at rank {rank} has {least.num_parameters():,} parameters and adds "
-        f"{budget.bytes_of(least) / 2**20:,.1f} MiB; allow more, place fewer"
+        f"{budget.bytes_of(least) / 2**20:,.1f} MiB; raise the budget, or place fewer modules"
     )
 
 

@@ -77,7 +77,7 @@ class PlacementData:
         if rank < 1:
             raise InputError(
                 f"`max_params`={max_params} is too small for `{self.label}`: rank 1 has {self.num_parameters(1)} "
-                "parameters; allow more or place fewer modules"
+                "parameters; raise `max_params`, or place fewer modules"
             )
         return rank
 

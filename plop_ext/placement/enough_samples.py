@@ -13,14 +13,14 @@ def warn_of_too_few_samples(
 ) -> None:
     """Warn if too few samples were scored for `placement`.
 
-    Single modules need 64 samples. A run that stopped early did so because the set that its stop rule is about had
-    settled; for another set, resampling the same samples says whether it holds.
+    Single modules need 64 samples. A run that stopped early has shown only that the set of its stop rule is stable.
+    For another set, the stability is computed here, by resampling the same samples.
 
     Args:
         scores: The scores of the choice.
         placement: The choice, by the lowest or the highest NFN.
-        modules: How many single modules, or which fraction, were asked for.
-        single: Whether the choice is of single modules.
+        modules: Number or fraction of single modules that you gave, or None.
+        single: Whether single modules were chosen.
     """
     if scores.paper_script:
         return
@@ -33,8 +33,8 @@ def warn_of_too_few_samples(
         rule = _rule("modules", len(placement.modules))
         fix = "max_samples=64 (plop score --samples 64)" if modules is None else rule
         warn(
-            f"single modules were chosen on {samples} samples, and their order needs {MIN_SAMPLES_MODULES}; score "
-            f"again with {fix}"
+            f"single modules were chosen from {samples} samples, but their order needs {MIN_SAMPLES_MODULES} samples; "
+            f"score again with {fix}"
         )
         return
     if stop.get("settled") and wanted is not None:
@@ -42,7 +42,7 @@ def warn_of_too_few_samples(
 
 
 def _warn_of_another_set(scores: ScoreData, placement: PlacementData, stop: dict[str, int], single: bool) -> None:
-    """Warn if resampling does not give the chosen set again."""
+    """Warn if too few resamples give the chosen set."""
     what = "modules" if single else "types"
     count = len(placement.modules if single else placement.types)
     if placement.strategy == "inverse":  # the k highest are all but the n - k lowest

@@ -103,12 +103,12 @@ def _with_ranks(
 
 
 def _at(placement: Placement, ranks: dict[str, int]) -> Placement:
-    """Give each target its rank, and the placement the most common one."""
+    """Return `placement` with a rank for each target; its default rank is the most common one."""
     return replace(placement, r=most_common(ranks), ranks=ranks)
 
 
 def _target_nfn(scores: ScoreData, placement: Placement) -> dict[str, float]:
-    """Return NFN of what PEFT adapts: of several parts in one weight, the mean of those that were chosen."""
+    """Return the NFN of each target; for a packed weight, the mean over its chosen parts."""
     chosen, values = set(placement.modules), dict[str, list[float]]()
     for module, value in zip(scores.modules, scores.nfn.tolist(), strict=True):
         if module.name in chosen and not module.target.refused:
@@ -128,7 +128,7 @@ def _automatic(scores: ScoreData, strategy: str, budget: Budget | None, r: int |
 
 
 def _require_signal(scores: ScoreData, strategy: str, asked: bool) -> None:
-    """Refuse to choose by scores without signal; warn instead if the user gave a number."""
+    """Refuse to choose by scores without signal; if the user gave a number (`asked`), warn instead."""
     if scores.paper_script or strategy == "random" or scores.signal.found:
         return
     if not asked:
@@ -149,7 +149,7 @@ def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str,
         if unknown:
             raise InputError(f"`types`: there is no type `{unknown[0]}`; there are {', '.join(sorted(ranked))}")
         if strategy != "lowest":
-            raise InputError(f'`types` names its types; strategy="{strategy}" has nothing to choose, leave it out')
+            raise InputError(f'`types` names the types, so strategy="{strategy}" has no effect; leave `strategy` out')
         return _placement(scores, [label for label in ranked if label in set(types)], "types", "+".join(types))
     if isinstance(types, bool) or not isinstance(types, Integral) or not 1 <= types <= len(ranked):
         raise InputError(f"`types` must be between 1 and {len(ranked)}, the number of module types, got {types}")
@@ -172,14 +172,14 @@ def _by_module(
         order = np.array(random.Random(seed).sample(range(total), total))
     if max_nfn is not None:
         if strategy != "lowest":
-            raise InputError(f'`max_nfn` is a threshold; strategy="{strategy}" has nothing to choose, leave it out')
+            raise InputError(f'`max_nfn` is a threshold, so strategy="{strategy}" has no effect; leave `strategy` out')
         chosen = [int(i) for i in order if nfn[i] <= max_nfn]
         if not chosen:
-            raise InputError(f"`max_nfn`={max_nfn} selects nothing; the lowest module has NFN {nfn.min():.4g}")
+            raise InputError(f"`max_nfn`={max_nfn} selects no module; the lowest NFN is {nfn.min():.4g}")
         return _placement_of_modules(scores, chosen, "modules", f"nfn<={max_nfn:g}")
     assert modules is not None
     if isinstance(modules, bool) or not isinstance(modules, Real):
-        raise InputError(f"`modules` must be a count or a fraction, got {modules!r}")
+        raise InputError(f"`modules` must be a number or a fraction, got {modules!r}")
     if not isinstance(modules, Integral):
         if not 0 < modules <= 1:
             raise InputError(f"`modules` as a fraction must be in (0, 1], got {modules}")

@@ -52,8 +52,8 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
             step = provenance["settings"]["token_step"]
             if step > 1:
                 raise InputError(
-                    f"no token counts: `token_step`={step} reads one token in {step}, and none of those counts; lower "
-                    "it, or check `attention_mask`, `labels` and `mask`"
+                    f"no token counts: `token_step`={step} reads one token in {step}, and none of these counts; "
+                    "lower `token_step`, or check `attention_mask`, `labels` and `mask`"
                 )
             raise InputError(
                 "no token counts: every token of `dataloader` is masked, or no linear layer was called; "

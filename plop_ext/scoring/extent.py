@@ -32,12 +32,12 @@ def extent(
 
 
 def available_samples(dataloader: Iterable[Any], limit: int | None, batch: int) -> int | None:
-    """Return samples that would be read without a stop rule, where that is known; exact but for a last, smaller batch.
+    """Return the number of samples that would be read without a stop rule, or None; a smaller last batch counts fully.
 
     Args:
         dataloader: The data.
         limit: Most samples to read.
-        batch: Samples in its first batch.
+        batch: Samples in the first batch of the data.
     """
     known = getattr(dataloader, "samples", None)
     if known is None:

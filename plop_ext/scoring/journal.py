@@ -25,10 +25,10 @@ _BASELINE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One batch: its samples' ids, a digest of its contents, its totals.
+    """One batch: the ids of its samples, a digest of its contents, and its totals.
 
-    `unassigned` are the layers whose rows first belonged to no sample in this batch, with the reason: their totals are
-    partial from here on.
+    `unassigned` names the layers whose rows could not be assigned to samples for the first time in this batch, with
+    the reason: the totals of these layers are incomplete from this batch on.
     """
 
     ids: tuple[int, ...]
@@ -40,18 +40,18 @@ class Record:
 class Journal:
     """An append-only file of batches. Records are complete: an incomplete last line is dropped.
 
-    The file appears with the first record. What is written survives the death of the process at any moment, since
-    every record is handed to the operating system at once; it is not forced to the disk, so a crash of the machine can
-    cost the last ones, which are then scored again.
+    The file is created with the first record. A record survives if the process is killed at any later moment, because
+    it is passed to the operating system at once. It is not forced to the disk: after a crash of the machine the last
+    records may be missing, and their batches are then scored again.
 
     Args:
         path: The file.
-        run: What must be the same for totals to be added: model, modules, settings. Plain JSON.
-        baseline: [M] baselines, by which two checkpoints of one shape are distinguished.
-        resume: Continue a file that is there. Without it, one that is there is an error.
+        run: Values that must be equal in the runs whose totals are added: model, modules, settings. Plain JSON.
+        baseline: [M] baselines, which distinguish two checkpoints of one shape.
+        resume: Continue an existing file. Without `resume`, an existing file is an error.
 
     Raises:
-        InputError: If the file belongs to another run, is damaged, or is there without `resume`.
+        InputError: If the file belongs to another run, is damaged, or exists and `resume` is false.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Journal:
         """Return the record of a batch, or None if none of its samples was scored.
 
         Raises:
-            InputError: If only some of them were, or the batch holds other inputs than the recorded one.
+            InputError: If only some of the samples were scored, or the batch holds other inputs than the recorded one.
         """
         known = [sample for sample in ids if sample in self._known]
         if not known:
@@ -134,7 +134,7 @@ class Journal:
         self._file.flush()
 
     def _read(self) -> int:
-        """Load the whole records; returns where they end, 0 without a header."""
+        """Load the complete records; return the offset at which they end, or 0 without a complete header."""
         data = self._path.read_bytes()
         lines = data.split(b"\n")
         # Anything after the last line break is an incomplete line.

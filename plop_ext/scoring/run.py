@@ -118,11 +118,11 @@ def run_batches(
 ) -> Samples:
     """Score batches until the data ends, `max_samples` are complete or the stop rule is met.
 
-    On a CUDA device, totals are read one batch late: while the host reads the totals of one batch, the next is queued
-    on the device. Only the first evaluation of the stop rule waits for the batch just queued: most runs end
-    there, and the few milliseconds for which the device is idle, once, are less than one more batch. The batches read
-    before an evaluation depend only on the data, so runs are reproducible. Batches of the journal are evaluated at the
-    same points, so that a resumed run stops at the same batch.
+    On a CUDA device, totals are read one batch late: while the host reads the totals of one batch, the next batch is
+    already queued on the device. Only the first evaluation of the stop rule synchronizes with the batch just queued,
+    because most runs end there. The device is then idle once, for a few milliseconds, which is less than the time of
+    one more batch. The batches read before an evaluation depend only on the data, so runs are reproducible. Batches of
+    the journal are evaluated at the same points, so that a resumed run stops at the same batch.
 
     Args:
         model: Prepared for scoring.

@@ -27,8 +27,8 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
     unread = int((per_sample == 0).sum()) if step > 1 else 0
     if unread:
         warn(
-            f"`token_step`={step} read no token of {unread} of {len(per_sample)} samples, which have few that count; "
-            "lower it"
+            f"`token_step`={step} read no token of {unread} of {len(per_sample)} samples, because they have few "
+            "counted tokens; lower `token_step`"
         )
     # The tokens that a sample holds, not those that were read.
     few = int((per_sample * step < FEW_TOKENS).sum()) - unread

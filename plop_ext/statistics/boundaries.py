@@ -14,8 +14,8 @@ DEFAULT_TYPES = 3
 # Share of resamples in which the set below a boundary must be the same.
 OVER_SAMPLES = 0.99
 OVER_LAYERS = 0.95
-# Smallest relative step of NFN across a boundary, however stable: the choice of baseline moves a type by up to 0.7 %,
-# 4-bit weights by 0.6 %.
+# Smallest relative step of NFN across a boundary, even if the boundary is stable: the choice of baseline changes the
+# NFN of a type by up to 0.7 %, and 4-bit weights change it by 0.6 %.
 MIN_GAP = 0.01
 
 
@@ -63,7 +63,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class AutoK:
-    """How many types to choose.
+    """The number of types that automatic k chooses.
 
     Attributes:
         k: The choice.
@@ -92,12 +92,12 @@ def find_boundaries(table: GainTable, seed: int = 0) -> tuple[Boundary, ...]:
 
 
 def auto_k(table: GainTable, fallback: int | None = None, seed: int = 0) -> AutoK:
-    """Choose k: the surviving boundary nearest to the paper's 3, the lower one of two equally near.
+    """Choose k: the surviving boundary nearest to the paper's 3; of two equally near, the lower one.
 
     A boundary survives if its set of lowest types is the same in 99 % of the resamples of samples, in 95 % of the
     resamples of layers and without any one layer, and if NFN rises by at least 1 % across it. The size of a gap
-    matters only for the last test: which gap is the largest changes with the data (3 or 6 of 7), and no measurement
-    shows that a larger gap is better.
+    matters only for the last test: the position of the largest gap changes with the data (after 3 or 6 of 7 types),
+    and no measurement shows that a larger gap is better.
 
     Args:
         table: The totals.

@@ -251,7 +251,10 @@ def test_a_placement_keeps_its_ranks_in_its_file(tmp_path: Any) -> None:
     assert Placement.load(tmp_path / "p.json") == placement
 
 
-NOTHING_FITS = "nothing fits {}: `lowest-1` at rank 1 has 49,920 parameters and adds 25.1 MiB; allow more, place fewer"
+NOTHING_FITS = (
+    "nothing fits {}: `lowest-1` at rank 1 has 49,920 parameters and adds 25.1 MiB; raise the budget, or place fewer "
+    "modules"
+)
 
 
 @pytest.mark.parametrize(
@@ -263,12 +266,12 @@ NOTHING_FITS = "nothing fits {}: `lowest-1` at rank 1 has 49,920 parameters and 
         (
             {"max_params": 2000, "max_memory": 2**31, "batch": 2, "seq": 3},
             "nothing fits 2,000 parameters and 2,048.0 MiB at 2 x 3 tokens: `lowest-1` at rank 1 has 49,920 "
-            "parameters and adds 0.8 MiB; allow more, place fewer",
+            "parameters and adds 0.8 MiB; raise the budget, or place fewer modules",
         ),
         (
             {"types": 2, "r": 8, "max_params": 100_000},
-            "nothing fits 100,000 parameters: `lowest-2` at rank 8 has 798,720 parameters and adds 42.2 MiB; allow "
-            "more, place fewer",
+            "nothing fits 100,000 parameters: `lowest-2` at rank 8 has 798,720 parameters and adds 42.2 MiB; raise "
+            "the budget, or place fewer",
         ),
         *(
             ({name: value}, f"`{name}` must be a whole number, or a fraction in (0, 1), got {value}")
@@ -287,11 +290,11 @@ def test_bad_budgets(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_sizes_and_types_are_named() -> None:
-    with pytest.raises(InputError, match="do not say how large the model is"):
+    with pytest.raises(InputError, match="lack the size of the model"):
         scores(table(LEVELS), parameters=None).place(max_params=0.1)
-    with pytest.raises(InputError, match="do not say how large the model is"):
+    with pytest.raises(InputError, match="lack the size of the model"):
         scores(table(LEVELS), weight_bytes=None).place(max_memory=0.1)
-    with pytest.raises(InputError, match="the model's weights are int8, whose cost is unknown"):
+    with pytest.raises(InputError, match="the model's weights are int8, whose memory cannot be predicted"):
         scores(table(LEVELS), dtype="int8").place(max_memory=10**9)
     assert scores(table(LEVELS), dtype="int8").place(types=1, max_params=10**9).r == 64
     unsaid = scores(table(LEVELS), dtype=None).place(max_memory=10**8, batch=1, seq=8)

@@ -119,7 +119,7 @@ def test_another_set_than_the_one_that_settled(
 def test_single_modules_need_64_samples(arguments: dict[str, Any], fix: str) -> None:
     with pytest.warns(UserWarning) as caught:
         made().place(**arguments)
-    message = f"single modules were chosen on 8 samples, and their order needs 64; score again with {fix}"
+    message = f"single modules were chosen from 8 samples, but their order needs 64 samples; score again with {fix}"
     assert [str(warning.message) for warning in caught] == [message]
 
 

@@ -132,19 +132,19 @@ def test_single_modules_by_threshold() -> None:
         ({"types": ["k_proj"]}, "`types`: there is no type `k_proj`; there are down_proj, q_proj, up_proj, v_proj"),
         (
             {"types": ["q_proj"], "strategy": "inverse"},
-            '`types` names its types; strategy="inverse" has nothing to choose, leave it out',
+            '`types` names the types, so strategy="inverse" has no effect; leave `strategy` out',
         ),
         ({"modules": 9}, "`modules` must be between 1 and 8, the number of scored modules, got 9"),
         ({"modules": 0}, "`modules` must be between 1 and 8, the number of scored modules, got 0"),
         ({"modules": 1.5}, "`modules` as a fraction must be in (0, 1], got 1.5"),
         ({"modules": 0.0}, "`modules` as a fraction must be in (0, 1], got 0.0"),
-        ({"modules": True}, "`modules` must be a count or a fraction, got True"),
-        ({"modules": "3"}, "`modules` must be a count or a fraction, got '3'"),
+        ({"modules": True}, "`modules` must be a number or a fraction, got True"),
+        ({"modules": "3"}, "`modules` must be a number or a fraction, got '3'"),
         ({"ranks": "equal"}, "`ranks` must be None or 'inverse-nfn', got 'equal'"),
-        ({"max_nfn": 0.1}, "`max_nfn`=0.1 selects nothing; the lowest module has NFN 0.2"),
+        ({"max_nfn": 0.1}, "`max_nfn`=0.1 selects no module; the lowest NFN is 0.2"),
         (
             {"max_nfn": 1.0, "strategy": "inverse"},
-            '`max_nfn` is a threshold; strategy="inverse" has nothing to choose, leave it out',
+            '`max_nfn` is a threshold, so strategy="inverse" has no effect; leave `strategy` out',
         ),
         (
             {"types": "auto", "strategy": "random"},
@@ -174,7 +174,7 @@ def test_parameters_and_the_rank_that_fits_them() -> None:
     placement = scores().place(types=["q_proj", "v_proj"])
     assert placement.num_parameters(1) == 2 * (8 + 8) + 2 * (8 + 4) == 56
     assert [placement.rank_for(allowed) for allowed in (56, 111, 112, 1000)] == [1, 1, 2, 17]
-    message = r"`max_params`=55 is too small for `q_proj\+v_proj`: rank 1 has 56 parameters; allow more or place fewer"
+    message = r"`max_params`=55 is too small for `q_proj\+v_proj`: rank 1 has 56 parameters; raise `max_params`"
     with pytest.raises(InputError, match=message):
         placement.rank_for(55)
     with pytest.raises(InputError, match="`r` must be at least 1, got 0"):

@@ -133,8 +133,8 @@ def test_a_reason_known_before_the_forward_counts_more_than_few_tokens() -> None
             2,
             {},
             {},
-            "no token counts: `token_step`=2 reads one token in 2, and none of those counts; lower it, or check "
-            "`attention_mask`, `labels` and `mask`",
+            "no token counts: `token_step`=2 reads one token in 2, and none of these counts; lower "
+            "`token_step`, or check `attention_mask`, `labels` and `mask`",
         ),
         (1, {}, {"b": "7 rows"}, "no module could be scored; `b`: 7 rows"),
         (2, {"skipped_zero": 2}, {}, "no module could be scored; `b`: no usable token: 2 zero inputs, 0 non-finite"),

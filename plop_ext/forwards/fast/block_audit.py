@@ -74,11 +74,11 @@ class BlockCheck:
             return found
         for limit, error in self._errors:
             if not float(error) <= limit:
-                return f"what a {name} adds is off by {float(error):.1e}, more than {limit:.1e}"
+                return f"the update of the residual by a {name} is off by {float(error):.1e}, more than {limit:.1e}"
         if self.obstacle is not None:  # the run counts calls that were not compared
             return None
         limit = self._errors[-1][0] / 5
-        # A call after the other.
+        # One call after the other.
         plain = self._plain.recording.queue.all().unflatten(1, (-1, totals.shape[1])).sum(dim=1)
         ours, theirs = Totals(totals.numpy()).of_modules(self._rows), Totals(plain.numpy())
         called_elsewhere = ours.seen > theirs.seen
@@ -90,7 +90,7 @@ class BlockCheck:
                     continue
                 a, b = _counts(ours, place), _counts(theirs, place)
                 if a != b:
-                    return f"{layer} counts {a} and not {b} tokens, zero inputs and non-finite ones"
+                    return f"{layer} has {a} tokens counted, with zero input and not finite, instead of {b}"
                 gain, expected = float(ours.sum_gain[place]), float(theirs.sum_gain[place])
                 if not abs(gain - expected) <= limit * abs(expected):
                     return f"the gains of {layer} in a sample add up to {gain:.6g} and not {expected:.6g}"

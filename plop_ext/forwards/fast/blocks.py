@@ -17,16 +17,16 @@ from plop_ext.forwards.fast.binding import Bindings
 from plop_ext.forwards.fast.families import ROTARY, Block, Norm
 from plop_ext.forwards.fast.kernel_audit import Audit
 
-# Sums one block asks the arena for: the inputs and outputs of its seven projections, of which q, k and v share an
-# input, and gate and up another.
+# Number of vectors of sums that one block needs in the arena: the inputs and outputs of seven projections, of which q,
+# k and v share one input, and gate and up another.
 _VECTORS = 12
 
 
 class Handover:
-    """Results of norms that a kernel has computed already, for the norm that is called next.
+    """Results of norms that a kernel has already computed, until the model calls the norm.
 
-    The norm is still called as a module. It returns the stored result only for the very tensor that was normed, if the
-    tensor is unmodified since.
+    The norm is still called as a module. It returns the stored result only if its input is the same tensor that the
+    kernel normed, and if the tensor was not modified since.
     """
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class Handover:
 class Projections:
     """Whether `gated_projection` may run in blocks that are not being checked.
 
-    The batch and the block decide whether it is eligible, so the batch on which the other kernels were checked may not
-    have called it.
+    Whether this kernel is eligible depends on batch and block. Therefore the batch on which the other kernels were
+    checked may not have called it.
 
     Attributes:
-        agreed: Whether it was compared in this run, and agreed.
-        wanted: Whether a block was eligible, but `agreed` was false.
+        agreed: Whether the kernel was compared in this run, and agreed.
+        wanted: Whether a block was eligible for the kernel, but `agreed` was false.
     """
 
     agreed: bool = False
@@ -60,7 +60,7 @@ class Projections:
 
 
 class FusedBlock:
-    """Binds fused forwards to a block, its attention, its MLP and its norms.
+    """The fused forwards of a block, its attention, its MLP and its norms, bound to these modules.
 
     Args:
         block: The block.
@@ -95,7 +95,7 @@ class FusedBlock:
                 bindings.add(norm.module, self._norm_forward(norm))
         for norm in block.head_norms or ():  # part of the rotary kernel
             bindings.add(norm.module, _identity)
-        # The family's own code, in which one global name means something else.
+        # The family's own code, in which the global name `apply_rotary_pos_emb` refers to the kernel.
         code = block.rotary_forward
         names = {**code.__globals__, ROTARY: self.rotary}
         copied = types.FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)

@@ -15,7 +15,7 @@ from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_H
 
 ROTARY = "apply_rotary_pos_emb"
 _PACKAGE = "transformers.models."
-# What transformers leaves on blocks to return their outputs; it reads and changes nothing.
+# Hooks by which transformers returns the outputs of blocks; they change no value.
 _CAPTURING = "transformers.utils.output_capturing"
 
 
@@ -28,9 +28,9 @@ class Family:
     """The composition of a block in a decoder family.
 
     Attributes:
-        name: Prefix of its classes in transformers.
-        title: Its name in prose.
-        unit_offset: Its norms store weights as their distance from 1.
+        name: Prefix of the family's classes in transformers.
+        title: Name of the family in prose.
+        unit_offset: Norms store each weight minus 1.
         norms_before_adding: Outputs of attention and MLP are normed before they are added to the residual.
     """
 
@@ -87,9 +87,9 @@ class Block:
         rotary_forward: The attention's forward, in whose code `apply_rotary_pos_emb` is a global name.
         gate_up: Gate and up projection, or the one module that is both.
         act: The MLP's activation.
-        activation: Its name for `ops.gated_activation_`.
+        activation: Name of the activation for `ops.gated_activation_`.
         emitted: Linear layers whose outputs the fused kernels read.
-        bypassed: What is part of a kernel and never called as a module: norms within, the activation, dropout.
+        bypassed: Modules that a kernel includes, so that they are never called: inner norms, activation, dropout.
     """
 
     module: Any
@@ -140,7 +140,7 @@ def find_blocks(model: nn.Module, owns: Callable[[Any], bool] = lambda hook: Fal
 
 
 def family_of(module: nn.Module) -> Family | None:
-    """Return the family of a decoder layer, by its exact class, because a subclass may compute anything."""
+    """Return the family of a decoder layer, by its exact class, because a subclass may compute something else."""
     kind = type(module)
     return _BY_CLASS.get(kind.__name__) if is_transformers_class(kind) else None
 
@@ -197,7 +197,7 @@ def describe(module: Any, family: Family, owns: Callable[[Any], bool]) -> Block:
 
 
 def _piece(parent: nn.Module, name: str, family: Family, kind: str) -> Any:
-    """Return a child, checked to have the family's own class, because another class may compute anything."""
+    """Return a child, checked to have the family's own class, because another class may compute something else."""
     found = parent._modules.get(name)
     wanted = f"{family.name}{kind}"
     if (type(found).__module__, type(found).__name__) != (type(parent).__module__, wanted):
@@ -229,9 +229,9 @@ def _last_norm(parent: nn.Module, family: Family) -> Norm | None:
 
 
 def _refuse_changes(block: nn.Module, owns: Callable[[Any], bool]) -> None:
-    """Raise for a block in which other code than that of its own classes runs.
+    """Raise for a block in which code of other classes runs.
 
-    A hook may change in place what a kernel reads after it, and a norm that is part of a kernel is never called.
+    A hook may modify a tensor in place before a kernel reads it, and a norm that is part of a kernel is never called.
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise NotFast("there are hooks on all modules of the process")
@@ -250,7 +250,7 @@ def is_output_capturing(hook: Any) -> bool:
 
 
 def _emits(linear: Any) -> bool:
-    """Return whether a layer's sums may be those of its output, which is false for other classes, as under LoRA."""
+    """Return whether kernels may sum the output of a layer: it has to be a plain linear layer, without LoRA."""
     return type(linear) is nn.Linear and (linear.bias is None or is_aligned(linear.bias))
 
 

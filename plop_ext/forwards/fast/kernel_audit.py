@@ -13,8 +13,8 @@ from plop_ext import ops
 
 # Number of rows that are compared, spread over the whole call; their float32 copies take little memory.
 _ROWS = 1024
-# One unit in the last place of every element is half of `eps`; kernels turn it in one of a thousand, which moves the
-# sum of a short row by less than `eps`. In float32 exp and tanh differ by some units.
+# An error of one unit in the last place of every element is half of `eps`. Of the kernels' elements one in a thousand
+# has this error, which moves the sum of a short row by less than `eps`. In float32 exp and tanh differ by some units.
 _FLOAT32_LIMIT = 1e-5
 
 
@@ -34,7 +34,7 @@ class Roles(NamedTuple):
 
 @functools.cache
 def roles_of(op: str) -> Roles:
-    """Read the roles off the op's schema, which marks what is written and names weights, biases and sums as such."""
+    """Derive the roles from the op's schema, which marks written tensors; names mark weights, biases and sums."""
     tensors = {
         argument.name: argument.alias_info is not None and argument.alias_info.is_write
         for argument in getattr(torch.ops.plop_ext, op).default._schema.arguments
@@ -56,16 +56,17 @@ class Audit:
 
         Args:
             op: Name of the op.
-            arguments: What it was called with, by name: all of them.
-            out_scale: Takes the arguments, cut to the rows compared, and returns what errors of `out` are relative to
-                ([rows, ...]); its squares serve for `out_sumsq`. Default: what the PyTorch kernel writes.
+            arguments: All arguments of the call, by name.
+            out_scale: Function of the arguments, cut to the rows compared. It returns the values [rows, ...] to which
+                the errors of `out` are relative; those of `out_sumsq` are relative to the sums of their squares.
+                Default: the values that the PyTorch kernel writes.
         """
         roles = roles_of(op)
         step, phase = arguments["step"], arguments["phase"]
         like = arguments[roles.results[0]]
         count = like.shape[0] if like.dim() == 2 else like.shape[:2].numel()
         read = ops.rows_read(count, step, phase)
-        # Rows that have sums, as far as any have.
+        # Rows with sums, if there are any.
         places = torch.arange(0, read, max(1, read // _ROWS), device=like.device)
         chosen = phase + step * places if read else torch.arange(0, count, max(1, count // _ROWS), device=like.device)
         if len(chosen) == 0:
@@ -86,7 +87,7 @@ class Audit:
         for name, found in ours.items():
             worst = row_errors(found, again[name], scales.get(name, again[name])).max()
             before = self._worst.get(key)
-            # NaN, the error of a row that has none, is kept.
+            # `maximum` keeps NaN, the error of a row that cannot be compared.
             self._worst[key] = worst if before is None else torch.maximum(before, worst)
 
     def has(self, op: str) -> bool:

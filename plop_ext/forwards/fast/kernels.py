@@ -18,14 +18,14 @@ from plop_ext.forwards.fast.families import Norm
 from plop_ext.forwards.fast.kernel_audit import Audit
 
 # Smallest number of tokens at which `gated_projection` is no slower than cuBLAS' products and `gated_activation` in
-# every shape measured; for fewer, cuBLAS has smaller tiles.
+# every shape measured. For fewer tokens, cuBLAS has smaller tiles.
 _PROJECTED_ROWS = 512
 
 
 def runs_fused(module: nn.Module, x: Tensor) -> bool:
     """Return whether `module` may use the kernels on `x`: without gradients, dropout, autocast and inference mode.
 
-    In inference mode a tensor does not tell whether it was modified since its sums were taken.
+    A tensor of inference mode has no version, so a modification after its sums were computed could not be detected.
     """
     return not (
         module.training

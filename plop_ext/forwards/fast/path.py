@@ -27,20 +27,20 @@ class FastPath:
 
     Every forward passes over activations for RMSNorm with the residual add, the gated activation and the rotary
     embedding. The kernels make each of these passes once, with the roundings of the replaced modules, and also emit
-    the sums of squares. Only v and the output of attention need a pass of their own.
+    the sums of squares. Only v and the output of attention need a separate pass.
 
-    Forwards are bound to instances, as `kernels.kernelize` does, and unbound on leaving, also after an exception. All
-    other blocks, and forwards that record gradients or run under autocast or in inference mode, run without the
-    kernels and are scored by the hooks of the collector.
+    Forwards are bound to instances, as by `kernels.kernelize`, and unbound when the context is left, also after an
+    exception. All other blocks run without the kernels and are scored by the hooks of the collector, as are forwards
+    that record gradients or run under autocast or in inference mode.
 
     Args:
         model: The scored model. Supported are the blocks of `families.FAMILIES` in float32, float16 or bfloat16,
             without user-defined hooks and forwards.
-        collector: Entered before this and left after it.
+        collector: Entered before this context and left after it.
 
     Attributes:
-        blocks: How many blocks take the fast path.
-        reason: Why some or all blocks do not; None if all do.
+        blocks: Number of blocks that use the kernels.
+        reason: Reason why some or all blocks do not use the kernels; None if all do.
         checked: Whether the kernels were found to agree with the model, or are not used.
     """
 
@@ -67,7 +67,7 @@ class FastPath:
             count = f"{len(reasons)} block{'s are' if len(reasons) > 1 else ' is'} left out"
             self.reason = f"{count}: {'; '.join(sorted(set(reasons)))}"
         elif not found:
-            self.reason = "the model has no blocks of a family that the fast path knows"
+            self.reason = "the model has no blocks of a family that the fast path supports"
         self._blocks = [
             FusedBlock(block, self._sums, self._handover, self._projections, self._bindings) for block in found
         ]
@@ -93,11 +93,11 @@ class FastPath:
         and the block also runs without the kernels. Synchronizes with the device once.
 
         Args:
-            run: `begin`, forward and `end` of the collector for that batch; nothing of it may be a replay.
+            run: Function that calls `begin` of the collector, the forward, and `end`; it must not replay a graph.
 
         Returns:
-            False if anything disagrees, or nothing could be compared. The batch then has to be scored again. The
-            kernels stay unused from then on, and `reason` says why.
+            False if a comparison failed, or if no call could be compared. The batch then has to be scored again. The
+            kernels are not used from then on, and `reason` gives the reason.
         """
         checks = [BlockCheck(fused, self._collector, self._bindings) for fused in self._samples()]
         before = sum(fused.fused for fused in self._blocks)
@@ -143,8 +143,8 @@ class FastPath:
             reasons.append("no batch needed a forward")
         if self._with_cache and self.blocks:
             count = f"{self._with_cache} batch{'es' if self._with_cache > 1 else ''} with a key-value cache"
-            rest = "came before the first without one" if self.checked else "and none without one"
-            reasons.append(f"{count} {rest}, on which the kernels can be checked")
+            rest = " came before the first batch" if self.checked else ", and no batch"
+            reasons.append(f"{count}{rest} without a cache, on which the kernels can be checked")
         return {"blocks": used, "reason": "; ".join(reasons) or None}
 
     def _disagreement(self, checks: list[BlockCheck]) -> str | None:

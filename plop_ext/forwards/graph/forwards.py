@@ -33,7 +33,7 @@ _REMEMBERED = 64
 
 @dataclass
 class _EagerTrial:
-    """A batch that ran eagerly; `wait` is the place where it synchronized with the device, which a capture cannot."""
+    """A batch that ran eagerly; `wait` is the line at which it synchronized with the device, or None."""
 
     tokens: BatchTokens
     wait: str | None
@@ -90,7 +90,7 @@ class GraphedForwards:
         self.replayed = 0
         devices = sorted({str(parameter.device) for parameter in model.parameters()})
         if len(devices) > 1:
-            self._stop(f"the weights are on several devices ({', '.join(devices)}), and a graph is one device's work")
+            self._stop(f"the weights are on several devices ({', '.join(devices)}), and a graph runs on a single one")
 
     def __enter__(self) -> GraphedForwards:
         return self
@@ -134,7 +134,7 @@ class GraphedForwards:
         """Return the entry `graph`: the numbers of graphs and of replayed batches, and why others were not."""
         reason = self.reason or self._left_out
         if reason is None and not self.replayed:
-            reason = "no batch was like an earlier one in shape, phase and having a mask"
+            reason = "no batch had the shapes, the phase and the kind of mask of an earlier one"
         graph = {"captured": self._recorder.captured, "replayed": self.replayed, "reason": reason}
         return {"fast": None, "graph": graph}
 

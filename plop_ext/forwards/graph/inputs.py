@@ -31,7 +31,7 @@ def launch_key(batch: Any) -> Hashable:
         return tuple(map(launch_key, batch))
     if batch is None or isinstance(batch, (bool, int, float, str)):
         return type(batch), batch
-    raise Ungraphable(f"a batch holds a {type(batch).__name__}, which may stand for anything")
+    raise Ungraphable(f"a batch holds a {type(batch).__name__}, whose values cannot be compared")
 
 
 def tensors(batch: Any) -> list[Tensor]:

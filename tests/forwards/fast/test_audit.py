@@ -124,10 +124,11 @@ def test_a_batch_with_a_cache_fills_it_once(as_tuple: bool) -> None:
     fast = quietly(model, given, fast=True)
     assert [cache.get_seq_length() for cache in caches] == [24, 24]
     assert fast.provenance["fast"]["blocks"] == 4
-    reason = "2 batches with a key-value cache came before the first without one, on which the kernels can be checked"
+    early = "2 batches with a key-value cache came before the first batch without a cache"
+    reason = f"{early}, on which the kernels can be checked"
     assert fast.provenance["fast"]["reason"] == reason
     np.testing.assert_allclose(fast.totals, plain.totals, rtol=1e-5)
-    with pytest.warns(UserWarning, match="no effect: 1 batch with a key-value cache and none without one"):
+    with pytest.warns(UserWarning, match="no effect: 1 batch with a key-value cache, and no batch without a cache"):
         only = quietly(model, with_caches()[1][:1], fast=True)
     np.testing.assert_array_equal(only.totals, plain.totals.of_samples(slice(3)))
 
@@ -165,7 +166,7 @@ def test_a_family_put_together_in_another_way_is_found(monkeypatch: pytest.Monke
     plain = quietly(model, data)
     original = FusedBlock.forward
     monkeypatch.setattr(FusedBlock, "forward", lambda self, *args, **kwargs: original(self, *args, **kwargs) * 1.1)
-    with pytest.warns(UserWarning, match="what a LlamaDecoderLayer adds is off by"):
+    with pytest.warns(UserWarning, match="the update of the residual by a LlamaDecoderLayer is off by"):
         fast = quietly(model, data, fast=True)
     np.testing.assert_array_equal(fast.totals, plain.totals)
 
