@@ -38,11 +38,12 @@ def load_model(
     lacks weights of the model is refused, because the missing weights would be random.
 
     Args:
-        name_or_path: Folder of a model, its name on the hub, or `"plop-tiny"`, which ships with the package.
-        dtype: Floating-point type of the weights: `"auto"` (the checkpoint's own), a `torch.dtype`, or its name.
+        name_or_path: Folder of a model, name of a model on the hub, or `"plop-tiny"`, which ships with the package.
+        dtype: Floating-point type of the weights: `"auto"` for the type in the checkpoint, a `torch.dtype`, or its
+            name.
         device: Device to load to. Default CUDA if available, otherwise the CPU.
-        attn_implementation: Attention kernel, such as `"eager"`, `"sdpa"` or `"flash_attention_2"`. Default the
-            model's own choice.
+        attn_implementation: Attention implementation, such as `"eager"`, `"sdpa"` or `"flash_attention_2"`. Default
+            the model's own.
         for_training: On a CPU, load the weights in float32 if `dtype` is `"auto"`, because half-precision matrix
             products are slow there.
 
@@ -52,7 +53,7 @@ def load_model(
 
     Raises:
         InputError: If there is no such model, its files are damaged or incomplete, or an argument is out of range.
-        SetupError: If the model is on the hub and the hub cannot be reached, or a package that it needs is missing.
+        SetupError: If the hub cannot be reached, or if a package that the model needs is missing.
 
     Example:
         >>> from plop_ext.models import load_model

@@ -59,7 +59,7 @@ def compare(
 
     Args:
         model: Causal language model without adapters, the one that was scored.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         scores: Scores of the model, from which the all-linear and the default placements are made.
         train: Samples to train on, from `encode`.
         eval: Held-out samples.

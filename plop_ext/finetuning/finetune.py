@@ -103,13 +103,13 @@ def finetune(
     """Train a LoRA adapter on the modules of a placement, and measure the held-out loss before and after.
 
     The model is restored, also after an exception: modules, weights, flags, hooks, and the state of every random
-    generator. On CUDA the run is autocast to bfloat16 if the device supports it. On a CPU, half-precision weights are
-    converted to float32 during the run, which is faster there but takes that much more memory. The optimizer is AdamW
-    without weight decay; gradients are clipped at norm 1.
+    generator. On CUDA the run is autocast to bfloat16 if the device supports bfloat16. On a CPU, half-precision
+    weights are converted to float32 during the run, which is faster on a CPU but doubles their memory. The optimizer
+    is AdamW without weight decay; gradients are clipped at norm 1.
 
     Args:
         model: Causal language model without adapters, on one device.
-        tokenizer: Its tokenizer; only the padding id is read.
+        tokenizer: Tokenizer of the model; only the padding id is read.
         train: Samples to train on, from `encode`; drawn at random, batch by batch, for `max_steps` steps.
         eval: Held-out samples, not used for training.
         placement: The modules to adapt.
@@ -125,8 +125,8 @@ def finetune(
         seed: Seed of the adapter's initial weights, the order of the samples and the dropout.
         output_dir: Folder to write the adapter to, new or empty, in PEFT's format. It is written atomically, and not
             after a run that diverged. Default none.
-        keep: Return the model with its adapter in `FinetuneResult.model`. The model is then not restored: it is the
-            base of the returned model.
+        keep: Return the model with the adapter in `FinetuneResult.model`. Then `model` is not restored, because the
+            returned model contains it.
         progress: Show progress bars.
         on_step: Called after each step with its number and the latest training loss, if there is one.
         on_eval_batch: Called after each batch of a held-out loss.

@@ -69,8 +69,8 @@ def add_rms_norm_(
         weight: [K], weight of the norm.
         eps: Epsilon of the norm.
         inner_weight: [K], weight of a norm of x before the add; None for a model without one.
-        inner_eps: Epsilon of that norm.
-        unit_offset: The weights are stored as their distance from 1 (Gemma).
+        inner_eps: Epsilon of the inner norm.
+        unit_offset: The stored weights are the factors minus 1 (Gemma).
         bias: [K], bias of the projection, which `x_sumsq` excludes.
         x_sumsq: [N] float32, written, where N = `rows_read(R, step, phase)`; None omits it.
         normed_sumsq: [N] float32, written; None omits it.

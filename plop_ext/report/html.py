@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "report.html.j2"
 CAPTIONS = {
-    "heatmap": "NFN by type and layer. Grey: the module sees its input as noise; red: aligned with it; blue: below.",
+    "heatmap": "NFN by type and layer. Grey: NFN 1, the response to random inputs; red: above 1; blue: below 1.",
     "intervals": "The uncertainty of each type's NFN. Layers differ by much more than the uncertainty over the data. "
     "Two types whose thin lines overlap are still distinguishable if they change together from layer to layer.",
     "layers": "NFN over the depth of the model. The first layer often differs from all others.",

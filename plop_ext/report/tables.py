@@ -31,7 +31,7 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
     statistics = None if scores.paper_script else scores.statistics(len(chosen) or None)
     data = scores.provenance["data"]
     name = f" on {data['name']}" if data["name"] else ""
-    facts = f"{data['samples']} samples, {scores.tokens} tokens; 1 = the module sees its input as noise"
+    facts = f"{data['samples']} samples, {scores.tokens} tokens; 1: the response to random inputs"
     if statistics is not None:
         facts += f"; 95 % bootstrap intervals over samples and over layers; P: among the {statistics.k} lowest"
     table = Table(title=f"NFN by module type: {scores.provenance['model']['class']}{name}", caption=facts)
@@ -84,7 +84,7 @@ def confidence_lines(scores: Scores) -> list[str]:
     if not statistics.signal.found:
         return [*lines, f"no signal: {statistics.signal.reason}"]
     for tie in statistics.ties:
-        where = " across the cut" if tie.crosses_cut else ""
+        where = f" across the cut after {statistics.k} types" if tie.crosses_cut else ""
         lines.append(
             f"tied{where}: {tie.lower} and {tie.upper}; their order holds in {tie.over_samples:.0%} of the resamples "
             f"of samples and {tie.over_layers:.0%} of the resamples of layers"

@@ -24,10 +24,10 @@ class LoadedBlock:
     """A block with its weights.
 
     Attributes:
-        index: Its number.
-        module: A copy of the skeleton's block, so that state left on it by its forward is dropped with the copy.
-        layers: The layers to score in it.
-        norms: Their weight norms.
+        index: Number of the block.
+        module: A copy of the skeleton's block, so that attributes set by the forward are dropped with the copy.
+        layers: The layers to score in the block.
+        norms: Weight norms of these layers.
         ready: On CUDA, an event recorded when the weights are in place.
     """
 
@@ -48,7 +48,7 @@ class _Ahead:
 
 
 class BlockLoader:
-    """Loads weights into the skeleton: those outside of the blocks at once, each block one ahead of its use.
+    """Loads weights into the skeleton: first those outside of the blocks, then each block while the previous one runs.
 
     Args:
         skeleton: The model.

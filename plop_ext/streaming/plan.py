@@ -1,4 +1,4 @@
-"""The plan of a streamed run: its memory, bytes and operations, computed before it starts."""
+"""The plan of a streamed run: memory, bytes to read and operations, computed before the run starts."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Extent:
 
 @dataclass(frozen=True)
 class Plan:
-    """Figures of a run, in bytes where they are sizes.
+    """Figures of a run; sizes are in bytes.
 
     Attributes:
-        blocks: Blocks that run.
-        block: Largest block, loaded.
-        conversion: Additional memory for the conversion of its weights while it is loaded.
+        blocks: Number of blocks that run.
+        block: Size of the largest loaded block.
+        conversion: Additional memory for the conversion of a block's weights while the block is loaded.
         outside: Weights before the first block; released when the blocks start.
         read: Bytes read from the files in total.
         hidden: Hidden states of all batches.
@@ -118,7 +118,7 @@ class Plan:
             if room < least:
                 raise InputError(
                     f"this model and batch size need {format_size(least)} of {name}, and {format_size(room)} may be "
-                    "taken (80 % of what is free); use smaller batches or free some; `memory_budget` overrides this"
+                    "used (80 % of the free memory); use smaller batches, free memory, or set `memory_budget`"
                 )
         return (in_ram - ram, 0) if device.type == "cpu" else (on_device - self.device_least, in_ram - ram)
 

@@ -1,4 +1,4 @@
-"""Records the arguments of each block: the rest of the model runs once, with recorders in place of the blocks.
+"""Record the arguments of each block: the rest of the model runs once, with recorders in place of the blocks.
 
 Blocks of one model get different arguments (masks, positions, per-layer inputs), so all are recorded. A model can be
 streamed if every block is called once, in order, on exactly the output of the block before it. Any other operation
@@ -84,7 +84,7 @@ def record(
     Args:
         run: Calls the model.
         skeleton: The model, with the weights that it needs before its blocks.
-        result: Return format of its blocks.
+        result: Return format of the model's blocks.
         to_the_end: Continue after the last block that is needed, up to the output head, to detect a second call of a
             block (ALBERT runs one block many times).
 

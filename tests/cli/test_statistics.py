@@ -31,7 +31,7 @@ def test_score_stops_by_itself_and_says_how_much_it_needed(tmp_path: Path, capsy
     assert main([*SCORE, "-o", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "settled after 8 samples: 8 of 128 samples scored, the 3 lowest types are the same in" in printed
-    assert "tied across the cut: gate_proj and down_proj" in printed and "automatic k is 2" in printed
+    assert "tied across the cut after 3 types: gate_proj and down_proj" in printed and "automatic k is 2" in printed
     found = stop_of(output)
     assert found is not None and found["settled"] and found["available"] == 128
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json"]

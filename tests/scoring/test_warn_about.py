@@ -65,7 +65,7 @@ def test_nothing_is_said_without_a_cause(recwarn: pytest.WarningsRecorder, argum
         ({"fast": {"reason": "eager masks", "blocks": 3}}, "`fast=True` speeds up 3 blocks: eager masks"),
         (
             {"settings": {"token_step": 2}, "tokens": [[8, 0, 0], [8, 0, 8]]},
-            "`token_step`=2 read no token of 1 of 3 samples, because they have few counted tokens; lower ",
+            "`token_step`=2 read no token of 1 of 3 samples, because they have few counted tokens; lower `token_step`",
         ),
         (
             {"tokens": [[16, 0, 15], [16, 0, 3]]},

@@ -63,7 +63,7 @@ def test_a_budget_too_small_is_refused_with_one_that_is_enough(tmp_path: Path) -
 def test_without_a_budget_too_little_free_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(llama(), tmp_path)
     monkeypatch.setattr(memory, "available_ram", lambda: 100 << 20)
-    with pytest.raises(InputError, match=r"need \d+.* of RAM, and 80.0 MiB may be taken \(80 % of what is free"):
+    with pytest.raises(InputError, match=r"need \d+.* of RAM, and 80.0 MiB may be used \(80 % of the free memory"):
         stream_quietly(folder, BATCHES, device="cpu")
 
 
