@@ -31,14 +31,17 @@ def test_peft_is_a_stack_and_its_export_is_the_config(found: Scores) -> None:
     placement = found.place(types=1)
     config, exported = placement.lora_config(r=4, lora_alpha=6), placement.export("peft", r=4, lora_alpha=6)
     assert isinstance(exported, LoraConfig) and exported.to_dict() == config.to_dict()
+    assert placement.export("peft").to_dict() == placement.lora_config().to_dict()
 
 
 def test_a_new_file_is_a_new_stack(found: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "two_words.py").write_text("def export(placement, end): return placement.label + end\n")
+    (tmp_path / "a_stack.py").write_text("def export(placement, end): return placement.label + end\n")
     (tmp_path / "_shared.py").write_text("")
     monkeypatch.setattr(exports, "__path__", [*exports.__path__, str(tmp_path)])
-    assert exports.stacks() == ("peft", "two-words")
-    assert found.place(types=1).export("two-words", end="!") == "lowest-1!"
+    assert exports.stacks() == ("a-stack", "peft")
+    assert found.place(types=1).export("a-stack", end="!") == "lowest-1!"
+    with pytest.raises(InputError, match="`stack` must be one of a-stack, peft, got 'b'"):
+        found.place(types=1).export("b")
 
 
 @pytest.mark.parametrize("stack", ["nope", "_shared", "peft.py", ""])
@@ -113,7 +116,7 @@ def test_parameters_are_apart_from_modules() -> None:
                 f"`{name}`={value!r}: PEFT cannot do that on parameters, which this placement has (`experts.up`); "
                 "leave it out",
             )
-            for name, value in (("lora_dropout", 0.5), ("use_dora", True), ("lora_bias", True))
+            for name, value in (("lora_dropout", 0.5), ("use_dora", True), ("lora_bias", "all"))
         ),
     ],
 )

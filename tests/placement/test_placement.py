@@ -104,9 +104,10 @@ def test_single_modules_by_count_and_fraction(count: Any, modules: int) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_of_single_modules_with_equal_scores_the_first_are_taken() -> None:
-    tied = gain_tables.scores(gain_tables.table([1.0] * 4, layers=20, sample_sd=0.0))
-    assert len(set(tied.nfn)) == 1
-    assert tied.place(modules=30).modules == tied.module_names[:30]
+    halves = {(kind, layer): 0.5 for kind in range(4) for layer in range(0, 20, 2)}
+    tied = gain_tables.scores(gain_tables.table([1.0] * 4, layers=20, sample_sd=0.0, changes=halves))
+    assert set(tied.nfn) == {0.5, 1.0}
+    assert tied.place(modules=15).modules == tied.module_names[:30:2]
 
 
 def test_single_modules_by_threshold() -> None:

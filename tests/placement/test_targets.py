@@ -82,7 +82,7 @@ def test_the_ranks_of_targets() -> None:
     placement = placed(lora_targets=targets, r=5, ranks={"b": 7})
     assert placement.ranks_at() == {"a": 5, "b": 7} and placement.ranks_at(3) == {"a": 3, "b": 3}
     assert placement.num_parameters() == 12 * 12 and placement.num_parameters(3) == 12 * 6
-    assert placed().r == 16 and placed().reason == ""
+    assert placed().r == 16 and placed().reason == "" and placed().fingerprints == {}
 
 
 def test_a_target_of_a_module_and_its_largest_rank() -> None:
