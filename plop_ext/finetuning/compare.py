@@ -185,7 +185,7 @@ def _with_reference(placements: Sequence[Placement] | None, scores: Scores) -> t
         for other in chosen[:index]:
             if set(placement.modules) == set(other.modules):
                 raise InputError(
-                    f"`placements` holds the same modules twice, as {other.label} and {placement.label}; leave one out"
+                    f"`placements` holds the same modules twice, as {other.label} and {placement.label}; remove one"
                 )
     everything = scores.place(strategy="all")
     for index, placement in enumerate(chosen):

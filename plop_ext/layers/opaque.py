@@ -21,12 +21,12 @@ class OpaqueAdapter(LayerAdapter):
     """A linear layer whose weight cannot be read: GPTQ, AWQ, Marlin and other packed formats.
 
     W is computed by applying the forward to the identity, which also works if only a fused kernel can read the format.
-    It costs one forward of K tokens per module, once per run.
+    The computation costs one forward of K tokens per module, once per run.
     """
 
     kind = "unreadable weight"
     weights = "identity"
-    priority = -100  # the fallback: it claims whatever has sizes
+    priority = -100  # the fallback, which matches every module with sizes
 
     def matches(self, module: nn.Module) -> bool:
         sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))

@@ -28,8 +28,8 @@ def target_of(
         model: The model without adapters.
         name: Full module name.
         module: The module.
-        adapter: Its adapter.
-        part: Which of its parts.
+        adapter: Adapter of the module.
+        part: Index of the part in the module.
         is_moe: Whether the model has stacked experts.
     """
     if isinstance(adapter, ExpertsAdapter):

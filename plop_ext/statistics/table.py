@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 class Module(Protocol):
-    """What a table has to know of a module: a `ScoredModule`, or a layer that is being scored."""
+    """The attributes of a module that a table needs; a `ScoredModule` or a layer that is being scored has them."""
 
     @property
     def type(self) -> str: ...

@@ -278,7 +278,7 @@ class TestRefusals:
             ({"placements": []}, "`placements` is empty; give at least one"),
             (
                 {"placements": [placement(tiny_llama(), "q_proj"), placement(tiny_llama(), "q_proj")]},
-                "`placements` holds the same modules twice, as q_proj and q_proj; leave one out",
+                "`placements` holds the same modules twice, as q_proj and q_proj; remove one",
             ),
         ],
     )
