@@ -1,0 +1,91 @@
+"""What a choice does with ranks, seeds, scores without signal and parts of packed weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import pytest
+
+from plop_ext.lora_target import LoraTarget
+from plop_ext.placement.budget import Budget
+from plop_ext.placement.cost import Cost
+from plop_ext.placement.fingerprint import Fingerprint
+from plop_ext.scores import Scores
+from tests.support.gain_tables import scores, table
+
+
+def layer_scores(nfn: Sequence[float]) -> Scores:
+    """One layer with a module of each NFN, of equal sizes."""
+    return scores(table(nfn, layers=1, sample_sd=0.0))
+
+
+def packed(found: Scores, parts: dict[str, str]) -> Scores:
+    """`found` with the modules of some types as parts of weights, given by type."""
+    modules = (
+        replace(m, target=LoraTarget.of_module(parts.get(m.type, m.name), m.in_features, m.out_features))
+        for m in found.modules
+    )
+    return replace(found, modules=tuple(modules))
+
+
+def test_the_cost_at_another_rank_is_that_of_a_placement_with_the_rank() -> None:
+    found = layer_scores([0.5, 1.0])
+    placement, other = (found.place(types=["a", "b"], r=r) for r in (16, 5))
+    assert placement.cost("float32", 2, 8, r=5) == other.cost("float32", 2, 8)
+    assert placement.cost("float32", 2, 8, r=5) != placement.cost("float32", 2, 8)
+
+
+@pytest.mark.parametrize("what", [{"modules": 2}, {"types": 2}, {}], ids=str)
+def test_a_random_choice_needs_no_signal(what: dict[str, int]) -> None:
+    found = layer_scores([1.0, 1.0, 1.0, 1.0])
+    assert not found.signal.found
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        placement = found.place(strategy="random", **what)
+    assert placement.strategy == "random"
+
+
+def test_ranks_by_equal_scores_have_all_parameters_of_the_single_rank() -> None:
+    found = layer_scores([1.0, 1.0, 1.0])
+    placement = found.place(strategy="all", r=8, ranks="inverse-nfn")
+    assert set(placement.ranks.values()) == {8}
+    assert placement.num_parameters() == found.place(strategy="all", r=8).num_parameters()
+
+
+def test_the_rank_of_a_packed_weight_is_by_its_chosen_parts_only() -> None:
+    found = packed(layer_scores([1.0, 2.0, 9.0, 1.0]), {"a": "ac", "c": "ac", "b": "bd", "d": "bd"})
+    placement = found.place(types=["a", "b"], r=8, ranks="inverse-nfn")
+    # The largest c with floor(c / 1) + floor(c / 2) <= 2 * 8 is just below 12.
+    assert placement.ranks == {"ac": 11, "bd": 5}
+
+
+def test_the_rank_of_a_packed_weight_is_by_the_mean_of_its_chosen_parts() -> None:
+    found = packed(layer_scores([1.0, 3.0, 2.0, 9.0]), {"a": "abd", "b": "abd", "d": "abd"})
+    placement = found.place(types=["a", "b", "c"], r=8, ranks="inverse-nfn")
+    assert placement.ranks == {"abd": 8, "layers.0.c": 8}
+
+
+def test_automatic_k_falls_back_to_the_budget_at_the_given_rank() -> None:
+    tied = scores(table([0.5, 0.501, 0.502, 0.503, 0.504], own_layer_sd=0.1))
+    allowed = 4 * tied.place(types=1).num_parameters(8)
+    placement = tied.place(types="auto", max_params=allowed, r=8)
+    assert len(placement.types) == 4 and placement.r == 8
+
+
+def test_the_label_of_a_random_choice_names_the_seed() -> None:
+    placement = layer_scores([1.0, 1.0, 1.0]).place(types=2, strategy="random", seed=7)
+    assert placement.label == "random-2 (seed 7)"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Budget(1, None, "float32", 1, 1), Cost(1, 2, 3, 4, 5), Fingerprint("linear", 1.0)],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_cannot_be_changed(value: Any) -> None:
+    for field in fields(value):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field.name, getattr(value, field.name))
