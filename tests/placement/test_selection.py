@@ -38,6 +38,14 @@ def test_the_cost_at_another_rank_is_that_of_a_placement_with_the_rank() -> None
     assert placement.cost("float32", 2, 8, r=5) != placement.cost("float32", 2, 8)
 
 
+def test_a_number_of_types_without_signal_is_placed_with_a_warning() -> None:
+    found = layer_scores([1.0, 1.0, 1.0, 1.0])
+    with pytest.warns(UserWarning) as caught:
+        found.place(types=2)
+    expected = f"no signal: {found.signal.reason}; placed because a number was given"
+    assert expected in [str(warning.message) for warning in caught]
+
+
 @pytest.mark.parametrize("what", [{"modules": 2}, {"types": 2}, {}], ids=str)
 def test_a_random_choice_needs_no_signal(what: dict[str, int]) -> None:
     found = layer_scores([1.0, 1.0, 1.0, 1.0])
@@ -73,6 +81,20 @@ def test_automatic_k_falls_back_to_the_budget_at_the_given_rank() -> None:
     allowed = 4 * tied.place(types=1).num_parameters(8)
     placement = tied.place(types="auto", max_params=allowed, r=8)
     assert len(placement.types) == 4 and placement.r == 8
+
+
+def test_a_budget_that_drops_one_of_two_types_is_the_reason() -> None:
+    found = layer_scores([0.5, 2.0])
+    allowed = found.place(types=1).num_parameters(8)
+    assert found.place(max_params=allowed).reason == "the budget allows 1 of the 2 lowest types"
+
+
+def test_ranks_by_score_keep_the_parameters_of_a_given_rank_below_a_larger_budget() -> None:
+    found = layer_scores([0.5, 1.0, 2.0, 4.0])
+    single = found.place(types=3, r=8)
+    placement = found.place(types=3, r=8, ranks="inverse-nfn", max_params=10 * single.num_parameters())
+    assert len(set(placement.ranks.values())) > 1
+    assert placement.num_parameters() <= single.num_parameters()
 
 
 def test_the_label_of_a_random_choice_names_the_seed() -> None:

@@ -145,5 +145,7 @@ def test_a_batch_that_does_not_call_a_module_has_no_part_in_its_mean() -> None:
 
 def test_a_model_without_the_scripts_names_cannot_be_placed() -> None:
     scores = score(Plain(), [torch.randn(2, 20, 16)])
-    with pytest.raises(plop_ext.InputError, match="no module type of the published script; score without compat"):
+    with pytest.raises(
+        plop_ext.InputError, match=r"^`scores` has no module type of the published script; score without compat$"
+    ):
         scores.place()
