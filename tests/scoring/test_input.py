@@ -52,7 +52,7 @@ def test_sample_ids_that_are_not_one_per_sample(ids: list[Any]) -> None:
         ({"include": "q_proj"}, "`q_proj` in `include`/`exclude` matches no linear layer"),
         ({"include": []}, "`include` is empty; name what to score"),
         ({"exclude": [3]}, "`exclude` must hold names, got 3"),
-        ({"token_step": 100_000}, "no token counts: `token_step`=100000 reads one token in 100000, .* lower it"),
+        ({"token_step": 100_000}, "`token_step`=100000 reads one token in 100000, .* lower `token_step`"),
         ({"exclude": ["p"]}, "`p` in `include`/`exclude` matches no linear layer; there are down, head, up"),
         (
             {"include": ["up"], "exclude": ["up"]},
