@@ -40,6 +40,7 @@ def test_a_set_that_settled_or_that_resampling_gives_again_is_placed_in_silence(
         warnings.simplefilter("error")
         made().place(**arguments)
         made().place(strategy="all")
+        made().place(types=4, strategy="random")
         made().place(types=["a", "d"])
         made(settled=False).place(types=4)
         made(samples=64, types=None, modules=14).place(modules=14)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.budget import Budget
 from plop_ext.placement.cost import Cost
@@ -95,6 +96,51 @@ def test_ranks_by_score_keep_the_parameters_of_a_given_rank_below_a_larger_budge
     placement = found.place(types=3, r=8, ranks="inverse-nfn", max_params=10 * single.num_parameters())
     assert len(set(placement.ranks.values())) > 1
     assert placement.num_parameters() <= single.num_parameters()
+
+
+def test_a_budget_and_automatic_k_are_both_reasons() -> None:
+    tied = scores(table([0.5, 0.501, 0.502, 0.503, 0.504], own_layer_sd=0.1))
+    alone = tied.place(types="auto")
+    assert alone.reason.startswith("automatic k is ") and len(alone.types) > 1
+    allowed = tied.place(types=1).num_parameters(8)
+    both = tied.place(types="auto", max_params=allowed)
+    assert both.reason.startswith("automatic k is ") and len(both.types) == 1
+
+
+def test_ranks_by_score_may_use_what_a_budget_leaves_over() -> None:
+    found = layer_scores([0.5, 1.0, 2.0, 4.0])
+    most = found.place(types=3).num_parameters(9) - 1
+    single = found.place(types=3, max_params=most)
+    placement = found.place(types=3, max_params=most, ranks="inverse-nfn")
+    assert single.num_parameters() == found.place(types=3).num_parameters(8)
+    assert single.num_parameters() < placement.num_parameters() <= most
+
+
+def test_the_only_type_is_placed_by_default() -> None:
+    found = layer_scores([0.5])
+    assert found.place().types == ("a",)
+
+
+@pytest.mark.parametrize("strategy", ["attention", "mlp", "all"])
+def test_a_strategy_by_kind_takes_no_number(strategy: str) -> None:
+    with pytest.raises(InputError, match=f'strategy="{strategy}"'):
+        layer_scores([0.5, 1.0]).place(types=1, strategy=strategy)
+
+
+def test_refusals_name_the_reason_and_the_remedy() -> None:
+    found = layer_scores([1.0, 1.0, 1.0, 1.0])
+    with pytest.raises(InputError) as without:
+        found.place()
+    assert str(without.value) == f"no signal: {found.signal.reason}; give `types` as a number to place anyway"
+    found = layer_scores([0.123456, 2.0])
+    with pytest.raises(InputError) as low:
+        found.place(max_nfn=0.1)
+    assert str(low.value) == "`max_nfn`=0.1 selects no module; the lowest NFN is 0.1235"
+
+
+def test_the_label_of_a_default_random_choice_names_the_seed() -> None:
+    placement = layer_scores([1.0, 1.0, 1.0, 1.0]).place(strategy="random", seed=7)
+    assert placement.label == "random-3 (seed 7)"
 
 
 def test_the_label_of_a_random_choice_names_the_seed() -> None:
