@@ -107,6 +107,14 @@ def test_a_budget_and_automatic_k_are_both_reasons() -> None:
     assert both.reason.startswith("automatic k is ") and len(both.types) == 1
 
 
+def test_a_budget_below_a_clear_cut_is_named_after_it() -> None:
+    clear = scores(table([0.5, 0.51, 0.52, 2.0, 2.1, 2.2]))
+    alone = clear.place(types="auto")
+    assert len(alone.types) == 3
+    budget = clear.place(types="auto", max_params=clear.place(types=1).num_parameters(8))
+    assert budget.reason == f"{alone.reason}; the budget allows 1 of the 3 lowest types"
+
+
 def test_ranks_by_score_may_use_what_a_budget_leaves_over() -> None:
     found = layer_scores([0.5, 1.0, 2.0, 4.0])
     most = found.place(types=3).num_parameters(9) - 1
@@ -123,7 +131,7 @@ def test_the_only_type_is_placed_by_default() -> None:
 
 @pytest.mark.parametrize("strategy", ["attention", "mlp", "all"])
 def test_a_strategy_by_kind_takes_no_number(strategy: str) -> None:
-    with pytest.raises(InputError, match=f'strategy="{strategy}"'):
+    with pytest.raises(InputError, match=f'^`types` has no meaning with strategy="{strategy}"'):
         layer_scores([0.5, 1.0]).place(types=1, strategy=strategy)
 
 
