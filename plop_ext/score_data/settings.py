@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from plop_ext.arguments import check_whole
@@ -44,6 +45,10 @@ class Settings:
         if self.compat not in (None, "paper-script"):
             raise InputError(f"`compat` must be None or 'paper-script', got {self.compat!r}")
         check_whole(max_samples=self.max_samples, token_step=self.token_step, probes=self.probes)
+        for name in ("max_samples", "token_step", "probes", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, Integral):  # numpy's integers cannot be written as JSON
+                object.__setattr__(self, name, int(value))
         if self.include is not None:
             object.__setattr__(self, "include", as_patterns(self.include, "include"))
         object.__setattr__(self, "exclude", as_patterns(self.exclude, "exclude"))

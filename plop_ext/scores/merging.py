@@ -113,6 +113,7 @@ def _provenance(parts: Sequence[ScoreData]) -> dict[str, Any]:
     seconds = [part.provenance.get("seconds") for part in parts]
     merged = {**parts[0].provenance, "data": data, "merged": len(parts)}
     merged.pop("stop", None)
+    merged.pop("seconds", None)  # the first run's alone would be too few
     if None not in seconds:
         merged["seconds"] = round(sum(value for value in seconds if value is not None), 3)
     return merged

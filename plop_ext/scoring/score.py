@@ -91,9 +91,9 @@ def score(
         scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
             adapters off a vision tower.
         token_step: Read every `token_step`-th position of the padded batch, from a first position that is drawn for
-            each batch. Means stay unbiased; 8 saves most of the overhead at no loss of accuracy on ordinary text. If
-            a sample has fewer counted tokens in a row than `token_step`, such as a short completion, none of its
-            tokens may be read; the sample then has no part in the means, and no score in `per_sample()`.
+            each batch. Means stay unbiased; 8 saves most of the overhead, and the means of samples scatter slightly
+            more. If a sample has fewer counted tokens in a row than `token_step`, such as a short completion, none of
+            its tokens may be read; the sample then has no part in the means, and no score in `per_sample()`.
         fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3 on fused kernels, which also
             emit the sums of squares: scoring then costs less than the plain forward. The first batch checks the
             kernels against the model. Outputs differ in the last bit of a few elements, float32 scores in the sixth

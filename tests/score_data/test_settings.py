@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import plop_ext
@@ -89,6 +91,12 @@ def test_the_published_script_decides_what_it_decides() -> None:
 def test_a_setting_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         settings(**change)
+
+
+def test_integers_of_numpy_can_be_written_as_json() -> None:
+    given = {"max_samples": np.int64(5), "token_step": np.int32(2), "probes": np.int64(7), "seed": np.uint8(3)}
+    found = json.loads(json.dumps(settings(baseline="probe", **given).to_dict()))
+    assert {name: found[name] for name in given} == {"max_samples": 5, "token_step": 2, "probes": 7, "seed": 3}
 
 
 def test_patterns_are_recorded_as_tuples_and_no_limit_as_none() -> None:

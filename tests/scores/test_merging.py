@@ -175,7 +175,7 @@ def test_the_merged_provenance_adds_up() -> None:
         "data": {"name": "a", "samples": 6, "parts": parts},
     }
     assert Scores.merge([second]).provenance["data"] == {"name": None, "samples": 2, "parts": (unnamed,)}
-    untimed = Scores.merge([made(), made(sample_ids=np.array([4, 5]))]).provenance
+    untimed = Scores.merge([first, made(sample_ids=np.array([4, 5]))]).provenance
     assert "seconds" not in untimed and untimed["merged"] == 2
 
 

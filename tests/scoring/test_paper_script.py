@@ -100,6 +100,19 @@ def test_substrings_match_other_modules_too() -> None:
     assert scores.place(types=1).modules == ("0.gate_proj", "0.old_gate_proj_2")
 
 
+def test_two_types_are_placed_together() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up_proj(self.gate_proj(x))
+
+    scores = score(nn.Sequential(Two()), [torch.randn(2, 20, 16)])
+    assert scores.place(types=2).modules == ("0.gate_proj", "0.up_proj")
+
+
 def test_padding_counts_and_batches_weigh_the_same() -> None:
     model = tiny_models.llama()
     ours = plop_ext.score(model, BATCHES, progress=False)
