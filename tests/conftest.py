@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -59,6 +62,22 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def _log_levels() -> dict[str, int]:
+    names = ["root", *(name for name in logging.root.manager.loggerDict if name.split(".")[0] == "plop_ext")]
+    return {name: level for name in names if (level := logging.getLogger(name).level)}
+
+
+@pytest.fixture(autouse=True)
+def logging_as_found() -> Iterator[None]:
+    """No test leaves another level of logging or another way to show warnings to the tests after it."""
+    levels, showwarning = _log_levels(), warnings.showwarning
+    yield
+    changed = _log_levels() != levels or warnings.showwarning is not showwarning
+    for name in _log_levels().keys() - levels.keys():
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    assert not changed, "the test leaves logging or warnings other than it found them"
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

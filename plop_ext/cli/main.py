@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 
 from plop_ext._version import __version__
 from plop_ext.cli import compare, demo, doctor, finetune, place, report, score
+from plop_ext.cli.logs import logs_on_stderr
 from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError, SetupError
 
@@ -31,12 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.set_defaults(words=None)
     args = parser.parse_args(arguments)
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("plop: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    warnings.showwarning = _show_warning
     try:
-        return int(args.run(args) or 0)
+        with logs_on_stderr():
+            return int(args.run(args) or 0)
     except (InputError, SetupError) as error:
         print(f"plop: {command_words(str(error), args.words)}", file=sys.stderr)
         return 2
@@ -46,12 +42,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return command_words(super().format(record))
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"plop: {command_words(' '.join(str(message).split()))}", file=sys.stderr)

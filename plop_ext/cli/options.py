@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.text import Text
 
+from plop_ext.cli.logs import say_what_is_read
 from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError
 from plop_ext.files import check_writable
@@ -112,7 +112,7 @@ def load_data(
     from plop_ext.data import encode, load_rows
 
     if not args.quiet:
-        logging.getLogger("plop_ext.data").setLevel(logging.INFO)  # says as what the rows are read
+        say_what_is_read()
     with status(f"reading {source or args.data}", args.quiet):
         rows = load_rows(source or args.data, split=split or args.split, max_samples=samples, seed=args.seed)
         columns = args.columns if source is None or source == args.data else None
