@@ -33,8 +33,9 @@ from benchmarks.shapes import SHAPES
 from benchmarks.streaming_floors import compute_seconds, read_seconds
 from benchmarks.streaming_limit import inside, limit_rows
 from benchmarks.streaming_rival import offloaded
+from plop_ext.models.checkpoint import Checkpoint
+from plop_ext.models.source import find
 from plop_ext.streaming import plan, rates, skeleton
-from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.score import score_streaming
 from plop_ext.streaming.weights import Weights
 
@@ -59,8 +60,7 @@ def gpu_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row],
     total = make(args.shape, folder, shard_bytes=args.shard_bytes)
     print(f"wrote {total / 1e9:.1f} GB in {time.perf_counter() - began:.0f} s", flush=True)
     checkpoint = Checkpoint(folder)
-    stored = checkpoint.float_dtype()
-    model = skeleton.build(folder, dtype="auto", stored=stored, device=args.device)
+    model = skeleton.build(find(str(folder)), checkpoint, dtype="auto", device=args.device)
     weights = Weights(model, checkpoint)
     read = weights.outside.stored_bytes + sum(part.stored_bytes for part in weights.blocks)
     block = max(weights.block_bytes(index) for index in range(len(weights.blocks)))
@@ -111,7 +111,7 @@ def plan_of(
 ) -> dict[str, Any]:
     """Return the plan of a shape that is too large to be made here, for the same batches."""
     make(shape, folder / shape, config_only=True)
-    model = skeleton.build(folder / shape, dtype="auto", stored=None, device=args.device)
+    model = skeleton.build(find(str(folder / shape), weights=False), None, dtype="auto", device=args.device)
     figures = plan.make(model, None, [plan.Extent(*batch["input_ids"].shape) for batch in data], args.device)
     return {
         "shape": shape,

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from benchmarks import limited, results
 from benchmarks.make_checkpoint import make
+from plop_ext import memory
+from plop_ext.models.checkpoint import Checkpoint
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
-from plop_ext.streaming import memory, rates
-from plop_ext.streaming.checkpoint import Checkpoint
+from plop_ext.streaming import rates
 from plop_ext.streaming.score import score_streaming
 
 ROOT = Path(__file__).resolve().parent.parent

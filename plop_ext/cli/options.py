@@ -42,9 +42,11 @@ def status(text: str, quiet: bool) -> Iterator[None]:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, --dtype and --device."""
+    """Add MODEL and the options for loading it."""
     parser.add_argument(
-        "model", metavar="MODEL", help="model folder, name on the hub, or plop-tiny, which ships with plop_ext"
+        "model",
+        metavar="MODEL",
+        help="model or adapter folder, GGUF file, name on the hub, or plop-tiny, which ships with plop_ext",
     )
     parser.add_argument(
         "--dtype",
@@ -52,6 +54,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="type of the weights: auto (default; the checkpoint's type), float32, bfloat16, ...",
     )
     parser.add_argument("--device", default=None, help="device of the model (default: cuda if available, else cpu)")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with the checkpoint; read it first, it can do anything that you can do",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +103,13 @@ def load_model(
     from plop_ext import models
 
     with status(f"loading {args.model}", args.quiet):
-        return models.load_model(args.model, dtype=args.dtype, device=args.device, for_training=for_training)
+        return models.load_model(
+            args.model,
+            dtype=args.dtype,
+            device=args.device,
+            for_training=for_training,
+            trust_remote_code=args.trust_remote_code,
+        )
 
 
 def load_data(

@@ -63,17 +63,16 @@ def check(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> Scores:
     """Run streamed scoring with the options of `args`."""
-    from transformers import AutoTokenizer
-
     from plop_ext.data import batches
-    from plop_ext.models import explained, quiet
-    from plop_ext.streaming.score import model_folder, score_streaming
+    from plop_ext.models.architecture import read_config
+    from plop_ext.models.code import Trust
+    from plop_ext.models.explained import quiet
+    from plop_ext.models.tokenizer import load_tokenizer
+    from plop_ext.streaming.score import score_streaming, streamed_source
 
-    folder = model_folder(args.model)
-    with quiet(), explained(args.model, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
+    source, trust = streamed_source(args.model, code=args.trust_remote_code), Trust(args.trust_remote_code)
+    with quiet():
+        tokenizer = load_tokenizer(source, read_config(source, trust), trust)
     encoded = options.load_data(args, tokenizer, _samples(args), mask=args.mask)
     return score_streaming(
         args.model,
@@ -86,6 +85,7 @@ def score(args: argparse.Namespace) -> Scores:
         max_samples=None,
         dtype=args.dtype,
         device=args.device,
+        trust_remote_code=args.trust_remote_code,
         memory_budget=args.memory_budget,
         state=None if args.output is None else state_folder(args.output),
         **options.scoring(args),
@@ -105,7 +105,7 @@ def _samples(args: argparse.Namespace) -> int:
 
 def peaks_line(streaming: dict[str, Any]) -> str:
     """Return the measured peaks and reads of a run, in one line."""
-    from plop_ext.streaming.memory import format_size
+    from plop_ext.memory import format_size
 
     parts = [f"peak RAM {format_size(streaming['peak_rss'])}"]
     if streaming["peak_device"] is not None:
@@ -120,21 +120,25 @@ def peaks_line(streaming: dict[str, Any]) -> str:
 
 def dry_run(args: argparse.Namespace) -> None:
     """Print the plan for samples of `--max-length` tokens each, without reading the data."""
-    from plop_ext.models import parse_dtype
-    from plop_ext.streaming import memory, plan, rates, skeleton
-    from plop_ext.streaming.checkpoint import Checkpoint
-    from plop_ext.streaming.score import model_folder, run_device
+    from plop_ext import memory
+    from plop_ext.models.checkpoint import Checkpoint
+    from plop_ext.models.code import ask_for_trust
+    from plop_ext.models.device import parse_dtype
+    from plop_ext.streaming import plan, rates, skeleton
+    from plop_ext.streaming.score import run_device, streamed_source
     from plop_ext.streaming.weights import Weights
 
     samples = _samples(args)
     if samples < 1 or args.batch_size < 1 or args.max_length < 1:
         raise InputError("`--samples`, `--batch-size` and `--max-length` must be at least 1")
-    device, folder = run_device(args.device), model_folder(args.model, weights=False)
-    checkpoint = Checkpoint(folder) if any(folder.glob("*.safetensors")) else None
+    device = run_device(args.device)
+    source = streamed_source(args.model, weights=False, code=args.trust_remote_code)
+    checkpoint = Checkpoint(source.folder) if any(source.folder.glob("*.safetensors")) else None
     model = skeleton.build(
-        folder,
+        source,
+        checkpoint,
+        trust=ask_for_trust(args.model, source.folder, args.trust_remote_code),
         dtype=parse_dtype(args.dtype),
-        stored=None if checkpoint is None else checkpoint.float_dtype(),
         device=device,
         include=args.include,
         exclude=args.exclude,
@@ -155,7 +159,7 @@ def dry_run(args: argparse.Namespace) -> None:
 
 
 def _plan_table(figures: Plan, measured: Rates, model: str, device: torch.device) -> Table:
-    from plop_ext.streaming.memory import format_size, rss
+    from plop_ext.memory import format_size, rss
 
     seconds = measured.seconds(figures)
     slowest = max(seconds, key=lambda name: seconds[name])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from plop_ext.streaming.checkpoint import TensorEntry
-from plop_ext.streaming.memory import MIB
+from plop_ext.memory import MIB
+from plop_ext.models.checkpoint import TensorEntry
 from plop_ext.streaming.plan import Plan
 from plop_ext.streaming.reader import CHUNK, Reader
 

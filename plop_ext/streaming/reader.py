@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from plop_ext.errors import InputError
-from plop_ext.streaming.checkpoint import TensorEntry
+from plop_ext.models.checkpoint import TensorEntry
 
 # Large enough for the full speed of disk and bus, small enough for a ring of several.
 CHUNK = 32 << 20
@@ -112,7 +113,7 @@ class Reader:
         views, pieces, place = {}, [], 0
         for entry in sorted(entries, key=lambda entry: (entry.path, entry.start)):
             flat = buffer[place : place + entry.n_bytes]
-            views[entry.key] = flat.view(entry.dtype).view(entry.shape)
+            views[entry.key] = flat.view(cast(torch.dtype, entry.dtype)).view(entry.shape)
             pieces.append(_Piece(entry.path, entry.start, entry.n_bytes, place))
             place += _aligned(entry.n_bytes)
         for path in {piece.path for piece in pieces} - self._files.keys():

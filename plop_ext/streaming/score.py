@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from plop_ext import demo_assets
-from plop_ext.errors import InputError, SetupError
+from plop_ext import memory
+from plop_ext.errors import InputError
 from plop_ext.forwards.batch import default_forward
-from plop_ext.hub import cached_when_offline
-from plop_ext.models import parse_device, parse_dtype, quiet
+from plop_ext.models.checkpoint import Checkpoint
+from plop_ext.models.code import ask_for_trust
+from plop_ext.models.device import parse_device, parse_dtype
+from plop_ext.models.explained import quiet
+from plop_ext.models.source import Source, find
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
 from plop_ext.score_data.settings import Settings
@@ -23,8 +26,7 @@ from plop_ext.scoring.assemble import assemble
 from plop_ext.scoring.describe import describe_run
 from plop_ext.scoring.digest import data_hash, digest
 from plop_ext.scoring.warn_about import warn_about
-from plop_ext.streaming import memory, plan, skeleton
-from plop_ext.streaming.checkpoint import Checkpoint
+from plop_ext.streaming import plan, skeleton
 from plop_ext.streaming.run import Stream, collect_batches, join, streaming
 from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
@@ -39,7 +41,7 @@ _SHARE = 0.8
 
 
 def score_streaming(
-    path: str,
+    name_or_path: str,
     dataloader: Iterable[Any],
     *,
     max_samples: int | None = DEFAULT_SAMPLES,
@@ -54,6 +56,7 @@ def score_streaming(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
     memory_budget: int | str | None = None,
     state: str | Path | None = None,
     resume: bool = False,
@@ -68,7 +71,7 @@ def score_streaming(
     layer to score; the weights of the output head are never read. The inputs of all batches are kept in RAM.
 
     Args:
-        path: Model folder with safetensors files, a name on the hub (which is downloaded), or `"plop-tiny"`.
+        name_or_path: Model folder with safetensors files, a name on the hub (which is downloaded), or `"plop-tiny"`.
         dataloader: As for `score`.
         max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 samples suffice
             for a stable order of types; an order of single modules needs 64 or more.
@@ -84,6 +87,7 @@ def score_streaming(
             name.
         device: Device of the run. Default CUDA if available, otherwise the CPU.
         attn_implementation: Attention implementation, as for transformers' `from_pretrained`. Default the model's own.
+        trust_remote_code: Run code that comes with the checkpoint; read it first.
         memory_budget: Limit on the memory of the device and on the RAM of the process, in bytes or as a size such as
             `"6GiB"`. Default: 80 % of the free memory. A run that needs more is refused. Lower the budget to leave
             memory to other processes: hidden states then go to RAM or disk.
@@ -123,13 +127,15 @@ def score_streaming(
     started = time.perf_counter()
     budget = None if memory_budget is None else memory.parse_size(memory_budget, "memory_budget")
     chosen = run_device(device)
-    folder = model_folder(path)
-    checkpoint = Checkpoint(folder)
+    source = streamed_source(name_or_path, code=trust_remote_code)
+    trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
+    checkpoint = Checkpoint(source.folder)
     data = collect_batches(dataloader, settings)
     model = skeleton.build(
-        folder,
+        source,
+        checkpoint,
+        trust=trust,
         dtype=parse_dtype(dtype),
-        stored=checkpoint.float_dtype(),
         device=chosen,
         attn_implementation=attn_implementation,
         include=include,
@@ -192,25 +198,17 @@ def run_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def model_folder(path: str, *, weights: bool = True) -> Path:
-    """Return the folder of a model; download what is needed of a model on the hub, with or without the weights."""
-    from plop_ext.models import is_model_folder
-
-    if path == demo_assets.MODEL_NAME:
-        return demo_assets.model_path()
-    folder = Path(path).expanduser()
-    if is_model_folder(path, folder):
-        return folder
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.model", "*.jinja", "*.safetensors"] if weights else ["*.json"]
-    with cached_when_offline() as online:
-        try:
-            # Some repositories hold the weights a second time, in their original format.
-            return Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns=["*consolidated*.safetensors"]))
-        except Exception as error:
-            where = "on the hub" if online else "in the local cache, and the hub cannot be reached"
-            raise SetupError(f"`path` {path!r} is no local folder, and not {where}; give a model's folder") from error
+def streamed_source(name_or_path: str, *, weights: bool = True, code: bool = False) -> Source:
+    """Find a model that can be streamed; the arguments are those of `plop_ext.models.source.find`."""
+    source = find(name_or_path, weights=weights, code=code)
+    if source.adapter is not None:
+        raise InputError(
+            f"`name_or_path` {name_or_path!r} is an adapter, and streaming reads the files of one model: stream what "
+            "PEFT's `merge_and_unload` returns, or score the adapter in memory"
+        )
+    if source.gguf is not None:
+        raise InputError(f"`name_or_path` {name_or_path!r} is a GGUF file: it cannot be streamed; score it in memory")
+    return source
 
 
 def _reset_peaks(device: torch.device, dtype: torch.dtype) -> None:

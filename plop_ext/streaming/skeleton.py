@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,13 @@ from torch import nn
 
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, LinearLayer, discover
-from plop_ext.models import explained, model_class, quiet
+from plop_ext.models import quantization, sizes
+from plop_ext.models.architecture import build as build_model
+from plop_ext.models.architecture import read_config
+from plop_ext.models.checkpoint import Checkpoint
+from plop_ext.models.code import NO_CODE, Trust
+from plop_ext.models.explained import explained, quiet
+from plop_ext.models.source import Source
 
 ALTERNATIVE = 'load it with `device_map="auto"` and give it to `plop_ext.score` instead'
 
@@ -51,22 +56,24 @@ class Skeleton:
 
 
 def build(
-    folder: Path,
+    source: Source,
+    checkpoint: Checkpoint | None,
     *,
+    trust: Trust = NO_CODE,
     dtype: str | torch.dtype,
-    stored: torch.dtype | None,
     device: torch.device,
     attn_implementation: str | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     scope: str = "language",
 ) -> Skeleton:
-    """Build the model that `folder`'s config.json describes, without weights, and find what to score.
+    """Build the model that config.json describes, without weights, and find what to score.
 
     Args:
-        folder: Folder of the model.
+        source: The model.
+        checkpoint: The checkpoint's tensors; None if only config.json is there.
+        trust: Whether code of the checkpoint may run.
         dtype: Type of the weights; `"auto"` uses that of config.json, or else that of the checkpoint.
-        stored: Type of the checkpoint's tensors, if there are any.
         device: Device of the run.
         attn_implementation: Attention kernel; None uses the model's default.
         include: As for `plop_ext.score`.
@@ -76,7 +83,7 @@ def build(
     Raises:
         InputError: If the model cannot be built, or its layers are not in one list of blocks.
     """
-    model, resolved, quantizer = _meta_model(folder, dtype, stored, device, attn_implementation)
+    model, resolved, quantizer = _meta_model(source, trust, checkpoint, dtype, device, attn_implementation)
     with _weights_elsewhere(model):
         found = discover(model, include=include, exclude=exclude, scope=scope)
         everything = discover(model, scope="all").layers
@@ -106,44 +113,43 @@ def _index_in(prefix: str, name: str) -> int | None:
 
 
 def _meta_model(
-    folder: Path,
+    source: Source,
+    trust: Trust,
+    checkpoint: Checkpoint | None,
     dtype: str | torch.dtype,
-    stored: torch.dtype | None,
     device: torch.device,
     attn_implementation: str | None,
 ) -> tuple[Any, torch.dtype, Any]:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig
     from transformers.quantizers.auto import get_hf_quantizer
 
-    name = str(folder)
+    name, stored = source.name, {} if checkpoint is None else checkpoint.entries
     with quiet():
-        with explained(name, "config"):
-            config = AutoConfig.from_pretrained(name)
-            quantizer = None
-            if getattr(config, "quantization_config", None) is not None:
+        config = read_config(source, trust)
+        method = quantization.prepare(name, source.folder, config)
+        if method not in (None, *_QUANTIZERS):
+            raise InputError(f"checkpoints quantized by {method} cannot be streamed; {ALTERNATIVE}")
+        sizes.check_counts(name, config, stored)
+        quantizer = None
+        if method is not None:
+            with explained(name, "config"):
                 quantizer, config, _ = get_hf_quantizer(config, None, {"": device}, True, {})
-        if quantizer is not None:
-            method = quantizer.quantization_config.quant_method
-            method = str(getattr(method, "value", method))
-            if method not in _QUANTIZERS:
-                raise InputError(f"checkpoints quantized by {method} cannot be streamed; {ALTERNATIVE}")
         resolved = dtype
         if not isinstance(resolved, torch.dtype):
-            resolved = getattr(config, "dtype", None) or stored or torch.float32
+            of_files = None if checkpoint is None else checkpoint.float_dtype()
+            resolved = getattr(config, "dtype", None) or of_files or torch.float32
         if quantizer is not None and hasattr(quantizer, "update_dtype"):
             resolved = quantizer.update_dtype(resolved)
-        cls = model_class(config)
-        make = getattr(cls, "from_config", None) or cls._from_config
-        options = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        with explained(name, "config"), init_empty_weights(include_buffers=False):
-            model = make(config, dtype=resolved, **options)
+        model = build_model(
+            name, config, trust, resolved, attn_implementation, init_empty_weights(include_buffers=False)
+        )
+        sizes.check_files(name, model, stored)
         if quantizer is not None:
             with explained(name, "weights"):
                 quantizer.preprocess_model(
                     model=model, dtype=resolved, device_map={"": device}, checkpoint_files=None, use_kernels=False
                 )
-    model.tie_weights()  # `init_empty_weights` has untied them
+    model.name_or_path = model.config.name_or_path = name
     model.requires_grad_(False)
     return model.eval(), resolved, quantizer
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.errors import InputError, SetupError
-from plop_ext.streaming.checkpoint import Checkpoint, TensorEntry
+from plop_ext.models import prefixes, quantization
+from plop_ext.models.checkpoint import Checkpoint, TensorEntry
 from plop_ext.streaming.reader import buffer_size
 from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
 
@@ -76,15 +77,20 @@ class Weights:
 
     def __init__(self, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
         self._skeleton = skeleton
-        self._loading = _Loading(skeleton)
+        name = str(skeleton.model.name_or_path)
+        self._loading = _Loading(
+            skeleton, prefixes.renamings(name, checkpoint.entries, skeleton.model.state_dict().keys())
+        )
         self.blocks = [BlockTensors() for _ in range(skeleton.last + 1)]
         self.outside = BlockTensors()
         covered: set[str] = set()
         head, embedding = _head_and_embedding(skeleton.model)
         heads: list[TensorEntry] = []
+        unread: list[str] = []
         for entry in checkpoint.entries.values():
             target, targets, converted = self._loading.target(entry.key)
             if target is None:
+                unread.append(entry.key)
                 continue
             covered.update(targets)
             if target in head:
@@ -93,6 +99,8 @@ class Weights:
             block = skeleton.block_of(target)
             if block is not None and block > skeleton.last:
                 continue
+            if entry.dtype is None:
+                raise InputError(f"`{entry.path}`: {entry.key} has the type {entry.code}, which cannot be streamed")
             part = self.outside if block is None else self.blocks[block]
             if converted:
                 part.groups.setdefault(target, []).append(entry)
@@ -100,6 +108,8 @@ class Weights:
                 part.plain.append(entry)
         if heads and embedding not in covered:  # the shared matrix is stored under the head's name only
             self.outside.plain += heads
+        method = quantization.method_of(skeleton.model.config)
+        quantization.refuse_unread_scales(name, unread, checkpoint.entries, method)
         self._refuse_missing(covered, head)
 
     def place(self, tensors: Mapping[str, Tensor], codes: Mapping[str, str]) -> None:
@@ -132,7 +142,7 @@ class Weights:
 class _Loading:
     """transformers' own conversion of checkpoint names and tensors."""
 
-    def __init__(self, skeleton: Skeleton) -> None:
+    def __init__(self, skeleton: Skeleton, renamed: dict[str, str]) -> None:
         try:
             from transformers.conversion_mapping import get_model_conversion_mapping
             from transformers.core_model_loading import (
@@ -158,7 +168,9 @@ class _Loading:
         self._config = LoadStateDictConfig
         self._convert = convert_and_load_state_dict_in_model
         self._rename = rename_source_key
-        self._new_mapping = lambda: get_model_conversion_mapping(self._model, hf_quantizer=skeleton.quantizer)
+        self._new_mapping = lambda: get_model_conversion_mapping(
+            self._model, key_mapping=renamed or None, hf_quantizer=skeleton.quantizer
+        )
         mapping = self._new_mapping()
         self._renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
         self._converters = [item for item in mapping if isinstance(item, WeightConverter)]

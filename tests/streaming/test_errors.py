@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from plop_ext import InputError, SetupError
 from plop_ext.cli.main import main
+from plop_ext.models.checkpoint import Checkpoint
 from plop_ext.streaming import recorders, weights
 from plop_ext.streaming import score as streaming_score
-from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.run import Stream
 from tests.support.architectures import ARCHITECTURES
 from tests.support.checkpoint import saved
@@ -258,7 +258,7 @@ def test_a_dry_run_downloads_no_weights(
     assert "least memory budget" in capsys.readouterr().out
     assert {"config.json", "model.safetensors.index.json"} <= fetched
     assert not any(name.endswith(".safetensors") for name in fetched)
-    assert streaming_score.model_folder("someone/llama") == local
+    assert streaming_score.streamed_source("someone/llama").folder == local
     shards = {path.name for path in whole.glob("model-*.safetensors")}
     assert len(shards) > 1 and {name for name in fetched if name.endswith(".safetensors")} == shards
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from plop_ext import InputError
+from plop_ext import InputError, memory
 from plop_ext.cli.main import main
-from plop_ext.streaming import memory, plan, reader, recorders, skeleton
+from plop_ext.models.checkpoint import Checkpoint
+from plop_ext.models.source import find
+from plop_ext.streaming import plan, reader, recorders, skeleton
 from plop_ext.streaming import score as streaming_score
-from plop_ext.streaming.checkpoint import Checkpoint
 from plop_ext.streaming.reader import Reader
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights
@@ -129,8 +130,8 @@ def test_device_memory_stays_below_the_least_that_is_named(tmp_path: Path) -> No
 
 def streaming_plan(folder: Path, device: str, batches: list[dict[str, torch.Tensor]], **settings: Any) -> plan.Plan:
     checkpoint = Checkpoint(folder)
-    stored = checkpoint.float_dtype()
-    model = skeleton.build(folder, dtype="auto", stored=stored, device=torch.device(device), **settings)
+    source = find(str(folder))
+    model = skeleton.build(source, checkpoint, dtype="auto", device=torch.device(device), **settings)
     extents = [plan.Extent(*batch["input_ids"].shape) for batch in batches]
     return plan.make(model, Weights(model, checkpoint), extents, torch.device(device))
 
@@ -191,7 +192,7 @@ def test_a_plan_from_the_configuration_alone_is_that_of_the_checkpoint(name: str
     case = ARCHITECTURES[name]
     folder = saved(case.build(), tmp_path)
     full = streaming_plan(folder, "cpu", [case.batch()])
-    model = skeleton.build(folder, dtype="auto", stored=None, device=CPU)
+    model = skeleton.build(find(str(folder)), None, dtype="auto", device=CPU)
     bare = plan.make(model, None, [plan.Extent(*case.batch()["input_ids"].shape)], CPU)
     assert (bare.read, bare.outside, bare.hidden, bare.flops) == (full.read, full.outside, full.hidden, full.flops)
     blocks = case.build().get_submodule(model.prefix)

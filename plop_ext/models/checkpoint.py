@@ -1,4 +1,4 @@
-"""The tensors of a safetensors checkpoint and their places in the files, which are checked before anything is read."""
+"""The tensors of a checkpoint and their places in its files, which are checked before anything is read."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
 }
+_CODES = {torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32}
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000
@@ -42,7 +47,7 @@ class TensorEntry:
         path: The file.
         start: Offset of its first byte in the file.
         n_bytes: Its size in bytes.
-        dtype: Its type.
+        dtype: Its type; None for one that torch lacks.
         code: Name of the type in safetensors.
         shape: Its shape.
     """
@@ -51,9 +56,16 @@ class TensorEntry:
     path: Path
     start: int
     n_bytes: int
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     code: str
     shape: tuple[int, ...]
+
+    @property
+    def holds_codes(self) -> bool:
+        """Whether the values may be codes, which mean nothing without a scale."""
+        if self.dtype is None:
+            return True
+        return self.dtype.itemsize < 2 if self.dtype.is_floating_point else self.dtype in _CODES
 
 
 class Checkpoint:
@@ -78,13 +90,34 @@ class Checkpoint:
 
     def float_dtype(self) -> torch.dtype | None:
         """Return the type of the first floating-point tensor."""
-        return next((entry.dtype for entry in self.entries.values() if entry.dtype.is_floating_point), None)
+        types = (entry.dtype for entry in self.entries.values() if entry.dtype is not None)
+        return next((dtype for dtype in types if dtype.is_floating_point), None)
+
+
+def stored_tensors(folder: Path) -> dict[str, TensorEntry]:
+    """Return the tensors of a model folder, of safetensors or pickled files; none if neither can be read.
+
+    Raises:
+        InputError: If a safetensors file is missing, truncated or damaged.
+    """
+    if (folder / _SINGLE).is_file() or (folder / _INDEX).is_file():
+        return Checkpoint(folder).entries
+    entries = {}
+    for path in sorted(folder.glob("pytorch_model*.bin")):
+        try:
+            tensors = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        except Exception:  # a damaged file or one of before torch 1.6: the loader says what is wrong, or reads it
+            return {}
+        for key, tensor in tensors.items():
+            size = tensor.numel() * tensor.element_size()
+            entries[key] = TensorEntry(key, path, 0, size, tensor.dtype, "", tuple(tensor.shape))
+    return entries
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     """Return the files, and the file of each key according to the index."""
     index = folder / _INDEX
-    if (folder / _SINGLE).is_file() and not index.is_file():
+    if (folder / _SINGLE).is_file():  # as transformers chooses if there are both
         return [folder / _SINGLE], {}
     if not index.is_file():
         raise InputError(
@@ -92,9 +125,13 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
             "save it again with `save_pretrained`"
         )
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        names = {str(name) for name in weight_map.values()}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"`{index}` is damaged; download or save it again") from error
+    for name in sorted(names):
+        if Path(name).name != name:
+            raise InputError(f"`{index}` lists {name}, which is not a file of its folder; download or save it again")
     listed = {key: folder / name for key, name in weight_map.items()}
     files = sorted(set(listed.values()))
     for path in files:
@@ -115,19 +152,19 @@ def _read_header(path: Path) -> Iterator[TensorEntry]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        spans = {key: item["data_offsets"] for key, item in header.items()}
-        end = max((span[1] for span in spans.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        items = [
+            (key, str(item["dtype"]), tuple(map(int, item["shape"])), *map(int, item["data_offsets"]))
+            for key, item in header.items()
+        ]
+        end = max((stop for *_, stop in items), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"`{path}` is no safetensors file: its header is damaged; download it again") from error
     if size != 8 + length + end:
         what = "truncated" if size < 8 + length + end else "longer than it should be"
         raise InputError(f"`{path}` is {what}: {size} bytes of {8 + length + end}; download or save it again")
-    for key, item in header.items():
-        dtype = _DTYPES.get(item["dtype"])
-        if dtype is None:
-            raise InputError(f"`{path}`: {key} has the type {item['dtype']}, which cannot be streamed")
-        start, stop = spans[key]
-        wanted = math.prod(item["shape"]) * dtype.itemsize
+    for key, code, shape, start, stop in items:
+        dtype = _DTYPES.get(code)
+        wanted = stop - start if dtype is None else math.prod(shape) * dtype.itemsize
         if stop - start != wanted:
             raise InputError(f"`{path}`: {key} has {stop - start} bytes, its shape and type need {wanted}")
-        yield TensorEntry(key, path, 8 + length + start, stop - start, dtype, item["dtype"], tuple(item["shape"]))
+        yield TensorEntry(key, path, 8 + length + start, stop - start, dtype, code, shape)
