@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-
-from torch import nn
 
 from plop_ext.errors import InputError
 
@@ -43,24 +41,26 @@ class ModulePath:
     in_block: str
 
 
-def module_path(model: nn.Module, name: str) -> ModulePath:
-    """Parse `name`, as the name of a module of `model`.
+def module_path(name: str, lists: Collection[str]) -> ModulePath:
+    """Parse a module name.
 
     A number is a block index if its parent is an `nn.ModuleList`, or if more of the name follows it. A number at the
     end below an `nn.Sequential` is the position of the module, which defines its role, and is kept.
+
+    Args:
+        name: Full module name.
+        lists: Full names of all `nn.ModuleList`s of the model.
     """
     parts = name.split(".")
     kept: list[str] = []
     layer: int | None = None
     last_index = -1
-    parent = model
     for position, part in enumerate(parts):
-        if part.isdigit() and (isinstance(parent, nn.ModuleList) or position + 1 < len(parts)):
+        if part.isdigit() and (position + 1 < len(parts) or ".".join(parts[:position]) in lists):
             layer = int(part) if layer is None else layer
             last_index = len(kept)
-        elif part != "_orig_mod":  # what `torch.compile(module)` wraps
+        else:
             kept.append(part)
-        parent = getattr(parent, part, parent)
     in_block = kept[last_index:] if 0 <= last_index < len(kept) else kept
     return ModulePath(name, layer, ".".join(kept) or name, ".".join(in_block) or name)
 
@@ -75,16 +75,16 @@ def label_types(paths: Sequence[ModulePath]) -> list[str]:
         One label per path, in order; two paths get the same label if and only if they share `type_path`.
     """
     blocks = {path.type_path: path.in_block for path in paths}
-    suffixes: Counter[str] = Counter()
+    shared: Counter[str] = Counter()
     for type_path in blocks:
-        suffixes.update(_suffixes(type_path))
+        shared.update(suffixes(type_path))
     whole = Counter(blocks.values())
     labels: dict[str, str] = {}
     for type_path, in_block in blocks.items():
         labels[type_path] = next(
             suffix
-            for suffix in _suffixes(type_path)
-            if suffixes[suffix] == 1 or (suffix == in_block and whole[suffix] == 1) or suffix == type_path
+            for suffix in suffixes(type_path)
+            if shared[suffix] == 1 or (suffix == in_block and whole[suffix] == 1) or suffix == type_path
         )
     return [labels[path.type_path] for path in paths]
 
@@ -98,9 +98,13 @@ def as_patterns(patterns: str | Sequence[str], argument: str) -> tuple[str, ...]
     return listed
 
 
-def matches_suffix(name: str, pattern: str) -> bool:
-    """Return whether PEFT matches `pattern`, an entry of `target_modules`, to `name`: equal, or a suffix at a dot."""
-    return name == pattern or name.endswith("." + pattern)
+def suffixes(path: str) -> list[str]:
+    """Return the suffixes of a dotted path, shortest first.
+
+    PEFT adapts a module if one of them is an entry of `target_modules`.
+    """
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
 
 
 def family(type_label: str, name: str) -> str:
@@ -119,9 +123,3 @@ def family(type_label: str, name: str) -> str:
     if any(part == word or part.endswith("_" + word) for part in parts for word in _MLP_PARTS):
         return "mlp"
     return "other"
-
-
-def _suffixes(path: str) -> list[str]:
-    """Return the suffixes of a dotted path, shortest first."""
-    parts = path.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]

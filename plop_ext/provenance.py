@@ -23,8 +23,10 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     parameter = next(model.parameters(), None)
     count = getattr(model, "num_parameters", None)
     tensors = [*model.parameters(), *model.buffers()]
+    # `fully_shard` replaces the class by a subclass of its own.
+    kind = next(kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.distributed."))
     return {
-        "class": type(model).__name__,
+        "class": kind.__name__,
         "name": getattr(config, "_name_or_path", None) or None,
         "type": getattr(config, "model_type", None),
         "parameters": count() if callable(count) else sum(parameter.numel() for parameter in model.parameters()),

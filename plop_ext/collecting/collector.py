@@ -9,7 +9,7 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from plop_ext.collecting import routed_experts
-from plop_ext.collecting.hooks import ExpertsObserver, Hook, compiled_calls
+from plop_ext.collecting.hooks import ExpertsObserver, Hook, compiled_calls, replace_attribute
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
 from plop_ext.layers import LinearLayer
@@ -61,8 +61,7 @@ class Collector:
         with ExitStack() as stack:
             for module in self._model.modules():
                 for name, eager in compiled_calls(module).items():
-                    stack.callback(vars(module).__setitem__, name, vars(module)[name])
-                    vars(module)[name] = eager
+                    replace_attribute(stack, module, name, eager)
             experts = {}
             for module, layers in self.recording.layers_of.items():
                 if layers[0][1].adapter.routed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from types import MethodType
 from typing import Any
 
 import torch
@@ -83,9 +85,26 @@ class ExpertsObserver:
 
 
 def compiled_calls(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of the module that hold a compiled call, with their eager values."""
-    calls: dict[str, Any] = {"_compiled_call_impl": None}  # set by `module.compile()`
-    inner = module._modules.get("_orig_mod")
-    if inner is not None:  # the result of `torch.compile(module)`
-        calls["forward"] = inner
-    return {name: eager for name, eager in calls.items() if vars(module).get(name) is not None}
+    """Return the attributes of the module that hold compiled code, or have to hide that of its class, made eager."""
+    attributes = vars(module)
+    # `torch.compile(module)`, `module.compile()` and `module.forward = torch.compile(module.forward)`
+    calls = {name: eager for name, value in attributes.items() if (eager := _eager(value)) is not None}
+    of_class = _eager(type(module).forward)  # `@torch.compile` on the method
+    if of_class is not None and "forward" not in attributes:
+        calls["forward"] = MethodType(of_class, module)
+    return calls
+
+
+def _eager(function: Any) -> Any:
+    """Return the function that `torch.compile` compiled; None for any other value."""
+    return getattr(function, "_torchdynamo_orig_callable", None) if callable(function) else None
+
+
+def replace_attribute(stack: ExitStack, module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute of the module's instance until `stack` closes."""
+    attributes = vars(module)
+    if name in attributes:
+        stack.callback(attributes.__setitem__, name, attributes[name])
+    else:
+        stack.callback(attributes.pop, name, None)
+    attributes[name] = value

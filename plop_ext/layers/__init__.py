@@ -6,7 +6,7 @@ from plop_ext.layers.linear import is_plain_product
 from plop_ext.layers.offload import weights_in_place
 from plop_ext.layers.scope import SCOPES
 from plop_ext.layers.split import Split
-from plop_ext.layers.walk import base_model
+from plop_ext.layers.walk import base_model, base_modules, plain_class, runnable, wrapped_modules
 
 __all__ = [
     "SCOPES",
@@ -18,8 +18,12 @@ __all__ = [
     "Unsupported",
     "adapter_for",
     "base_model",
+    "base_modules",
     "discover",
     "is_plain_product",
+    "plain_class",
     "register_adapter",
+    "runnable",
     "weights_in_place",
+    "wrapped_modules",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -18,9 +19,9 @@ from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.targets import target_of
-from plop_ext.layers.walk import base_model, base_modules
+from plop_ext.layers.walk import base_model, base_modules, plain_class
 from plop_ext.lora_target import LoraTarget
-from plop_ext.module_types import ModulePath, as_patterns, label_types, matches_suffix, module_path
+from plop_ext.module_types import ModulePath, as_patterns, label_types, module_path, suffixes
 from plop_ext.unscored import UnscoredModule
 
 # Modules whose weights of two and more dimensions are not linear maps of an activation.
@@ -81,10 +82,10 @@ class _Candidate:
     index: int
     split: Split | None
 
-    def named_by(self, pattern: str) -> bool:
-        """Return whether `pattern` names the module, the part of a packed module, or the projection of experts."""
-        names = (self.path.name, self.path.name + self.part.type_suffix)
-        return any(matches_suffix(name, pattern) for name in names)
+    def named_by(self, patterns: Collection[str]) -> set[str]:
+        """Return the patterns that name the module, the part of a packed module, or the projection of experts."""
+        names = {self.path.name, self.path.name + self.part.type_suffix} if patterns else ()
+        return {suffix for name in names for suffix in suffixes(name) if suffix in patterns}
 
 
 def discover(
@@ -123,20 +124,22 @@ def discover(
     exclude = as_patterns(exclude, "exclude")
     if include == ():
         raise InputError("`include` is empty; name what to score, or leave it out to score all")
+    modules = tuple(base_modules(model))
+    lists = {name for name, module in modules if isinstance(module, nn.ModuleList)}
     in_scope = scope_of(model, scope)
-    candidates, unscored = _candidates(model, linear_only=everything)
-    patterns_unused = {*(include or ()), *exclude}
+    candidates, unscored = _candidates(modules, lists, linear_only=everything)
+    wanted, unwanted = frozenset(include or ()), frozenset(exclude)
+    patterns_unused = {*wanted, *unwanted}
     paths = [candidate.path for candidate in candidates]
     has_blocks = any(path.layer is not None for path in paths)
-    has_blocks = has_blocks or any(module_path(model, item.name).layer is not None for item in unscored)
+    has_blocks = has_blocks or any(module_path(item.name, lists).layer is not None for item in unscored)
     in_blocks_only = has_blocks and not everything
     chosen: list[_Candidate] = []
     left_out: dict[str, UnscoredModule] = {}
     for candidate in candidates:
         name = candidate.path.name
-        included = [pattern for pattern in include or () if candidate.named_by(pattern)]
-        excluded = [pattern for pattern in exclude if candidate.named_by(pattern)]
-        patterns_unused -= {*included, *excluded}
+        included, excluded = candidate.named_by(wanted), candidate.named_by(unwanted)
+        patterns_unused -= included | excluded
         reason = ""
         if excluded:
             reason = "excluded"
@@ -150,7 +153,7 @@ def discover(
             chosen.append(candidate)
         else:
             whole = candidate.name if candidate.split is not None else name
-            left_out[whole] = UnscoredModule(whole, type(candidate.module).__name__, reason, wanted=False)
+            left_out[whole] = UnscoredModule(whole, plain_class(candidate.module).__name__, reason, wanted=False)
     unscored = [item if in_scope(item.name) else replace(item, wanted=False) for item in unscored]
     unscored += left_out.values()
     if patterns_unused:
@@ -162,7 +165,8 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
-    is_moe = any(holds_stacked_experts(module) for _, module in base_modules(model))
+    plain = base_model(model)
+    is_moe = any(holds_stacked_experts(module) for _, module in modules)
     layers = tuple(
         LinearLayer(
             candidate.name,
@@ -172,9 +176,7 @@ def discover(
             candidate.part.out_features,
             candidate.module,
             candidate.adapter,
-            target_of(
-                base_model(model), candidate.path.name, candidate.module, candidate.adapter, candidate.index, is_moe
-            ),
+            target_of(plain, candidate.path.name, candidate.module, candidate.adapter, candidate.index, is_moe),
             candidate.index,
             candidate.split,
         )
@@ -183,13 +185,15 @@ def discover(
     return Discovery(layers, tuple(unscored))
 
 
-def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], list[UnscoredModule]]:
+def _candidates(
+    modules: Iterable[tuple[str, nn.Module]], lists: Collection[str], linear_only: bool
+) -> tuple[list[_Candidate], list[UnscoredModule]]:
     """Return every part of every module that an adapter reads, and the modules with a matrix that none reads."""
     candidates: list[_Candidate] = []
     unscored: list[UnscoredModule] = []
     seen: dict[int, str] = {}
     configs: dict[str, object] = {}
-    for name, module in base_modules(model):
+    for name, module in modules:
         parent = name.rpartition(".")[0]
         configs[name] = getattr(module, "config", None) or configs.get(parent)
         adapter = adapter_for(module)
@@ -197,7 +201,7 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
             if adapter is not None:
                 unscored.append(
                     UnscoredModule(
-                        name, type(module).__name__, f"the same module as `{seen[id(module)]}`", wanted=False
+                        name, plain_class(module).__name__, f"the same module as `{seen[id(module)]}`", wanted=False
                     )
                 )
             continue
@@ -206,29 +210,31 @@ def _candidates(model: nn.Module, linear_only: bool) -> tuple[list[_Candidate], 
             unscored += _weights_without_adapter(name, module)
             continue
         if is_router_class(module):  # some are an `nn.Linear` that returns a tuple
-            unscored.append(UnscoredModule(name, type(module).__name__, ROUTER, wanted=False))
+            unscored.append(UnscoredModule(name, plain_class(module).__name__, ROUTER, wanted=False))
             continue
         if "experts" in name.split(".")[:-1]:
             reason = "an expert with a module of its own: its rows do not tell which sample they are from"
-            unscored.append(UnscoredModule(name, type(module).__name__, reason))
+            unscored.append(UnscoredModule(name, plain_class(module).__name__, reason))
             continue
         if linear_only and not isinstance(module, nn.Linear):
             unscored.append(
-                UnscoredModule(name, type(module).__name__, "the published script reads nn.Linear only", wanted=False)
+                UnscoredModule(
+                    name, plain_class(module).__name__, "the published script reads nn.Linear only", wanted=False
+                )
             )
             continue
         try:
             adapter.check(module)
         except Unsupported as error:
-            unscored.append(UnscoredModule(name, type(module).__name__, str(error)))
+            unscored.append(UnscoredModule(name, plain_class(module).__name__, str(error)))
             continue
-        path = module_path(base_model(model), name)
+        path = module_path(name, lists)
         split = None
         if not linear_only and not isinstance(adapter, ExpertsAdapter):
             out_features = adapter.features(module)[1]
             reason = reason_against(name, out_features, path.layer is not None, configs.get(parent))
             if reason:
-                unscored.append(UnscoredModule(name, type(module).__name__, reason, wanted=False))
+                unscored.append(UnscoredModule(name, plain_class(module).__name__, reason, wanted=False))
                 continue
             split = split_for(configs.get(parent), name, out_features)
         candidates += [
@@ -252,19 +258,21 @@ def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModul
     if isinstance(module, _NOT_LINEAR) or _is_transformers_embedding(module):
         return []
     weights = [key for key, parameter in module.named_parameters(recurse=False) if parameter.dim() >= 2]
+    parametrized: Any = module._modules.get("parametrizations") or ()
+    weights += [key for key in parametrized if getattr(module, key).dim() >= 2]
     if any(hasattr(module, sizes[0]) and hasattr(module, sizes[1]) for sizes in _SIZES):
         weights += [key for key, buffer in module.named_buffers(recurse=False) if buffer.dim() >= 2]
     if not weights:
         return []
     if weights == ["weight"] and is_router_class(module):
-        return [UnscoredModule(name, type(module).__name__, ROUTER, wanted=False)]
+        return [UnscoredModule(name, plain_class(module).__name__, ROUTER, wanted=False)]
     if _STATE_SPACE.issuperset(weights):
-        return [UnscoredModule(name, type(module).__name__, "the decay rates of a state space", wanted=False)]
+        return [UnscoredModule(name, plain_class(module).__name__, "the decay rates of a state space", wanted=False)]
     reason = f"no adapter reads its class ({', '.join(weights)}); see plop_ext.layers.register_adapter"
-    return [UnscoredModule(name, type(module).__name__, reason)]
+    return [UnscoredModule(name, plain_class(module).__name__, reason)]
 
 
 def _is_transformers_embedding(module: nn.Module) -> bool:
     """Return whether the module is one of transformers' embeddings: tables, positions and class tokens."""
-    kind = type(module)
+    kind = plain_class(module)
     return kind.__module__.startswith("transformers.") and "embedding" in kind.__name__.lower()

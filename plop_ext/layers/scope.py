@@ -90,8 +90,10 @@ def _kind_of_encoder(config: Any) -> str | None:
 
 
 def _part(name: str, prefixes: dict[str, str]) -> str:
-    for prefix, kind in prefixes.items():
-        if name == prefix or name.startswith(prefix + "."):
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        kind = prefixes.get(".".join(parts[:depth]))
+        if kind is not None:
             return kind
     for kind, words in _NAMES.items():
         if any(word in part.split("_") or word == part for part in name.lower().split(".") for word in words):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from plop_ext.errors import InputError
-from plop_ext.layers import Unsupported, adapter_for, weights_in_place
+from plop_ext.layers import Unsupported, adapter_for, base_model, base_modules, plain_class, weights_in_place
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.fingerprint import Fingerprint
 
@@ -27,12 +27,12 @@ def check_same_model(model: nn.Module, targets: Iterable[LoraTarget], fingerprin
     Raises:
         InputError: If a target is missing, or has another shape or weight: the placement is of another model.
     """
-    _check_shapes(model, targets)
-    _check_weights(model, fingerprints)
+    modules = dict(base_modules(model))
+    _check_shapes(model, modules, targets)
+    _check_weights(model, modules, fingerprints)
 
 
-def _check_shapes(model: nn.Module, targets: Iterable[LoraTarget]) -> None:
-    modules = dict(model.named_modules())
+def _check_shapes(model: nn.Module, modules: Mapping[str, nn.Module], targets: Iterable[LoraTarget]) -> None:
     for target in targets:
         found = _found_shape(modules, target)
         if found == target.shape:
@@ -40,11 +40,11 @@ def _check_shapes(model: nn.Module, targets: Iterable[LoraTarget]) -> None:
         state = "has no such module" if found is None else f"has {_extents(found)} there"
         raise InputError(
             f"the placement was made for another model: it wants `{target.name}` ({_extents(target.shape)}), "
-            f"but {type(model).__name__} {state}; score this model and place again"
+            f"but {plain_class(base_model(model)).__name__} {state}; score this model and place again"
         )
 
 
-def _found_shape(modules: dict[str, nn.Module], target: LoraTarget) -> tuple[int, ...] | None:
+def _found_shape(modules: Mapping[str, nn.Module], target: LoraTarget) -> tuple[int, ...] | None:
     if target.parameter:
         owner, _, leaf = target.name.rpartition(".")
         parameter: Any = getattr(modules.get(owner), leaf, None)
@@ -58,19 +58,21 @@ def _extents(shape: tuple[int, ...]) -> str:
     return " x ".join(str(extent) for extent in shape)
 
 
-def _check_weights(model: nn.Module, fingerprints: Mapping[str, Fingerprint]) -> None:
+def _check_weights(
+    model: nn.Module, modules: Mapping[str, nn.Module], fingerprints: Mapping[str, Fingerprint]
+) -> None:
     """Check the norms of a few weights, spread over the model, if they can be read."""
     step = max(1, math.ceil(len(fingerprints) / _CHECKED))
     for name in tuple(fingerprints)[::step]:
         scored = fingerprints[name]
-        kind, norm = _read(model.get_submodule(name))
+        kind, norm = _read(modules[name])
         if norm is None:
             continue
         tolerance = _TOLERANCE if kind == scored.kind else _TOLERANCE_ACROSS_KINDS
         if not math.isclose(norm, scored.norm, rel_tol=tolerance):
             raise InputError(
                 f"the placement was made for other weights: `{name}` was scored with norm {scored.norm:.4g}, in this "
-                f"{type(model).__name__} it has {norm:.4g}; score this model and place again"
+                f"{plain_class(base_model(model)).__name__} it has {norm:.4g}; score this model and place again"
             )
 
 

@@ -16,7 +16,7 @@ from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
 from plop_ext.forwards.choose import choose_forwards
-from plop_ext.layers import discover
+from plop_ext.layers import base_model, discover, runnable
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
@@ -69,8 +69,9 @@ def score(
 
     Args:
         model: Any module with layers of the kinds in docs/layers.md: linear (plain, packed or quantized),
-            convolutions, stacked experts. A `torch.compile`d model is scored eagerly. In a model with LoRA adapters,
-            the base layers are scored.
+            convolutions, stacked experts. A `torch.compile`d model is scored eagerly. Wrappers (DDP, FSDP,
+            activation checkpointing, LoRA adapters, a module around one model) have no part in the names, so that a
+            placement fits the model with and without them; in a model with LoRA adapters, the base layers are scored.
         dataloader: Batches. A dict is passed as keywords, a tuple or list as arguments, a tensor as the only argument.
             `sample_ids` [B] in a dict become the ids of the samples, and are not passed to the model.
         max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
@@ -144,7 +145,7 @@ def score(
             f"`fast` reads outputs together, and `compat`={compat!r} reads each separately; leave one of the two out"
         )
     data = check_data_info(data_info)
-    model = getattr(model, "_orig_mod", model)
+    model = runnable(model)
     found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
     collector = Collector(model, found.layers, last_call_only=compat is not None)
     forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
@@ -157,7 +158,7 @@ def score(
             norms = frobenius_norms(found.layers, advance)
         baselines = compute_baselines(found.layers, norms, settings, progress)
         watch = None if rule is None else StopWatch(rule, found.layers, baselines)
-        described = describe_model(model)
+        described = describe_model(base_model(model))
         identity = {
             "model": described,
             "data": data_name,

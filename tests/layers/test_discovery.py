@@ -14,7 +14,7 @@ from plop_ext import InputError
 from plop_ext.layers import LayerAdapter, Unsupported, adapter_for, discover, register_adapter
 from plop_ext.layers import adapter as registry
 from plop_ext.layers.routers import ROUTER, SINGLE_OUTPUT
-from plop_ext.module_types import family, label_types, matches_suffix, module_path
+from plop_ext.module_types import family, label_types, module_path, suffixes
 from plop_ext.scoring.baseline import frobenius_norms
 from tests.support import tiny_models
 from tests.support.architectures import ARCHITECTURES
@@ -76,7 +76,7 @@ def test_include_and_exclude_are_suffixes_at_a_dot() -> None:
     }
     both = discover(model, include=["dense"], exclude=["attention.output.dense"])
     assert {layer.type for layer in both.layers} == {"pooler.dense", "intermediate.dense", "output.dense"}
-    assert not matches_suffix("self.my_query", "query") and matches_suffix("query", "query")
+    assert suffixes("self.my_query") == ["my_query", "self.my_query"] and suffixes("query") == ["query"]
 
 
 def test_a_pattern_that_matches_nothing() -> None:
@@ -269,7 +269,8 @@ def test_a_new_kind_of_layer_is_one_adapter(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_paths_and_labels() -> None:
     model = tiny_models.t5()
-    paths = [module_path(model, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    lists = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    paths = [module_path(name, lists) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     labels = dict(zip([path.name for path in paths], label_types(paths), strict=True))
     assert labels["encoder.block.0.layer.0.SelfAttention.q"] != labels["decoder.block.0.layer.0.SelfAttention.q"]
     assert labels["decoder.block.0.layer.1.EncDecAttention.q"] == labels["decoder.block.1.layer.1.EncDecAttention.q"]

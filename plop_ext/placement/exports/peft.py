@@ -68,14 +68,14 @@ def adapted_names(peft_model: nn.Module) -> set[str]:
     """Return the names, as in the model without adapters, of the modules and parameters that carry LoRA."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    from plop_ext.layers import wrapped_modules  # loads the kernels, which the other functions do not need
+
     names = set()
-    for name, module in peft_model.named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        parts = name.removeprefix("base_model.model.").split(".")
-        clean = ".".join(part for part in parts if part != "base_layer")  # parameters of one module nest
-        parameter = getattr(module, "parameter_name", None)
-        names.add(clean if parameter is None else f"{clean}.{parameter}")
+    for name, chain in wrapped_modules(peft_model):
+        for layer in chain:  # parameters of one module nest
+            if isinstance(layer, BaseTunerLayer):
+                parameter = getattr(layer, "parameter_name", None)
+                names.add(name if parameter is None else f"{name}.{parameter}")
     return names
 
 
