@@ -1,10 +1,14 @@
-"""The two errors that you can fix; any other exception is a defect of this package or of the model."""
+"""The errors that you can fix; any other exception is a defect of this package or of the model."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
     """Invalid input. The message, of one line, names the problem, the place and the fix; `plop` exits with 2."""
+
+
+class OutputError(InputError):
+    """An output that cannot be written, because of its name, its folder or the disk."""
 
 
 class SetupError(RuntimeError):
@@ -15,3 +19,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, without punctuation at its end."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".: ")
+
+
+def reason(error: OSError) -> str:
+    """Return why the system refused to read or write a file, in its words and without the file's name."""
+    return error.strerror or first_line(error)

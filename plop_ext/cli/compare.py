@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from plop_ext.arguments import check_whole
-from plop_ext.cli import options
+from plop_ext.cli import options, outputs
 from plop_ext.cli.finetune import add_training, check_training
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
+from plop_ext.files import save_or_rescue
 
 
 def add_parser(commands: Any) -> None:
@@ -39,6 +41,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the final runs (default: 3)")
     add_training(parser, rank="LoRA rank of the first placement, if --max-params is not given (default: 16)")
+    options.add_force(parser)
     options.add_common(parser)
     parser.set_defaults(run=run, words={"strategy": "--strategies"})
 
@@ -50,8 +53,10 @@ def run(args: argparse.Namespace) -> None:
 
     check_training(args)
     check_whole(seeds=args.seeds, max_params=args.max_params)
-    options.check_output(args.output)
-    options.check_picture(args.plot)
+    read = {"MODEL": args.model, "DATA": args.data, "--scores": args.scores, "--eval": args.eval}
+    outputs.check(read, {"--output": args.output, "--plot": args.plot}, force=args.force)
+    if args.plot is not None:
+        plots.picture_format(args.plot)
     scores = Scores.load(args.scores)
     placements = [_place(scores, name, args.types) for name in args.strategies.split(",")]
     model, tokenizer = options.load_model(args, for_training=True)
@@ -73,10 +78,10 @@ def run(args: argparse.Namespace) -> None:
     )
     console.print(tables.comparison_table(comparison))
     if args.output:
-        comparison.save(args.output)
+        save_or_rescue(partial(comparison.save, overwrite=args.force), args.output)
         console.print(f"comparison: {args.output}", highlight=False)
     if args.plot:
-        plots.comparison_plot(comparison, args.plot)
+        save_or_rescue(partial(plots.comparison_plot, comparison), args.plot)
         console.print(f"plot: {args.plot}", highlight=False)
 
 

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from plop_ext.arguments import check_seed, check_whole
-from plop_ext.cli import options
+from plop_ext.cli import options, outputs
+from plop_ext.cli.exit_codes import ExitCode
 from plop_ext.cli.options import console
 
 
@@ -46,14 +47,14 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> ExitCode:
     from plop_ext.finetuning.finetune import finetune
-    from plop_ext.finetuning.training import free_folder
     from plop_ext.placement import Placement
     from plop_ext.report import tables
 
     check_training(args)
-    free_folder(args.output)
+    read = {"MODEL": args.model, "DATA": args.data, "--placement": args.placement, "--eval": args.eval}
+    outputs.check(read, {}, folders={"--output": args.output})
     placement = Placement.load(args.placement)
     model, tokenizer = options.load_model(args, for_training=True)
     placement.check_model(model)
@@ -81,3 +82,4 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"adapter: {result.output_dir}", highlight=False)
     elif args.output is None:
         console.print("no adapter written; give -o FOLDER to keep it", highlight=False)
+    return ExitCode.DIVERGED if result.diverged else ExitCode.DONE

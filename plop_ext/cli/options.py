@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +16,24 @@ from rich.text import Text
 from plop_ext.cli.logs import say_what_is_read
 from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError
-from plop_ext.files import check_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from plop_ext.data import Encoded
 
+
 # Names of files, modules and types are printed as they are, also where they look like markup: [/b], :smile:.
 # Without a terminal rich assumes 80 columns and wraps the tables.
-console = Console(width=None if Console().is_terminal else 120, markup=False, emoji=False)
+class _Console(Console):
+    """A console whose reader may leave early, as in `plop score ... | head`, without ending the command."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(width=None if Console().is_terminal else 120, markup=False, emoji=False)
 # For all messages other than results, so that the results on stdout can be piped.
 messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
@@ -88,6 +98,11 @@ def _columns(text: str) -> dict[str, str]:
     """Parse `NAME=COLUMN,...`; a column alone is that of plain text."""
     pairs = (part.rpartition("=") if "=" not in part else part.partition("=") for part in text.split(","))
     return {name or "text": column for name, _, column in pairs}
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add --force."""
+    parser.add_argument("--force", action="store_true", help="replace output files that exist; inputs never are")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -183,18 +198,3 @@ def train_and_held_out(
     order = list(range(len(samples)))
     random.Random(args.seed).shuffle(order)
     return [samples[i] for i in sorted(order[count:])], [samples[i] for i in sorted(order[:count])]
-
-
-def check_output(path: str | None) -> None:
-    """Check that an output file can be written, before anything slow runs."""
-    if path is not None:
-        check_writable(path)
-
-
-def check_picture(path: str | None) -> None:
-    """Check that an image file can be written and its format is supported, before anything slow runs."""
-    from plop_ext.report import plots
-
-    if path is not None:
-        plots.picture_format(path)
-        check_writable(path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
-from plop_ext.cli import options
+from plop_ext.cli import options, outputs
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
+from plop_ext.files import save_or_rescue
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
 
@@ -55,6 +57,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, to predict memory (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --strategy random (default: 0)")
+    options.add_force(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.report import tables
     from plop_ext.scores import Scores
 
-    options.check_output(args.output)
+    outputs.check({"SCORES": args.scores}, {"--output": args.output}, force=args.force)
     scores = Scores.load(args.scores)
     if args.rank is not None and args.rank < 1:
         raise InputError(f"`--rank` must be at least 1, got {args.rank}")
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     if dtype in WIDTHS:
         prose.print(tables.cost_line(placement.cost(dtype, args.batch_size, args.seq)), highlight=False)
     if args.output:
-        placement.save(args.output)
+        save_or_rescue(partial(placement.save, overwrite=args.force), args.output)
         next_step = f"plop finetune MODEL DATA --placement {args.output} -o ADAPTER"
         console.print(f"placement: {args.output}; next: {next_step}", highlight=False)
     else:

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.cli import options
+from plop_ext.cli import options, outputs
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
+from plop_ext.files import make_folder, save_or_rescue
 
 if TYPE_CHECKING:
     from plop_ext.placement import Placement
@@ -30,6 +31,7 @@ def add_parser(commands: Any) -> None:
         "--batch-size", type=int, default=8, help="samples per training step, to predict costs (default: 8)"
     )
     parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, to predict costs (default: 1024)")
+    options.add_force(parser)
     parser.set_defaults(run=run)
 
 
@@ -38,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.report.against import compare_scores
     from plop_ext.scores import Scores
 
-    options.check_output(args.output)
+    read = {"SCORES": args.scores, "--against": args.against}
+    outputs.check(read, {"--output": args.output}, inside=_figures(args.figures), force=args.force)
     scores = Scores.load(args.scores)
     placements = _placements(scores, args)
     chosen = placements[0][0].types if placements else ()
@@ -59,9 +62,14 @@ def run(args: argparse.Namespace) -> None:
     with options.status("drawing", quiet=False):
         found = html.make_figures(scores, chosen, comparison)
         if args.figures:
-            html.save_figures(found, _folder(args.figures))
+            html.save_figures(found, make_folder(args.figures))
         if args.output:
-            html.write_report(args.output, scores, found, placements, (args.batch_size, args.seq), comparison)
+            step = args.batch_size, args.seq
+
+            def write(path: Path) -> None:
+                html.write_report(path, scores, found, placements, step, comparison)
+
+            save_or_rescue(write, args.output)
     if args.figures:
         console.print(f"figures: {args.figures}", highlight=False)
     if args.output:
@@ -101,10 +109,8 @@ def _count(text: str | None) -> int | str | None:
         raise InputError(f"`--types` must be a number or auto, got {text!r}") from None
 
 
-def _folder(name: str) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"`--figures` {folder}: {error.strerror}; name a folder that can be written") from error
-    return folder
+def _figures(folder: str | None) -> dict[str, str]:
+    """Return the files of `--figures`, by a name for messages."""
+    from plop_ext.report import html
+
+    return {} if folder is None else {f"--figures {name}": str(Path(folder, name)) for name in html.figure_files()}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.cli import options, stream
+from plop_ext.cli import options, outputs, stream
+from plop_ext.cli.inputs import inputs_hash
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
+from plop_ext.files import save_or_rescue
 
 if TYPE_CHECKING:
     from plop_ext.scores import Scores
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
 
 # Options for reading the data that the provenance records.
 _DATA = ("columns", "split", "max_length", "batch_size", "pad_to_multiple_of")
+# Further options on which the scores depend, besides the settings of the run.
+_RUN = ("samples", "stop", "settle_types", "settle_modules", "dtype", "fast", "stream")
 
 
 def add_parser(commands: Any) -> None:
@@ -95,34 +101,86 @@ def add_parser(commands: Any) -> None:
         "--compat", default=None, help="paper-script: reproduce the numbers of the script published with the paper"
     )
     stream.add_options(parser)
+    options.add_force(parser)
     options.add_common(parser)
     parser.set_defaults(run=run, words={"types": "--settle-types", "modules": "--settle-modules"})
 
 
 def run(args: argparse.Namespace) -> None:
-    from plop_ext.report import plots, tables
     from plop_ext.streaming.state import remove
 
     stream.check(args)
-    options.check_output(args.output)
-    options.check_picture(args.heatmap)
     if args.resume and not args.output:
         raise InputError("`--resume` needs `--output`, the file of the run to continue")
     rule = _stop_rule(args)
     if args.dry_run:
         stream.dry_run(args)
         return
+    inputs = _inputs(args)
+    finished = _finished(args, inputs)
+    _check_paths(args, finished is not None)
+    if finished is not None:
+        console.print(f"{args.output} is finished and of the same inputs; nothing to do", highlight=False)
+        _show(args, finished)
+        return
     # A streamed run has its own state, and must not touch the journal of another run.
-    journal = None if args.output is None or args.stream else Path(f"{args.output}.partial")
+    journal = None if args.stream else outputs.beside(args.output, ".partial")
     scores = stream.score(args) if args.stream else _score(args, journal, rule)
+    scores = replace(scores, provenance={**scores.provenance, "inputs": inputs})
     if args.output:  # first, because later steps may fail and the scores are expensive
-        scores.save(args.output)
-        if args.stream:
-            remove(stream.state_folder(args.output))
-        elif journal is not None:
+        save_or_rescue(partial(scores.save, overwrite=args.force), args.output)
+        state = stream.state_folder(args.output) if args.stream else None
+        if state is not None:
+            remove(state)
+        if journal is not None:
             journal.unlink(missing_ok=True)
     if args.stream:
         console.print(stream.peaks_line(scores.provenance["streaming"]), highlight=False)
+    _show(args, scores)
+
+
+def _inputs(args: argparse.Namespace) -> str | None:
+    """Return the hash of what the scores depend on."""
+    from plop_ext.score_data.settings import NAMES
+
+    names = (*_DATA, *_RUN, *(name for name in NAMES if name != "max_samples"))
+    return inputs_hash(args.model, args.data, {name: getattr(args, name) for name in names})
+
+
+def _finished(args: argparse.Namespace, inputs: str | None) -> Scores | None:
+    """Return the scores of an earlier, finished run with the same inputs that `--resume` asks for, or None."""
+    from plop_ext.scores import Scores
+
+    if not args.resume or args.force or not Path(args.output).is_file():
+        return None
+    scores = Scores.load(args.output)
+    if inputs is None or scores.provenance.get("inputs") != inputs:
+        raise InputError(
+            f"`--output` {args.output} was scored from other inputs (another model, other data or options); add "
+            "--force to replace it, or name another file"
+        )
+    return scores
+
+
+def _check_paths(args: argparse.Namespace, finished: bool) -> None:
+    """Check the paths, of which a finished run leaves the scores as they are."""
+    from plop_ext.report import plots
+
+    written = {"--output": None if finished else args.output, "--heatmap": args.heatmap}
+    traces: dict[str, Path | None] = {}
+    if args.output is not None and not finished:
+        traces["the journal of --output"] = outputs.beside(args.output, ".partial")
+        traces["the state of --output"] = stream.state_folder(args.output)
+    read = {"MODEL": args.model, "DATA": args.data, **({"--output": args.output} if finished else {})}
+    outputs.check(read, written, traces=traces, force=args.force)
+    if args.heatmap is not None:
+        plots.picture_format(args.heatmap)
+
+
+def _show(args: argparse.Namespace, scores: Scores) -> None:
+    """Print the scores, and draw the heatmap if it is asked for."""
+    from plop_ext.report import plots, tables
+
     chosen = scores.types[: args.settle_types or 3] if scores.paper_script or scores.signal.found else ()
     console.print(tables.scores_table(scores, chosen=chosen))
     for line in tables.confidence_lines(scores):
@@ -132,7 +190,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output:
         console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)
     if args.heatmap:
-        plots.heatmap(scores, args.heatmap, chosen=chosen)
+        save_or_rescue(partial(plots.heatmap, scores, chosen=chosen), args.heatmap)
         console.print(f"heatmap: {args.heatmap}", highlight=False)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from plop_ext.cli import options
+from plop_ext.cli import options, outputs
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
 
@@ -87,14 +87,14 @@ def score(args: argparse.Namespace) -> Scores:
         device=args.device,
         trust_remote_code=args.trust_remote_code,
         memory_budget=args.memory_budget,
-        state=None if args.output is None else state_folder(args.output),
+        state=state_folder(args.output),
         **options.scoring(args),
     )
 
 
-def state_folder(output: str) -> Path:
+def state_folder(output: str | None) -> Path | None:
     """Return the folder of the state from which a run with this `output` can be resumed."""
-    return Path(f"{output}.stream")
+    return outputs.beside(output, ".stream")
 
 
 def _samples(args: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plop_ext.errors import InputError
-from plop_ext.files import read_json, write_text_atomic
+from plop_ext.files import read_json, write_json
 from plop_ext.finetuning.finetune import finite_or_none
 
 FORMAT = "plop_ext.comparison"
@@ -113,9 +112,17 @@ class Comparison:
             {"format": FORMAT, "version": FORMAT_VERSION, "mismatch": self.mismatch, **vars(self), "rows": rows}
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON to `path` atomically."""
-        write_text_atomic(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the comparison as JSON to `path` atomically.
+
+        Args:
+            path: File to write. A symbolic link is followed; a device or a pipe is written to.
+            overwrite: Replace any file. By default only an earlier file of the same kind is replaced.
+
+        Raises:
+            InputError: If `path` cannot be written, or is a file of another kind and `overwrite` is false.
+        """
+        write_json(path, self.to_dict(), overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:

@@ -8,13 +8,16 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.arguments import check_seed, check_whole
 from plop_ext.data import Encoded
 from plop_ext.errors import InputError
+from plop_ext.files import check_new_folder, save_or_rescue
 from plop_ext.finetuning.evaluation import held_out_loss, learnable
-from plop_ext.finetuning.training import OnStep, free_folder, save_adapter, train_adapter
+from plop_ext.finetuning.training import OnStep, save_adapter, train_adapter
 from plop_ext.preserve import Snapshot, random_state
 from plop_ext.progress import progress_bar
 
@@ -123,8 +126,9 @@ def finetune(
         lr_scheduler: Schedule after the warm-up: `"cosine"`, `"linear"`, `"constant"` (which has no warm-up) or
             `"constant_with_warmup"`.
         seed: Seed of the adapter's initial weights, the order of the samples and the dropout.
-        output_dir: Folder to write the adapter to, new or empty, in PEFT's format. It is written atomically, and not
-            after a run that diverged. Default none.
+        output_dir: Folder to write the adapter to, new or empty, in PEFT's format. It is written atomically,
+            and not after a run that diverged. If the folder cannot be written after the training, the adapter is
+            saved elsewhere, and the error says where. Default none.
         keep: Return the model with the adapter in `FinetuneResult.model`. Then `model` is not restored, because the
             returned model contains it.
         progress: Show progress bars.
@@ -154,7 +158,8 @@ def finetune(
     if lr_scheduler not in SCHEDULERS:
         raise InputError(f"`lr_scheduler` must be one of {', '.join(SCHEDULERS)}, got {lr_scheduler!r}")
     train, eval = learnable(train, "train"), learnable(eval, "eval")
-    destination = free_folder(output_dir)
+    if output_dir is not None:
+        check_new_folder(output_dir, "output_dir")
     pad_token_id = _pad_token_id(tokenizer)
 
     from peft import get_peft_model
@@ -194,10 +199,10 @@ def finetune(
                     "%s diverged at learning rate %g%s",
                     placement.label,
                     learning_rate,
-                    "; no adapter is written" if destination else "",
+                    "; no adapter is written" if output_dir else "",
                 )
-            elif destination is not None:
-                save_adapter(adapted, destination)
+            elif output_dir is not None:
+                save_or_rescue(partial(save_adapter, adapted), output_dir)
             kept = keep
             return FinetuneResult(
                 loss_before=before,
@@ -210,7 +215,7 @@ def finetune(
                 seconds=run.seconds,
                 history=run.history,
                 diverged=diverged,
-                output_dir=str(destination) if destination is not None and not diverged else None,
+                output_dir=str(Path(output_dir).expanduser()) if output_dir is not None and not diverged else None,
                 model=adapted.eval() if keep else None,
             )
         finally:

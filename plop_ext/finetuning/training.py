@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from plop_ext.data import Encoded
 from plop_ext.data.batching import pad
-from plop_ext.errors import InputError
-from plop_ext.files import share
+from plop_ext.errors import OutputError, first_line
+from plop_ext.files import atomic_folder
 
 OnStep = Callable[[int, "float | None"], None]
 
@@ -94,35 +92,20 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(device))
 
 
-def free_folder(path: str | os.PathLike[str] | None) -> Path | None:
-    """Check that a folder can be written to `path`, without creating it.
+def save_adapter(adapted: Any, path: str | os.PathLike[str]) -> None:
+    """Write an adapter to `path`, a new or empty folder, atomically.
 
     Raises:
-        InputError: If `path` is a file or a folder with something in it, or its parent cannot be written.
+        OutputError: If the folder is in use or cannot be written.
     """
-    if path is None:
-        return None
-    folder = Path(path).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"`output_dir` {folder} is a file; name a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"`output_dir` {folder} is not empty; name a new folder, or remove this one")
-    if not os.access(folder.parent, os.W_OK | os.X_OK):
-        raise InputError(f"`output_dir` {folder}: its parent is no writable folder; create it, or name another")
-    return folder
+    from safetensors import SafetensorError
 
-
-def save_adapter(adapted: Any, folder: Path) -> None:
-    """Write an adapter atomically to `folder`, which is new or empty."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        # The default "auto" makes PEFT ask the hub whether the vocabulary was resized.
-        adapted.save_pretrained(scratch, save_embedding_layers=False)
-        for path in (scratch, *scratch.rglob("*")):
-            share(path)  # mkdtemp makes the folder private, safetensors the weights
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with atomic_folder(path) as scratch:
+            # The default "auto" makes PEFT ask the hub whether the vocabulary was resized.
+            adapted.save_pretrained(scratch, save_embedding_layers=False)
+    except SafetensorError as error:  # in which the library wraps what the system refused
+        raise OutputError(f"cannot write `{path}`: {first_line(error)}; free some space") from error
 
 
 def _observer(on_step: OnStep | None) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from plop_ext.errors import InputError
-from plop_ext.files import read_json, write_text_atomic
+from plop_ext.files import read_json, write_json
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.data import PlacementData
 from plop_ext.placement.fingerprint import Fingerprint
@@ -21,10 +20,10 @@ FORMAT_VERSION = 2
 PlacementT = TypeVar("PlacementT", bound=PlacementData)
 
 
-def write(placement: PlacementData, path: str | os.PathLike[str]) -> None:
-    """Write JSON to `path` atomically."""
+def write(placement: PlacementData, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Write JSON to `path`; see `Placement.save`."""
     content = {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(placement)}
-    write_text_atomic(path, json.dumps(content, indent=1) + "\n")
+    write_json(path, content, overwrite)
 
 
 def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:

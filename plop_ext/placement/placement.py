@@ -123,9 +123,17 @@ class Placement(PlacementData):
 
         check_same_model(model, self.lora_targets, self.fingerprints)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON to `path` atomically."""
-        file.write(self, path)
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the placement as JSON to `path` atomically.
+
+        Args:
+            path: File to write. A symbolic link is followed; a device or a pipe is written to.
+            overwrite: Replace any file. By default only an earlier file of the same kind is replaced.
+
+        Raises:
+            InputError: If `path` cannot be written, or is a file of another kind and `overwrite` is false.
+        """
+        file.write(self, path, overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Placement:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from plop_ext.scores import Scores
 
 _TEMPLATE = "report.html.j2"
+_SUFFIXES = (".png", ".svg")
 CAPTIONS = {
     "heatmap": "NFN by type and layer. Grey: NFN 1, the response to random inputs; red: above 1; blue: below 1.",
     "intervals": "The uncertainty of each type's NFN. Layers differ by much more than the uncertainty over the data. "
@@ -49,6 +50,11 @@ def make_figures(scores: Scores, chosen: Sequence[str], comparison: Against | No
     return found
 
 
+def figure_files() -> list[str]:
+    """Return the names of all files that `save_figures` may write."""
+    return [f"{name}{suffix}" for name in CAPTIONS for suffix in _SUFFIXES]
+
+
 def save_figures(found: Mapping[str, Figure], folder: str | os.PathLike[str]) -> list[Path]:
     """Write each figure as PNG and as SVG; returns the files."""
     import matplotlib
@@ -56,7 +62,7 @@ def save_figures(found: Mapping[str, Figure], folder: str | os.PathLike[str]) ->
     paths = []
     with matplotlib.rc_context(figures.style()):
         for name, figure in found.items():
-            for suffix in (".png", ".svg"):
+            for suffix in _SUFFIXES:
                 paths.append(Path(folder) / f"{name}{suffix}")
                 plots.save(figure, paths[-1])
     return paths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-from plop_ext.files import read_json, write_text_atomic
+from plop_ext.files import read_json, write_json
 from plop_ext.lora_target import LoraTarget
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.totals import TOTALS_FIELDS, Totals
@@ -26,8 +25,8 @@ _STOP = {"available", "stability", "settled", "settled_at", "samples", "types", 
 ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
 
-def write(scores: ScoreData, path: str | os.PathLike[str]) -> None:
-    """Write JSON to `path` atomically."""
+def write(scores: ScoreData, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Write JSON to `path`; see `Scores.save`."""
     statistics = None if scores.paper_script else scores.statistics()
     modules = _with_totals(scores.modules, scores.totals)
     if statistics is not None and statistics.samples > 1:
@@ -49,7 +48,7 @@ def write(scores: ScoreData, path: str | os.PathLike[str]) -> None:
             "positions": scores.few_tokens.positions,
         },
     }
-    write_text_atomic(path, json.dumps(content, indent=1) + "\n")
+    write_json(path, content, overwrite)
 
 
 def _with_totals(modules: Sequence[ScoredModule], totals: Totals) -> list[dict[str, Any]]:

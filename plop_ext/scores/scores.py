@@ -101,9 +101,17 @@ class Scores(ScoreData):
         """
         return paper_script.metrics(self.modules, self.gain)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write totals, scores by type, statistics and provenance as JSON to `path`, atomically."""
-        file.write(self, path)
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write totals, scores by type, statistics and provenance as JSON to `path` atomically.
+
+        Args:
+            path: File to write. A symbolic link is followed; a device or a pipe is written to.
+            overwrite: Replace any file. By default only an earlier file of the same kind is replaced.
+
+        Raises:
+            InputError: If `path` cannot be written, or is a file of another kind and `overwrite` is false.
+        """
+        file.write(self, path, overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:

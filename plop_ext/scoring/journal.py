@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from plop_ext.errors import InputError
+from plop_ext.files import writing
 from plop_ext.totals import Totals
 
 FORMAT = "plop_ext.journal"
@@ -62,19 +63,9 @@ class Journal:
         self._header = {"format": FORMAT, "version": FORMAT_VERSION, "run": dict(run), "baseline": self._baseline}
         self._file: BinaryIO | None = None
         self.records: list[Record] = []
-        if self._path.exists():
-            if not resume:
-                raise InputError(
-                    f"`{path}` belongs to an interrupted run; continue it with `resume` (plop score --resume), or "
-                    "delete it"
-                )
-            end = self._read()
-            if end:
-                self._file = self._path.open("r+b")
-                self._file.truncate(end)
-                self._file.seek(end)
-            else:  # killed while the header was written
-                self._path.unlink()
+        with writing(path):
+            if self._path.exists():
+                self._continue(resume)
         self._known = {sample: record for record in self.records for sample in record.ids}
 
     def __enter__(self) -> Journal:
@@ -84,7 +75,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with writing(self._path):  # what a full disk refused before is tried again
+                self._file.close()
 
     def find(self, ids: Sequence[int], digest: str) -> Record | None:
         """Return the record of a batch, or None if none of its samples was scored.
@@ -110,7 +102,8 @@ class Journal:
     def append(self, record: Record) -> None:
         """Add a batch."""
         if self._file is None:
-            self._file = self._path.open("xb")
+            with writing(self._path):
+                self._file = self._path.open("xb")
             self._write(self._header)
         data = record.totals.values.tobytes()
         self._write(
@@ -128,10 +121,26 @@ class Journal:
         """Remove the file, once the result is saved."""
         self._path.unlink(missing_ok=True)
 
+    def _continue(self, resume: bool) -> None:
+        """Load the records of the existing file, and open it at their end."""
+        if not resume:
+            raise InputError(
+                f"`{self._path}` belongs to an interrupted run; continue it with `resume` (plop score --resume), or "
+                "delete it"
+            )
+        end = self._read()
+        if end:
+            self._file = self._path.open("r+b")
+            self._file.truncate(end)
+            self._file.seek(end)
+        else:  # killed while the header was written
+            self._path.unlink()
+
     def _write(self, content: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(content).encode() + b"\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(content).encode() + b"\n")
+            self._file.flush()
 
     def _read(self) -> int:
         """Load the complete records; return the offset at which they end, or 0 without a complete header."""

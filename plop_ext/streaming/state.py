@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from plop_ext.errors import InputError
-from plop_ext.files import read_json, write_text_atomic
-from plop_ext.streaming.store import load_tensors, save_tensors
+from plop_ext.files import make_folder, read_json, write_text_atomic
+from plop_ext.streaming.store import load_tensors, save_object, save_tensors
 
 FORMAT = "plop_ext.streaming"
 VERSION = 1
@@ -78,10 +78,10 @@ class State:
     ) -> None:
         """Write the tensors and shared objects that batch number `batch` passes from `block` to the next block."""
         folder = self.folder / f"hidden-{block}"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         save_tensors(folder / f"{batch}.pt", tensors)
         if shared:
-            torch.save([dict(item) for item in shared], folder / f"{batch}-shared.pt")
+            save_object(folder / f"{batch}-shared.pt", [dict(item) for item in shared])
 
     def load_hidden(self, block: int, batch: int, device: torch.device) -> tuple[list[Tensor], list[dict[Any, Any]]]:
         """Read the tensors and shared objects that `save_hidden` wrote."""
@@ -94,7 +94,7 @@ class State:
 
     def finish(self, block: int, result: dict[str, Any]) -> None:
         """Record `block` as finished, after its hidden states were written."""
-        torch.save(result, self.folder / f"result-{block}.pt")
+        save_object(self.folder / f"result-{block}.pt", result)
         self._declare(block + 1)
         shutil.rmtree(self.folder / f"hidden-{block - 1}", ignore_errors=True)
 

@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plop_ext.collecting.transfer import to_device
+from plop_ext.files import writing
 from plop_ext.streaming.weights import tensor_bytes
 
 DEVICE, RAM, DISK = "device", "RAM", "disk"
@@ -91,7 +93,22 @@ class Store:
 def save_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
     """Write `tensors` to `path`."""
     # Saving a view would write its whole storage.
-    torch.save([tensor.to("cpu").clone(memory_format=torch.contiguous_format) for tensor in tensors], path)
+    save_object(path, [tensor.to("cpu").clone(memory_format=torch.contiguous_format) for tensor in tensors])
+
+
+def save_object(path: Path, content: Any) -> None:
+    """Write what `torch.save` can to `path`.
+
+    Raises:
+        OutputError: If the system refuses, for instance because the disk is full.
+    """
+    with writing(path), path.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # in which torch wraps what the system refused
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_tensors(path: Path, device: torch.device) -> list[Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -164,15 +166,14 @@ def test_a_bad_output_is_noticed_before_the_model_is_loaded(
 
 
 def no_space(*_: object, **__: object) -> None:
-    raise OSError("no space left")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_scores_are_saved_before_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plop_ext.report.plots.heatmap", no_space)
     scores = tmp_path / "s.json"
     arguments = ["score", "plop-tiny", "arithmetic", "--quiet", "--device", "cpu", "--samples", "8", "-o", str(scores)]
-    with pytest.raises(OSError, match="no space"):
-        main([*arguments, "--heatmap", str(tmp_path / "h.png")])
+    assert main([*arguments, "--heatmap", str(tmp_path / "h.png")]) == 2
     Scores.load(scores)
 
 
@@ -184,8 +185,7 @@ def test_comparisons_are_saved_before_they_are_drawn(
     comparison, common = tmp_path / "c.json", ["--quiet", "--device", "cpu"]
     budget = ["--steps", "1", "--batch-size", "1", "--eval-samples", "2", "--seeds", "1", "--rates", "1e-3"]
     arguments = ["compare", "plop-tiny", "arithmetic", "--scores", str(scores_file), *common, *budget]
-    with pytest.raises(OSError, match="no space"):
-        main([*arguments, "-o", str(comparison), "--plot", str(tmp_path / "c.png")])
+    assert main([*arguments, "-o", str(comparison), "--plot", str(tmp_path / "c.png")]) == 2
     assert comparison.is_file()
 
 

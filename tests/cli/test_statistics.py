@@ -96,7 +96,7 @@ def test_place_within_budgets(saved: str, tmp_path: Path, capsys: pytest.Capture
     assert main(["place", saved, "--max-params", "0.2", "-o", str(output)]) == 0
     assert Placement.load(output).num_parameters() <= 200_000
     budget = ["--max-memory", "40MiB", "--batch-size", "1", "--seq", "128", "--ranks", "inverse-nfn"]
-    assert main(["place", saved, *budget, "-o", str(output)]) == 0
+    assert main(["place", saved, *budget, "-o", str(output), "--force"]) == 0
     placement = Placement.load(output)
     assert placement.cost("float32", 1, 128).total_bytes <= 40 * 2**20 and placement.ranks
     assert "trainable parameters at ranks" in capsys.readouterr().out

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from plop_ext.data import Encoded, counted_tokens, encode, load_rows
-from plop_ext.errors import InputError
+from plop_ext.errors import InputError, OutputError
 from plop_ext.finetuning.evaluation import held_out_loss, learnable
 from plop_ext.finetuning.finetune import FinetuneResult, _diverged, finetune
 from plop_ext.placement import exports
@@ -350,7 +350,7 @@ class TestRefusals:
         for name, match in {
             "full": "`output_dir` .*full is not empty; name a new folder",
             "full/mine": "`output_dir` .*mine is a file; name a new folder",
-            "no/way": "`output_dir` .*way: its parent is no writable folder; create it",
+            "no/way": "cannot write .*way`: No such file or directory; name a writable folder that exists",
         }.items():
             with pytest.raises(InputError, match=match):
                 finetune(model, TOKENIZER, train, held_out, placement(model), output_dir=tmp_path / name, **QUICK)
@@ -369,6 +369,6 @@ class TestRefusals:
 
         monkeypatch.setattr(PeftModel, "save_pretrained", fail)
         model = tiny_llama()
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(OutputError, match="disk full"):
             finetune(model, TOKENIZER, train, held_out, placement(model), output_dir=tmp_path / "out", **QUICK)
         assert not list(tmp_path.iterdir())

@@ -246,7 +246,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["score", "plop-tiny", "arithmetic", "--quiet", "--device", "cpu", "--samples", "24", "-o", str(output)]
     kept: list[bytes] = []
 
-    def keep(self: Scores, path: Path) -> None:
+    def keep(self: Scores, path: Path, overwrite: bool) -> None:
         kept.append(partial.read_bytes())
         raise KeyboardInterrupt
 

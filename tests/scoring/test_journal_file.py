@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from plop_ext.errors import InputError
+from plop_ext.errors import InputError, OutputError
 from plop_ext.scoring.journal import Journal, Record
 from tests.support.totals import make_totals
 
@@ -92,7 +92,7 @@ def test_a_file_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path) -> No
     path = tmp_path / "run.partial"
     with opened(path) as journal:
         path.write_text("of another process")
-        with pytest.raises(FileExistsError):
+        with pytest.raises(OutputError, match="another process writes it"):
             journal.append(FIRST)
     assert path.read_text() == "of another process"
 

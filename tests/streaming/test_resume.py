@@ -24,7 +24,7 @@ from tests.support.tiny_models import gemma3, llama, token_batch
 BATCHES = [token_batch([30, 12]), token_batch([17], seed=1)]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """What a test stops a run with."""
 
 
