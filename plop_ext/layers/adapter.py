@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext import ops
+from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.parametrized import changed_by_peft
 from plop_ext.layers.split import Split
 
@@ -69,6 +70,10 @@ class LayerAdapter:
     def features(self, module: nn.Module) -> tuple[int, int]:
         """Return (in_features, out_features): K and M of the weight W, which is [M, K]."""
         raise NotImplementedError
+
+    def blocks(self, module: nn.Module) -> int:
+        """Return the number of equal blocks if W is block-diagonal; its rows then hold K / blocks values."""
+        return 1
 
     def weight_rows(self, module: nn.Module) -> Tensor:
         """Return W as a view [M, K], not a copy: float32, float64, float16 or bfloat16, with any strides."""
@@ -148,6 +153,34 @@ class LayerAdapter:
             return rows.sum(dtype=torch.float64).reshape(1)
         parts = range(len(split.names))
         return torch.stack([split.select(rows, index).sum(dtype=torch.float64) for index in parts])
+
+    def part_grams(self, module: nn.Module, split: Split | None) -> list[Tensor | None]:
+        """Return the Gram matrix of each narrow part, one per block of W, and None for the other parts.
+
+        Returns:
+            For each part [blocks, n, n] float64 on the weight's device: W W^T or W^T W, whichever is smaller.
+        """
+        parts, blocks = self.parts(module, split), self.blocks(module)
+        return [
+            grams(self._part_rows(module, split, index).unflatten(0, (blocks, -1)))
+            if is_narrow(part.in_features, part.out_features)
+            else None
+            for index, part in enumerate(parts)
+        ]
+
+    def _part_rows(self, module: nn.Module, split: Split | None, part: int) -> Tensor:
+        """Return the rows of one narrow part."""
+        chunks = self.weight_chunks(module)
+        if split is None:
+            rows = list(chunks)
+            return rows[0] if len(rows) == 1 else torch.cat(rows)
+        wanted = split.select(torch.arange(self.features(module)[1]), part).flatten()
+        rows, start = [], 0
+        for chunk in chunks:
+            stop = start + len(chunk)
+            rows.append(chunk[(wanted[(wanted >= start) & (wanted < stop)] - start).to(chunk.device)])
+            start = stop
+        return torch.cat(rows)
 
 
 _ADAPTERS: list[LayerAdapter] = []

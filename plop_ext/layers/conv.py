@@ -35,6 +35,9 @@ class ConvAdapter(LayerAdapter):
         conv = cast(nn.Conv2d, module)
         return conv.in_channels * conv.weight[0, 0].numel(), conv.out_channels
 
+    def blocks(self, module: nn.Module) -> int:
+        return cast(nn.Conv2d, module).groups
+
     def weight_rows(self, module: nn.Module) -> Tensor:
         return cast(nn.Conv2d, module).weight.flatten(1)
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, register_adapter
+from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.linear import check_in_place
 from plop_ext.layers.split import Split
 
@@ -112,6 +113,17 @@ class ExpertsAdapter(LayerAdapter):
                 out = projection.split.select(out, projection.index).flatten(1)
             sums.append(out.sum(dim=1, dtype=torch.float64))
         return torch.cat(sums)
+
+    def part_grams(self, module: nn.Module, split: Split | None) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for projection in self.projections(module):
+            weight = getattr(module, projection.parameter)
+            transposed = weight if getattr(module, "is_transposed", False) else weight.mT  # [E, K, M]
+            if projection.split is not None:
+                transposed = _flat(projection.split.select(transposed, projection.index))
+            narrow = is_narrow(*transposed.shape[1:])
+            found += [*grams(transposed).unsqueeze(1)] if narrow else [None] * len(transposed)
+        return found
 
     def probe_part(self, module: nn.Module, part: int, z: Tensor) -> Tensor:
         """Return W z of one expert's projection: [P, K] to [P, M]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,24 +39,30 @@ class OpaqueAdapter(LayerAdapter):
         return layer.in_features, layer.out_features
 
     def weight_sumsq(self, module: nn.Module) -> Tensor:
-        in_features, out_features = self.features(module)
+        sums = [columns.square().sum(dim=0, dtype=torch.float64) for columns in self._column_chunks(module)]
+        return torch.stack(sums).sum(dim=0)
+
+    def weight_chunks(self, module: nn.Module) -> Iterable[Tensor]:
+        """Yield W at once, as only the forward gives it: needed for narrow weights."""
+        yield torch.cat(list(self._column_chunks(module))).T
+
+    def _column_chunks(self, module: nn.Module) -> Iterator[Tensor]:
+        """Yield the columns of W in order, as chunks [*, M]."""
+        in_features = self.features(module)[0]
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         dtype = self.dtype(module)
         with torch.no_grad():
-            zero = self.probe(module, torch.zeros(1, in_features, dtype=dtype, device=device))
+            zero = self.probe(module, torch.zeros(1, in_features, dtype=dtype, device=device)).float()
             self._check_linear(module, zero, device)
-            totals = torch.zeros(out_features, dtype=torch.float64, device=device)
             for start in range(0, in_features, _IDENTITY_ROWS):
                 stop = min(start + _IDENTITY_ROWS, in_features)
                 rows = torch.zeros(stop - start, in_features, dtype=dtype, device=device)
                 rows[torch.arange(stop - start), torch.arange(start, stop)] = 1
-                columns = self.probe(module, rows).float() - zero.float()
-                totals += columns.square().sum(dim=0, dtype=torch.float64)
-        return totals
+                yield self.probe(module, rows).float() - zero
 
     def _check_linear(self, module: nn.Module, zero: Tensor, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         a, b = torch.randn(2, 1, self.features(module)[0], generator=generator).to(device, self.dtype(module))
-        w_a, w_b, w_sum = (self.probe(module, z).float() - zero.float() for z in (a, b, a + b))
+        w_a, w_b, w_sum = (self.probe(module, z).float() - zero for z in (a, b, a + b))
         if not (w_sum - w_a - w_b).norm() <= _LINEAR_TOLERANCE * w_sum.norm():
             raise Unsupported("its forward is not linear")

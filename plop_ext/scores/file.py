@@ -18,7 +18,7 @@ from plop_ext.totals import TOTALS_FIELDS, Totals
 from plop_ext.unscored import UnscoredModule
 
 FORMAT = "plop_ext.scores"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # The fields of the stop rule's report that reports read.
 _STOP = {"available", "stability", "settled", "settled_at", "samples", "types", "modules"}
 

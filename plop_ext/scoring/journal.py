@@ -19,7 +19,7 @@ from plop_ext.files import writing
 from plop_ext.totals import Totals
 
 FORMAT = "plop_ext.journal"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Devices and kernels differ by rounding errors; checkpoints differ by far more.
 _BASELINE_TOLERANCE = 1e-4
 
@@ -152,8 +152,12 @@ class Journal:
             return 0
         try:
             header = json.loads(whole[0])
-            if header["format"] != FORMAT or header["version"] != FORMAT_VERSION:
+            if header["format"] != FORMAT:
                 raise ValueError
+            if header["version"] != FORMAT_VERSION:
+                raise InputError(
+                    f"`{self._path}` was written by another version of plop_ext; delete it and score anew"
+                )
             records = [_decode(json.loads(line)) for line in whole[1:]]
             self._check(header)
         except InputError:

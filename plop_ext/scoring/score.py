@@ -83,8 +83,9 @@ def score(
         mask: Tokens that count. `"attention"`: those with `attention_mask` 1, or all tokens if there is no
             `attention_mask`; `"completion"`: of these, tokens whose `labels` are not -100; `"all"`: all tokens,
             including padding.
-        baseline: Gain on random inputs. `"frobenius"`: ||W||_F / sqrt(K), from the weight, without a forward;
-            `"probe"`: measured on random inputs, as in the paper.
+        baseline: Gain on random inputs. `"frobenius"`: ||W||_F / sqrt(K), from the weight, without a forward, and for
+            matrices with at most 128 outputs or inputs the exact mean; `"probe"`: measured on random inputs, as in the
+            paper.
         probes: Number of random inputs per module for `"probe"`.
         include: Names, or ends of names from a dot on; only the modules with such a name are scored. Default: all
             modules inside repeated blocks.

@@ -39,7 +39,7 @@ def find_signal(table: GainTable, seed: int = 0) -> Signal:
     There is no signal if every type's NFN is 1 within its interval (95 % for all types together). The interval
     combines the scatter over samples with the scatter that random weights have on any input. For W independent of z,
     \(\lVert W z \rVert^2 / \lVert z \rVert^2\) is \(\lVert W \rVert_F^2 / K\) times a mean of M squares, so the NFN of
-    one module has a standard deviation of at most \(1 / \sqrt{2 M}\).
+    one module has a standard deviation of at most \(1 / \sqrt{2 M - 1}\).
 
     There is no signal either if random halves of the data disagree: the orders of types have a mean tau below 0.5, and
     for no k are the k lowest types the same in 95 % of the splits.
@@ -75,5 +75,5 @@ def random_half_widths(table: GainTable, seed: int = 0) -> Floats:
     z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / n_types)
     by_data = types_over_samples(table, seed=seed).var(axis=0) if table.samples > 1 else np.zeros(n_types)
     modules = np.bincount(table.type_index)
-    by_weights = np.bincount(table.type_index, weights=1 / (2 * table.out_features)) / modules**2
+    by_weights = np.bincount(table.type_index, weights=1 / (2 * table.out_features - 1)) / modules**2
     return z * np.sqrt(by_data + by_weights)

@@ -16,7 +16,7 @@ from plop_ext.files import make_folder, read_json, write_text_atomic
 from plop_ext.streaming.store import load_tensors, save_object, save_tensors
 
 FORMAT = "plop_ext.streaming"
-VERSION = 1
+VERSION = 2
 _FILE = "state.json"
 
 

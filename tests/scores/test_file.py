@@ -107,7 +107,7 @@ def test_the_file_holds_the_totals_and_what_follows_from_them(tmp_path: Path) ->
         *("format", "version", "provenance", "types", "statistics"),
         *("samples", "modules", "unscored", "few_tokens"),
     ]
-    assert content["format"] == "plop_ext.scores" and content["version"] == 3
+    assert content["format"] == "plop_ext.scores" and content["version"] == 4
     assert content["provenance"] == scores.provenance
     assert [score["type"] for score in content["types"]] == ["up_proj", "q_proj"]
     assert content["types"][1] == {
@@ -134,7 +134,7 @@ def test_the_file_holds_the_totals_and_what_follows_from_them(tmp_path: Path) ->
     assert few["positions"] == [0, 2] and [entry["name"][-1] for entry in few["modules"]] == ["0", "1"]
     assert few["modules"][0]["totals"]["tokens"] == [2.0, 1.0] and "nfn_interval" not in few["modules"][0]
     text = (tmp_path / "scores.json").read_text()
-    assert text.startswith('{\n "format": "plop_ext.scores",\n "version": 3,\n') and text.endswith("\n}\n")
+    assert text.startswith('{\n "format": "plop_ext.scores",\n "version": 4,\n') and text.endswith("\n}\n")
 
 
 def test_one_sample_has_no_intervals_and_the_published_script_no_statistics(tmp_path: Path) -> None:
@@ -342,8 +342,8 @@ def test_whole_numbers_are_read_as_sums(tmp_path: Path) -> None:
         ('{"a": 1}', "is not a plop_ext.scores file but another JSON file"),
         ('{"format": "plop_ext.placement", "version": 1}', "is not a plop_ext.scores file but plop_ext.placement"),
         (
-            '{"format": "plop_ext.scores", "version": 99}',
-            "has version 99 of plop_ext.scores, this plop_ext reads version 3; write it again with `plop score`$",
+            '{"format": "plop_ext.scores", "version": 3}',
+            "has version 3 of plop_ext.scores, this plop_ext reads version 4; write it again with `plop score`$",
         ),
         ('{"format": "plop_ext.scores"}', "has version None of plop_ext.scores"),
     ],

@@ -248,7 +248,7 @@ def test_per_sample_spread_is_the_one_over_tokens() -> None:
     x = torch.randn(3, 20, 8)
     found = score(model, [x], max_samples=None, progress=False).per_sample()
     weight = linear[0].weight.detach()
-    gains = (x @ weight.T).norm(dim=-1) / x.norm(dim=-1) / (weight.norm() / 8**0.5)
+    gains = (x @ weight.T).norm(dim=-1) / x.norm(dim=-1) / reference.mean_gain(weight)
     np.testing.assert_allclose(found.nfn[0], gains.mean(dim=1), rtol=1e-5)
     np.testing.assert_allclose(found.nfn_std[0], gains.std(dim=1, correction=0), rtol=1e-4)
 

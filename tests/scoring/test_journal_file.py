@@ -55,7 +55,7 @@ def test_the_lines(path: Path) -> None:
     header, first, second, rest = path.read_bytes().split(b"\n")
     assert json.loads(header) == {
         "format": "plop_ext.journal",
-        "version": 2,
+        "version": 3,
         "run": {**RUN, "types": [1, 2]},
         "baseline": [1.0, pytest.approx(math.nan, nan_ok=True)],
     }
@@ -219,8 +219,6 @@ DAMAGED = "`FILE` is no journal of a scoring run, or damaged; delete it"
     "change",
     [
         {"format": "other"},
-        {"version": 1},
-        {"version": 3},
         {"format": None},
     ],
     ids=str,
@@ -229,6 +227,13 @@ def test_a_header_of_another_kind(path: Path, change: dict[str, Any]) -> None:
     header, *lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([json.dumps({**json.loads(header), **change}).encode(), *lines]))
     assert refusal(path) == DAMAGED
+
+
+@pytest.mark.parametrize("version", [2, 4, None])
+def test_a_journal_of_another_version(path: Path, version: int | None) -> None:
+    header, *lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([json.dumps({**json.loads(header), "version": version}).encode(), *lines]))
+    assert refusal(path) == "`FILE` was written by another version of plop_ext; delete it and score anew"
 
 
 @pytest.mark.parametrize("field", ["ids", "digest", "shape", "crc", "totals", "unassigned"])

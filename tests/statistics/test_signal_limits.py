@@ -23,12 +23,12 @@ def of_nfn(values: list[list[float]], out_features: list[float], types: str) -> 
 
 
 def test_the_half_width_of_one_sample_is_what_random_weights_scatter() -> None:
-    source = of_nfn([[0.5], [0.6], [2.0]], [8, 32, 128], "aab")
-    # 97.5 % of two types: 98.75 %. Variances are 1 / (2 M), and a mean of two has half the mean variance.
+    source = of_nfn([[0.5], [0.6], [2.0]], [8.5, 32.5, 128.5], "aab")
+    # 97.5 % of two types: 98.75 %. Variances are 1 / (2 M - 1), and a mean of two has half the mean variance.
     z = 2.241402727604947
     expected = [z * math.sqrt((1 / 16 + 1 / 64) / 4), z * math.sqrt(1 / 256)]
     assert random_half_widths(source).tolist() == pytest.approx(expected, rel=1e-9)
-    one = of_nfn([[0.5]], [50], "a")
+    one = of_nfn([[0.5]], [50.5], "a")
     assert random_half_widths(one).tolist() == pytest.approx([1.959963984540054 / 10], rel=1e-9)
 
 
@@ -39,7 +39,7 @@ def test_the_scatter_over_samples_adds_to_it(seed: int) -> None:
     z = NormalDist().inv_cdf(1 - 0.05 / 2 / 5)
     for place, label in enumerate(source.types):
         rows = [source.out_features[module] for module in plain.members(source, label)]
-        by_weights = sum(1 / (2 * count) for count in rows) / len(rows) ** 2
+        by_weights = sum(1 / (2 * count - 1) for count in rows) / len(rows) ** 2
         expected = z * math.sqrt(np.var(over_samples[:, place]) + by_weights)
         assert random_half_widths(source, seed)[place] == pytest.approx(expected)
     np.testing.assert_array_equal(random_half_widths(source), random_half_widths(source, 0))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plop_ext import reference
 from plop_ext.score_data import ScoredModule
 from plop_ext.scores import Scores
 
@@ -63,8 +64,7 @@ def gains(weight: Tensor, z: Tensor) -> Tensor:
 
 
 def nfn_of(weight: Tensor, values: Tensor) -> float:
-    baseline = float(weight.square().sum().sqrt()) / weight.shape[1] ** 0.5
-    return float(values[values.isfinite()].mean()) / baseline
+    return float(values[values.isfinite()].mean()) / reference.frobenius_baseline(weight)
 
 
 def expert_matrices(module: nn.Module) -> dict[str, list[Tensor]]:
