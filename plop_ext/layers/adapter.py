@@ -14,6 +14,9 @@ from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.parametrized import changed_by_peft
 from plop_ext.layers.split import Split
 
+# Packages with linear layers that are no `nn.Linear`, which PEFT adapts by classes of its own.
+_QUANTIZED_BY = {"aqlm", "eetq", "gptqmodel", "hqq", "neural_compressor", "transformer_engine"}
+
 
 class Unsupported(Exception):
     """Raised by an adapter that matches a module which cannot be scored; the message gives the reason."""
@@ -135,6 +138,12 @@ class LayerAdapter:
     def lora_size(self, module: nn.Module) -> int:
         """Return the number of parameters that rank-1 LoRA adds."""
         return sum(self.features(module))
+
+    def against_lora(self, module: nn.Module) -> str:
+        """Return why PEFT cannot adapt the module; empty if it can."""
+        if isinstance(module, nn.Linear) or type(module).__module__.split(".", 1)[0] in _QUANTIZED_BY:
+            return ""
+        return f"PEFT does not support the class {type(module).__name__}"
 
     def parts(self, module: nn.Module, split: Split | None) -> tuple[Part, ...]:
         """Return the logical matrices of the module."""

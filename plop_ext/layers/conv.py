@@ -17,6 +17,7 @@ from plop_ext.layers.adapter import LayerAdapter, register_adapter
 from plop_ext.layers.linear import check_in_place
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @register_adapter
@@ -68,7 +69,18 @@ class ConvAdapter(LayerAdapter):
         patches = z.view(len(z), conv.in_channels, *conv.kernel_size)
         return _CONV[conv.weight.dim() - 2](patches, conv.weight, conv.bias, groups=conv.groups).flatten(1)
 
-    def lora_size(self, module: nn.Module) -> int:
-        """Return the parameters of rank-1 LoRA: A is a convolution to r channels, B a grouped one of kernel size 1."""
+    def against_lora(self, module: nn.Module) -> str:
+        """Return why PEFT cannot adapt the module.
+
+        PEFT makes A by the class of the module, from its channels, kernel size, stride and padding alone, and B with
+        its groups. The sum of such a B A is not block-diagonal, so that PEFT cannot merge it.
+        """
         conv = cast(nn.Conv2d, module)
-        return self.features(module)[0] + conv.out_channels // conv.groups
+        if conv.groups > 1:
+            return "PEFT cannot merge LoRA into a grouped convolution"
+        if any(step != 1 for step in conv.dilation) or conv.padding_mode != "zeros":
+            return "PEFT makes LoRA of a convolution without its dilation and padding mode"
+        kind, plain = type(conv), _PLAIN[conv.weight.dim() - 2]
+        if kind.forward is not plain.forward or kind.__init__ is not plain.__init__:
+            return f"PEFT makes LoRA of a convolution by its class, and {kind.__name__} has a forward of its own"
+        return ""

@@ -13,12 +13,12 @@ from plop_ext.errors import InputError
 # Each import registers adapters, in any order.
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
-from plop_ext.layers.experts import ExpertsAdapter, holds_stacked_experts
+from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
-from plop_ext.layers.targets import target_of
+from plop_ext.layers.targets import Adaptable, lora_targets
 from plop_ext.layers.walk import base_model, base_modules, plain_class
 from plop_ext.lora_target import LoraTarget
 from plop_ext.module_types import ModulePath, as_patterns, label_types, module_path, suffixes
@@ -165,8 +165,8 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
-    plain = base_model(model)
-    is_moe = any(holds_stacked_experts(module) for _, module in modules)
+    wanted = [Adaptable(found.path.name, found.module, found.adapter, found.index) for found in chosen]
+    targets = lora_targets(base_model(model), modules, wanted)
     layers = tuple(
         LinearLayer(
             candidate.name,
@@ -176,11 +176,11 @@ def discover(
             candidate.part.out_features,
             candidate.module,
             candidate.adapter,
-            target_of(plain, candidate.path.name, candidate.module, candidate.adapter, candidate.index, is_moe),
+            target,
             candidate.index,
             candidate.split,
         )
-        for candidate, label in zip(chosen, labels, strict=True)
+        for candidate, label, target in zip(chosen, labels, targets, strict=True)
     )
     return Discovery(layers, tuple(unscored))
 

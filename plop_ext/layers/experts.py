@@ -133,6 +133,9 @@ class ExpertsAdapter(LayerAdapter):
         y = functional.linear(z, weight.T if layer.is_transposed else weight)
         return y if projection.split is None else _flat(projection.split.select(y, projection.index))
 
+    def against_lora(self, module: nn.Module) -> str:
+        return ""
+
     def lora_sizes(self, module: nn.Module) -> dict[str, int]:
         """Return the parameters that rank-1 LoRA adds to each 3-D parameter; in PEFT every expert has its own."""
         sizes = {}

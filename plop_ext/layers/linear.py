@@ -83,6 +83,9 @@ class TransposedLinearAdapter(LayerAdapter):
     def weight_rows(self, module: nn.Module) -> Tensor:
         return cast(Tensor, module.weight).T
 
+    def against_lora(self, module: nn.Module) -> str:
+        return ""
+
 
 def is_plain_product(adapter: LayerAdapter) -> bool:
     """Return whether the adapter scores input and output unmodified, which only `LinearAdapter` guarantees."""

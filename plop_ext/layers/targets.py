@@ -1,49 +1,126 @@
-"""The target that PEFT adapts for a layer: a module or a parameter, if PEFT supports it."""
+"""The target that PEFT adapts for a layer: a module or a parameter, or the reason why PEFT cannot adapt it.
+
+A target is refused here, before it is placed, if PEFT would refuse it, adapt something else in its place, compute
+something else than the merged weight, or lose its values between saving and loading.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from plop_ext.layers.adapter import LayerAdapter
-from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.layers.experts import ExpertsAdapter, holds_stacked_experts
+from plop_ext.layers.reloading import lost_on_reload
+from plop_ext.layers.tied import tied_weights
 from plop_ext.lora_target import LoraTarget
 
 # On models with stacked experts PEFT turns entries of `target_modules` with these leaf names into all experts of all
 # layers (`peft.utils.transformers_weight_conversion`), also when an adapter is loaded. The weight itself, as a
 # 2-D `target_parameters` entry, is left alone.
 _REWRITTEN_LEAVES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+_REWRITTEN_FAMILIES = {"mixtral", "qwen2_moe"}
 # PEFT refuses these leaves on these models, whose fused kernels read the weight without calling the module.
 _REFUSING_MODELS = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
 _REFUSED_LEAVES = {"out_proj", "conv1d"}
 
 
-def target_of(
-    model: nn.Module, name: str, module: nn.Module, adapter: LayerAdapter, part: int, is_moe: bool
-) -> LoraTarget:
-    """Find the target that PEFT adapts for part `part` of module `name`.
+class Adaptable(NamedTuple):
+    """A matrix for which a target is wanted.
+
+    Attributes:
+        name: Full name of the module.
+        module: The module.
+        adapter: Adapter of the module.
+        part: Index of the matrix among the parts of the module.
+    """
+
+    name: str
+    module: nn.Module
+    adapter: LayerAdapter
+    part: int
+
+
+def lora_targets(
+    model: nn.Module, modules: Sequence[tuple[str, nn.Module]], layers: Sequence[Adaptable]
+) -> list[LoraTarget]:
+    """Find the target that PEFT adapts for each of the layers.
 
     Args:
         model: The model without adapters.
-        name: Full module name.
-        module: The module.
-        adapter: Adapter of the module.
-        part: Index of the part in the module.
-        is_moe: Whether the model has stacked experts.
+        modules: All its modules, by full name.
+        layers: The matrices for which targets are wanted.
     """
+    rewritten = _rewrites_leaves(model, modules)
+    against_all = _against_model(model)
+    tied = tied_weights(model, modules)
+    targets = []
+    for layer in layers:
+        target = _target(layer, rewritten)
+        reason = against_all or target.refused or layer.adapter.against_lora(layer.module)
+        reason = reason or _against_leaf(model, layer.name) or _against_tied(target, tied)
+        targets.append(replace(target, refused=reason))
+    lost = lost_on_reload(model, [target for target in targets if not target.refused])
+    return [_lost(target) if target.name in lost else target for target in targets]
+
+
+def _target(layer: Adaptable, rewritten: bool) -> LoraTarget:
+    """Return the module or parameter that holds the matrix."""
+    name, module, adapter, part = layer
     if isinstance(adapter, ExpertsAdapter):
         parameter = adapter.projections(module)[part // int(module.num_experts)].parameter  # type: ignore[arg-type]
         shape = tuple(getattr(module, parameter).shape)
         return LoraTarget(f"{name}.{parameter}", True, adapter.lora_sizes(module)[parameter], shape)
     target = LoraTarget(name, False, adapter.lora_size(module), adapter.features(module))
     leaf = name.rsplit(".", 1)[-1]
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if leaf in _REFUSED_LEAVES and model_type in _REFUSING_MODELS:
-        return replace(target, refused=f"PEFT refuses {leaf} on {model_type} models")
-    if not is_moe or leaf not in _REWRITTEN_LEAVES:
+    if not rewritten or leaf not in _REWRITTEN_LEAVES:
         return target
     if adapter.weights != "weight" or not isinstance(module, nn.Linear):
         refused = f"PEFT would turn {leaf} into the experts, and cannot adapt a quantized weight by itself"
         return replace(target, refused=refused)
     return LoraTarget(f"{name}.weight", True, target.size, tuple(module.weight.shape))
+
+
+def _rewrites_leaves(model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> bool:
+    """Return whether PEFT may rewrite leaves: by the type of the model, also if all its layers are dense."""
+    if any(holds_stacked_experts(module) for _, module in modules):
+        return True
+    families = getattr(sys.modules.get("transformers.conversion_mapping"), "_MODEL_TO_CONVERSION_PATTERN", {})
+    return families.get(_model_type(model)) in _REWRITTEN_FAMILIES
+
+
+def _against_model(model: Any) -> str:
+    """Return why PEFT cannot wrap the model at all: it asks for the embedding to which others may be tied."""
+    ties = isinstance(getattr(model, "_tied_weights_keys", None), dict)
+    if not ties or getattr(getattr(model, "config", None), "tie_word_embeddings", None) is False:
+        return ""
+    try:
+        model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return f"PEFT cannot wrap {type(model).__name__}, whose `get_input_embeddings` is not implemented"
+    return ""
+
+
+def _against_leaf(model: nn.Module, name: str) -> str:
+    leaf, model_type = name.rsplit(".", 1)[-1], _model_type(model)
+    refuses = leaf in _REFUSED_LEAVES and model_type in _REFUSING_MODELS
+    return f"PEFT refuses {leaf} on {model_type} models" if refuses else ""
+
+
+def _against_tied(target: LoraTarget, tied: dict[str, str]) -> str:
+    partner = tied.get(target.name if target.parameter else f"{target.name}.weight")
+    if partner is None:
+        return ""
+    return f"its weight is shared with `{partner}`, which would change when LoRA is merged; untie the two first"
+
+
+def _lost(target: LoraTarget) -> LoraTarget:
+    return replace(target, refused="PEFT saves its LoRA, but renames the values when it loads them, and loses them")
+
+
+def _model_type(model: Any) -> Any:
+    return getattr(getattr(model, "config", None), "model_type", None)
