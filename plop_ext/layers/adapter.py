@@ -13,6 +13,7 @@ from plop_ext import ops
 from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.parametrized import changed_by_peft
 from plop_ext.layers.split import Split
+from plop_ext.layers.walk import plain_class
 
 # Packages with linear layers that are no `nn.Linear`, which PEFT adapts by classes of its own.
 _QUANTIZED_BY = {"aqlm", "eetq", "gptqmodel", "hqq", "neural_compressor", "transformer_engine"}
@@ -141,9 +142,10 @@ class LayerAdapter:
 
     def against_lora(self, module: nn.Module) -> str:
         """Return why PEFT cannot adapt the module; empty if it can."""
-        if isinstance(module, nn.Linear) or type(module).__module__.split(".", 1)[0] in _QUANTIZED_BY:
+        kind = plain_class(module)
+        if isinstance(module, nn.Linear) or kind.__module__.split(".", 1)[0] in _QUANTIZED_BY:
             return ""
-        return f"PEFT does not support the class {type(module).__name__}"
+        return f"PEFT does not support the class {kind.__name__}"
 
     def parts(self, module: nn.Module, split: Split | None) -> tuple[Part, ...]:
         """Return the logical matrices of the module."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 from plop_ext import ops
 from plop_ext.layers.adapter import LayerAdapter, register_adapter
 from plop_ext.layers.linear import check_in_place
+from plop_ext.layers.walk import plain_class
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -80,7 +81,7 @@ class ConvAdapter(LayerAdapter):
             return "PEFT cannot merge LoRA into a grouped convolution"
         if any(step != 1 for step in conv.dilation) or conv.padding_mode != "zeros":
             return "PEFT makes LoRA of a convolution without its dilation and padding mode"
-        kind, plain = type(conv), _PLAIN[conv.weight.dim() - 2]
+        kind, plain = plain_class(conv), _PLAIN[conv.weight.dim() - 2]
         if kind.forward is not plain.forward or kind.__init__ is not plain.__init__:
             return f"PEFT makes LoRA of a convolution by its class, and {kind.__name__} has a forward of its own"
         return ""

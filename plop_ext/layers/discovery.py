@@ -165,8 +165,8 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
-    wanted = [Adaptable(found.path.name, found.module, found.adapter, found.index) for found in chosen]
-    targets = lora_targets(base_model(model), modules, wanted)
+    matrices = [Adaptable(found.path.name, found.module, found.adapter, found.index) for found in chosen]
+    targets = lora_targets(base_model(model), modules, matrices)
     layers = tuple(
         LinearLayer(
             candidate.name,

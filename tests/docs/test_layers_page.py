@@ -9,7 +9,7 @@ import pytest
 
 import plop_ext.layers.adapter as adapter_module
 from plop_ext.layers.packed_weights import _LAYOUTS
-from plop_ext.layers.targets import _REFUSED_LEAVES, _REFUSING_MODELS, _REWRITTEN_LEAVES
+from plop_ext.layers.targets import _REFUSED_LEAVES, _REFUSING_MODELS, _REWRITTEN_FAMILIES, _REWRITTEN_LEAVES
 from plop_ext.score_data.modules import MIN_EXPERT_TOKENS
 from tests.support.paths import ROOT
 
@@ -58,9 +58,8 @@ def test_every_packed_weight_is_in_the_table() -> None:
 def test_the_lists_of_names_are_those_of_the_code() -> None:
     sentence = re.search(r"entries of `target_modules` that end in (.*?) into all experts", TEXT, re.DOTALL)
     assert sentence and set(re.findall(r"`([^`]+)`", sentence.group(1))) == _REWRITTEN_LEAVES
-    (row,) = [row for row in rows("Where a layer sits") if "PEFT refuses" in row[1]]
-    assert set(re.findall(r"`([^`]+)`", row[0])) == _REFUSING_MODELS
-    assert set(re.findall(r"`([^`]+)`", row[1])) == _REFUSED_LEAVES
+    (row,) = [row for row in rows("What PEFT cannot adapt") if "`mamba`" in row[0]]
+    assert set(re.findall(r"`([^`]+)`", row[0])) == _REFUSING_MODELS | _REFUSED_LEAVES
     assert f"fewer than {MIN_EXPERT_TOKENS} tokens" in TEXT
 
 
@@ -69,6 +68,7 @@ def test_the_lists_agree_with_peft() -> None:
     conversion = pytest.importorskip("peft.utils.transformers_weight_conversion")
     rewritten = {old for mapping in conversion._MOE_TARGET_MODULE_MAPPING.values() for old in mapping}
     assert rewritten == _REWRITTEN_LEAVES
+    assert set(conversion._MOE_TARGET_MODULE_MAPPING) == _REWRITTEN_FAMILIES
 
 
 def test_the_example_runs(registry: None) -> None:
