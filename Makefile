@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py scripts/toolchain.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test slow-test lint wheel-test quantized-test trl-test resources mutants gpu-test gpu-sanitize gpu-bench gpu-profile clean
+.PHONY: setup demo test slow-test lint wheel-test page-test quantized-test trl-test resources mutants gpu-test gpu-sanitize gpu-bench gpu-profile clean
 
 setup: $(VENV)/.native
 
@@ -55,6 +55,10 @@ resources: setup
 # The sdist builds, and its wheel installs and scores in an empty environment.
 wheel-test: setup
 	BIN=$(BIN) TORCH='$(TORCH)' bash scripts/check_wheel.sh
+
+# The page of `plop report` in a browser: accessibility, width and size of text. Needs Node; installs Chromium on Debian.
+page-test: setup
+	BIN=$(BIN) bash scripts/check_page.sh
 
 # Tests of the quantization libraries, which this installs into .venv; without them `make test` skips those.
 quantized-test: setup

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.markdown import Result
 from benchmarks.overhead import BEST, OURS, PLAIN, PUBLISHED, USUAL
-from plop_ext.report import figures, plots
+from plop_ext.report import plots
+from plop_ext.report.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Beyond this a candidate is its figure at the edge: the others would all lie on one line.
 LIMIT = 1.6
-_COLORS = {PLAIN: figures.PLAIN, USUAL: figures.PALETTE[1], BEST: figures.PALETTE[1], OURS: figures.CHOSEN}
+_COLORS = {PLAIN: style.PLAIN, USUAL: style.PALETTE[1], BEST: style.PALETTE[1], OURS: style.CHOSEN}
 
 
 def figure(result: Result) -> Figure:
@@ -62,7 +63,7 @@ def _panel(axes: Axes, found: dict[str, dict[str, Any]], names: Sequence[str]) -
     if not found:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", fontsize=7, transform=axes.transAxes)
         return
-    axes.axvline(1.0, color=figures.GRID, linewidth=0.8)
+    axes.axvline(1.0, color=style.GRID, linewidth=0.8)
     for position, name in enumerate(names):
         if name not in found:
             continue
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     import matplotlib
 
-    with matplotlib.rc_context(figures.style()):
+    with matplotlib.rc_context(style.settings()):
         plots.save(figure(json.loads(args.result.read_text(encoding="utf-8"))), args.output)
 
 

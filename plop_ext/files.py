@@ -132,6 +132,8 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     """
     with writing(path):
         folder = resolve(path)
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"cannot write `{path}`: it is a file; name a folder")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

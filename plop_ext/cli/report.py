@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,23 +37,33 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from plop_ext.report import html, tables
+    from plop_ext.report import page, plots, tables
     from plop_ext.report.against import compare_scores
+    from plop_ext.report.figures import drawings
+    from plop_ext.report.recommendation import recommend
     from plop_ext.scores import Scores
 
     read = {"SCORES": args.scores, "--against": args.against}
     outputs.check(read, {"--output": args.output}, inside=_figures(args.figures), force=args.force)
     scores = Scores.load(args.scores)
-    placements = _placements(scores, args)
-    chosen = placements[0][0].types if placements else ()
-    comparison = None
-    if args.against is not None:
-        comparison = compare_scores(scores, Scores.load(args.against), len(chosen) or 3)
-    console.print(tables.scores_table(scores, chosen=chosen))
-    for line in [*tables.confidence_lines(scores), *tables.unscored_lines(scores)]:
+    other = None if args.against is None else Scores.load(args.against)
+    with options.status("computing how certain the ranking is", quiet=False):
+        placements = _placements(scores, args)
+        chosen = placements[0][0].types if placements else ()
+        statistics = None if scores.paper_script else scores.statistics(len(chosen) or None)
+        comparison = None if other is None else compare_scores(scores, other, len(chosen) or 3)
+    recommendation = recommend(scores, placements, statistics, path=args.scores)
+    console.print(recommendation.headline, style="bold", highlight=False)
+    for line in recommendation.lines:
         console.print(line, highlight=False)
+    for command in recommendation.commands:
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+    console.print(tables.scores_table(scores, chosen=chosen))
+    for line in [*tables.confidence_lines(scores, len(chosen) or None), *tables.unscored_lines(scores)]:
+        console.print(line, highlight=False)
+    step = args.batch_size, args.seq
     if placements:
-        console.print(tables.cost_table(placements, (args.batch_size, args.seq)))
+        console.print(tables.cost_table(placements, step))
     if comparison is not None:
         console.print(tables.against_table(comparison))
         for line in tables.against_lines(comparison):
@@ -60,15 +71,20 @@ def run(args: argparse.Namespace) -> None:
     if not (args.output or args.figures):
         return
     with options.status("drawing", quiet=False):
-        found = html.make_figures(scores, chosen, comparison)
+        found = drawings(scores, chosen, statistics, comparison)
         if args.figures:
-            html.save_figures(found, make_folder(args.figures))
+            plots.save_drawings(found, make_folder(args.figures))
         if args.output:
-            step = args.batch_size, args.seq
-
-            def write(path: Path) -> None:
-                html.write_report(path, scores, found, placements, step, comparison)
-
+            write = partial(
+                page.write_page,
+                scores=scores,
+                statistics=statistics,
+                recommendation=recommendation,
+                drawings=found,
+                placements=placements,
+                step=step,
+                comparison=comparison,
+            )
             save_or_rescue(write, args.output)
     if args.figures:
         console.print(f"figures: {args.figures}", highlight=False)
@@ -111,6 +127,6 @@ def _count(text: str | None) -> int | str | None:
 
 def _figures(folder: str | None) -> dict[str, str]:
     """Return the files of `--figures`, by a name for messages."""
-    from plop_ext.report import html
+    from plop_ext.report import plots
 
-    return {} if folder is None else {f"--figures {name}": str(Path(folder, name)) for name in html.figure_files()}
+    return {} if folder is None else {f"--figures {name}": str(Path(folder, name)) for name in plots.drawing_files()}

@@ -17,12 +17,14 @@ def layer_grid(scores: Scores, types: Sequence[str]) -> tuple[list[int | str], n
     layers: list[int | str] = list(indexed)
     if any(module.layer is None for module in scores.modules):
         layers.append("-")
-    place = {layer: row for row, layer in enumerate(layers)}
+    rows = {layer: row for row, layer in enumerate(layers)}
+    columns = {label: column for column, label in enumerate(types)}
     sums, counts = np.zeros((len(layers), len(types))), np.zeros((len(layers), len(types)))
-    for module, value in zip(scores.modules, scores.nfn, strict=True):
-        row = place["-" if module.layer is None else module.layer]
-        for column, label in enumerate(types):
-            if module.type == label or (scores.paper_script and label in module.name):
-                sums[row, column] += value
-                counts[row, column] += 1
+    for module, value in zip(scores.modules, scores.nfn.tolist(), strict=True):
+        # The published script groups by parts of names, so a module may be in several groups.
+        labels = [label for label in types if label in module.name] if scores.paper_script else [module.type]
+        for column in [columns[label] for label in labels if label in columns]:
+            place = rows["-" if module.layer is None else module.layer], column
+            sums[place] += value
+            counts[place] += 1
     return layers, np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)

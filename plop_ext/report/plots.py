@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+import textwrap
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,19 @@ import numpy as np
 
 from plop_ext.errors import InputError
 from plop_ext.files import atomic_path
-from plop_ext.report import figures
+from plop_ext.report.figures import NAMES, style
+from plop_ext.report.figures.heatmap import heatmap as heatmap_of
+from plop_ext.report.quietly import without_glyph_warnings
 
 if TYPE_CHECKING:
     from plop_ext.finetuning.comparison import Comparison
+    from plop_ext.report.figures import Drawing
     from plop_ext.scores import Scores
 
 FORMATS = (".png", ".svg", ".pdf")
+_SUFFIXES = (".png", ".svg")
+# A figure is this many characters wide.
+_TITLE_COLUMNS = 110
 
 
 def heatmap(scores: Scores, path: str | os.PathLike[str], chosen: Collection[str] = ()) -> None:
@@ -34,13 +41,33 @@ def heatmap(scores: Scores, path: str | os.PathLike[str], chosen: Collection[str
     """
     import matplotlib
 
-    with matplotlib.rc_context(figures.style()):
-        figure = figures.heatmap(scores, chosen)
+    with matplotlib.rc_context(style.settings()), without_glyph_warnings():
+        figure = heatmap_of(scores, chosen, style.WIDE)
         data = scores.provenance["data"]
         title = f"{scores.provenance['model']['class']}, {data['samples']} samples"
         title += f" of {data['name']}" if data["name"] else ""
-        figure.suptitle(title + (" (green: LoRA)" if chosen else ""), fontsize=10)
+        title += " (green: LoRA)" if chosen else ""
+        figure.suptitle(textwrap.fill(title, _TITLE_COLUMNS), fontsize=10, parse_math=False)
         save(figure, path)
+
+
+def drawing_files() -> list[str]:
+    """Return the names of all files that `save_drawings` may write."""
+    return [f"{name}{suffix}" for name in NAMES for suffix in _SUFFIXES]
+
+
+def save_drawings(drawings: Iterable[Drawing], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write each figure of a report as PNG and as SVG; returns the files."""
+    import matplotlib
+
+    paths = []
+    with matplotlib.rc_context(style.settings()), without_glyph_warnings():
+        for drawing in drawings:
+            figure = drawing.draw(style.WIDE)
+            for suffix in _SUFFIXES:
+                paths.append(Path(folder) / f"{drawing.name}{suffix}")
+                save(figure, paths[-1])
+    return paths
 
 
 def comparison_plot(comparison: Comparison, path: str | os.PathLike[str]) -> None:
@@ -60,7 +87,7 @@ def comparison_plot(comparison: Comparison, path: str | os.PathLike[str]) -> Non
     figure = Figure(figsize=(7.0, 1.4 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for position, row in enumerate(rows):
-        color = "black" if row is reference else figures.CHOSEN if row.strategy == "lowest" else figures.PLAIN
+        color = "black" if row is reference else style.CHOSEN if row.strategy == "lowest" else style.PLAIN
         losses = [loss for loss in row.losses if math.isfinite(loss)]
         axes.plot(losses, [position] * len(losses), "o", color=color, alpha=0.55, markersize=6)
         if losses:

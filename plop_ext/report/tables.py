@@ -68,8 +68,13 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
     return table
 
 
-def confidence_lines(scores: Scores) -> list[str]:
-    """Return the statistics in words: how much data was needed, signal, ties, Kendall's tau, automatic k."""
+def confidence_lines(scores: Scores, k: int | None = None) -> list[str]:
+    """Return the statistics in words: how much data was needed, signal, ties, Kendall's tau, automatic k.
+
+    Args:
+        scores: The scores.
+        k: Cut of the ranking that ties may cross; default 3.
+    """
     lines = []
     stop = scores.provenance.get("stop")
     if stop:
@@ -80,7 +85,7 @@ def confidence_lines(scores: Scores) -> list[str]:
         lines.append(f"{state}: {stop['samples']}{of} samples scored, {held}")
     if scores.paper_script:
         return lines
-    statistics = scores.statistics()
+    statistics = scores.statistics(k)
     if not statistics.signal.found:
         return [*lines, f"no signal: {statistics.signal.reason}"]
     for tie in statistics.ties:

@@ -125,7 +125,14 @@ class ScoreData:
         """
         if k is not None and not 1 <= k <= len(self.table.types):
             raise InputError(f"`k` must be between 1 and {len(self.table.types)}, the number of types, got {k}")
-        return summarize(self.table, k, seed)
+        if (k, seed) not in self._summaries:
+            self._summaries[k, seed] = summarize(self.table, k, seed)
+        return self._summaries[k, seed]
+
+    @cached_property
+    def _summaries(self) -> dict[tuple[int | None, int], Statistics]:
+        """Statistics by cut and seed: tables, figures and pages ask for the same ones, which take seconds."""
+        return {}
 
     def per_sample(self) -> SampleScores:
         """Return the NFN of each module and type on each sample, for instance to find unusual prompts."""

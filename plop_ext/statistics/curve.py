@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ class CurvePoint:
     Attributes:
         samples: n.
         same_set: Share of resamples of size n whose k lowest types are those of all samples.
-        tau: Mean Kendall's tau between the type order of these resamples and that of all samples.
+        tau: Mean Kendall's tau between the type order of these resamples and that of all samples, over the resamples
+            in which every type has tokens; NaN if there is none.
     """
 
     samples: int
@@ -38,6 +40,10 @@ def stability_curve(table: GainTable, k: int, seed: int = 0) -> tuple[CurvePoint
     for size in sizes:
         values = table.type_nfn(counts_of_draws(rng, table.samples, _RESAMPLES, size))
         same = 1.0 if k >= n_types else float(set_holds(values)[k - 1])
-        tau = float(tau_between(values, everything).mean()) if n_types > 1 else 1.0
+        whole = values[np.isfinite(values).all(axis=1)]
+        if n_types < 2:
+            tau = 1.0
+        else:
+            tau = float(tau_between(whole, everything).mean()) if len(whole) else math.nan
         points.append(CurvePoint(size, same, tau))
     return tuple(points)

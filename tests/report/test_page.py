@@ -12,8 +12,9 @@ import pytest
 
 from plop_ext.cli.main import main
 from plop_ext.errors import InputError
-from plop_ext.report import figures, html, tables
+from plop_ext.report import tables
 from plop_ext.report.against import compare_scores
+from plop_ext.report.figures import drawings, style
 from plop_ext.scores import Scores
 from tests.support.gain_tables import scores, table
 
@@ -53,7 +54,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(params=[4, 80], ids=["4 layers", "80 layers"])
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    scores(table(LEVELS, layers=request.param, own_layer_sd=0.03)).save(tmp_path / "s.json")
+    # Two types so near that their order depends on the samples: the figure of stability has something to show.
+    found = table([0.6, 0.8, 0.801, 1.4, 2.0], layers=request.param, own_layer_sd=0.03)
+    scores(found).save(tmp_path / "s.json")
     return tmp_path / "s.json"
 
 
@@ -68,7 +71,7 @@ def test_page_is_whole_and_fetches_nothing(saved: Path, tmp_path: Path) -> None:
     fetched = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "data")]
     assert all(value and value.startswith(("#", "data:")) for value in fetched)
     assert "@import" not in content and not re.search(r"url\((?!#)", content)
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 2 * 5
     for wanted in ("Toy", "toy", "among the 3 lowest", "lowest-3", "all-linear", "activations, MiB", "against code"):
         assert wanted in page.text
     for item in Scores.load(saved).statistics().types:
@@ -81,13 +84,64 @@ def test_page_follows_the_colour_scheme(saved: Path, tmp_path: Path) -> None:
     assert main(["report", str(saved), "-o", str(output)]) == 0
     content = output.read_text()
     assert "prefers-color-scheme: dark" in content and '<meta name="color-scheme" content="light dark">' in content
-    drawings = re.findall(r"<svg.*?</svg>", content, flags=re.DOTALL)
-    assert len(drawings) == 4
-    for drawing in drawings:
-        assert figures.INK not in drawing and "currentColor" in drawing
+    found = re.findall(r"<svg.*?</svg>", content, flags=re.DOTALL)
+    assert len(found) == 2 * 4
+    for drawing in found:
+        assert style.INK not in drawing and style.CHOSEN not in drawing
+        assert "currentColor" in drawing
         # No page-sized background of its own.
         assert 'id="patch_1"' not in drawing or "fill: #ffffff" not in drawing.split('id="patch_2"')[0]
         ElementTree.fromstring(drawing)
+
+
+def test_the_recommendation_comes_first(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(saved), "-o", str(tmp_path / "r.html")]) == 0
+    content = (tmp_path / "r.html").read_text()
+    headline = "Put LoRA on a, b and c: 3 of 5 module types"
+    assert capsys.readouterr().out.startswith(headline)
+    assert content.index(headline) < content.index("<figure") < content.index("<table")
+    assert f"<code>plop place {saved} -o placement.json</code>" in content
+
+
+def test_every_id_is_given_once_and_every_reference_has_one(saved: Path, tmp_path: Path) -> None:
+    assert main(["report", str(saved), "-o", str(tmp_path / "r.html"), "--against", str(saved)]) == 0
+    content = (tmp_path / "r.html").read_text()
+    ids = re.findall(r'\bid="([^"]*)"', content)
+    assert len(ids) == len(set(ids)) > 100
+    references = re.findall(r'(?:href="#|url\(#|labelledby="|describedby=")([^")]*)', content)
+    assert references and set(references) <= set(ids)
+
+
+def test_every_figure_has_a_role_a_title_and_a_description(saved: Path, tmp_path: Path) -> None:
+    assert main(["report", str(saved), "-o", str(tmp_path / "r.html"), "--against", str(saved)]) == 0
+    content = (tmp_path / "r.html").read_text()
+    openings = re.findall(r"<svg[^>]*><title[^>]*>([^<]+)</title><desc[^>]*>([^<]+)</desc>", content)
+    assert len(openings) == content.count("<svg") == content.count('role="img" aria-labelledby=')
+    assert ("NFN by type and layer" in dict(openings)) and all(len(words) > 20 for _, words in openings)
+
+
+def test_a_telephone_shows_figures_that_can_be_read(saved: Path, tmp_path: Path) -> None:
+    """A narrow figure is scaled to the 358 pixels that a screen of 390 leaves, and its text with it."""
+    assert main(["report", str(saved), "-o", str(tmp_path / "r.html")]) == 0
+    content = (tmp_path / "r.html").read_text()
+    narrow = re.findall(r'<svg[^>]*class="narrow".*?</svg>', content, flags=re.DOTALL)
+    assert len(narrow) == content.count('class="wide"') == 4
+    for drawing in narrow:
+        [width] = re.findall(r'viewBox="0 0 ([\d.]+) ', drawing.partition(">")[0])
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:bold |700 )?([\d.]+)px", drawing)]
+        assert "DejaVu" not in drawing and drawing.count("var(--sans)") == drawing.count("<text")
+        assert sizes and min(sizes) * 358 / float(width) >= 9
+
+
+def test_a_figure_that_would_be_flat_is_left_out() -> None:
+    certain = scores(table([0.6, 0.8, 1.0, 1.4, 2.0], own_layer_sd=0.0, sample_sd=0.001))
+    assert [item.name for item in drawings(certain, ("a",), certain.statistics())] == [
+        "heatmap",
+        "intervals",
+        "layers",
+    ]
+    shallow = scores(table([0.6, 0.8], layers=1, sample_sd=0.001))
+    assert [item.name for item in drawings(shallow, ("a",), shallow.statistics())] == ["heatmap", "intervals"]
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -106,7 +160,7 @@ def test_figures_are_png_and_svg(saved: Path, tmp_path: Path) -> None:
     for name in expected:
         assert (tmp_path / "f" / "g" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         drawing = (tmp_path / "f" / "g" / f"{name}.svg").read_text()
-        assert figures.INK in drawing
+        assert style.INK in drawing
         if name in ("heatmap", "intervals", "layers"):
             assert all(f">{label}<" in drawing for label in "abcde")
 
@@ -201,8 +255,8 @@ def test_paper_script_scores_have_a_page_without_statistics(tmp_path: Path) -> N
     found.save(tmp_path / "s.json")
     assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "r.html")]) == 0
     page = Page((tmp_path / "r.html").read_text())
-    assert page.tags.count("svg") == 2 and "over samples" not in page.text and "lowest" in page.text
-    assert list(html.make_figures(found, ())) == ["heatmap", "layers"]
+    assert page.tags.count("svg") == 2 * 2 and "over samples" not in page.text and "lowest" in page.text
+    assert [item.name for item in drawings(found, (), None)] == ["heatmap", "layers"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +266,7 @@ def test_paper_script_scores_have_a_page_without_statistics(tmp_path: Path) -> N
         (["--rank", "0"], "`--rank` must be at least 1"),
         (["--types", "many"], "`--types` must be a number or auto"),
         (["--against", "missing.json"], "cannot read"),
-        (["--figures", "{file}"], "`--figures`"),
+        (["--figures", "{file}"], "it is a file; name a folder"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
