@@ -20,6 +20,7 @@ from plop_ext.forwards.choose import choose_forwards
 from plop_ext.forwards.protocol import Forwards
 from plop_ext.layers import LinearLayer, discover
 from plop_ext.scoring.baseline import frobenius_norms
+from plop_ext.streams.batch import BatchStreams
 
 PLAIN = "plain forward"
 OURS = "plop_ext"
@@ -73,7 +74,8 @@ def scoring(
 
         def run() -> None:
             with torch.no_grad():
-                forwards.run({"input_ids": case.input_ids}, len(case.input_ids), case.mask, step=step, phase=step // 2)
+                streams = BatchStreams.of_mask(len(case.input_ids), case.mask)
+                forwards.run({"input_ids": case.input_ids}, streams, step=step, phase=step // 2)
 
         if fast:
             run()  # the first batch checks the kernels

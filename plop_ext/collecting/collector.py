@@ -13,6 +13,7 @@ from plop_ext.collecting.hooks import ExpertsObserver, Hook, compiled_calls, rep
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
 from plop_ext.layers import LinearLayer
+from plop_ext.streams.batch import BatchStreams
 from plop_ext.totals import Totals
 
 
@@ -33,8 +34,7 @@ class Collector:
 
     Attributes:
         layers: The layers, as given.
-        unmasked: Names of layers that see another number of rows than the mask has tokens, so that all rows count.
-        unassigned: Names of layers whose rows cannot be assigned to samples, with the reason.
+        unassigned: Names of layers with rows whose sample or padding cannot be told, with the reason.
         experts_implementation: Implementation of the experts modules outside of the context; None if there are no
             experts modules.
         recording: The record to which the hooks write, for the forwards of plop_ext.
@@ -51,7 +51,6 @@ class Collector:
     def __init__(self, model: nn.Module, layers: Sequence[LinearLayer], *, last_call_only: bool = False) -> None:
         self.recording = Recording(layers, last_call_only)
         self.layers = self.recording.layers
-        self.unmasked = self.recording.notes.unmasked
         self.unassigned = self.recording.notes.unassigned
         self.experts_implementation: str | None = None
         self._model = model
@@ -62,15 +61,16 @@ class Collector:
             for module in self._model.modules():
                 for name, eager in compiled_calls(module).items():
                     replace_attribute(stack, module, name, eager)
-            experts = {}
+            experts, hooks = {}, {}
             for module, layers in self.recording.layers_of.items():
                 if layers[0][1].adapter.routed:
                     experts[module] = ExpertsObserver(self.recording, module, layers)
                 else:
-                    hook = Hook(self.recording, module, layers)
+                    hook = hooks[module] = Hook(self.recording, module, layers)
                     # Before all other hooks of the module, because a user-defined hook may replace the output.
                     handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
                     stack.callback(handle.remove)
+            stack.enter_context(self.recording.feeding.watching(self._model, hooks))
             self.experts_implementation = stack.enter_context(routed_experts.observed(experts))
             stack.callback(self.recording.clear)
             self._stack = stack.pop_all()
@@ -82,7 +82,7 @@ class Collector:
         self._stack.close()
 
     def begin(self, batch_size: int, mask: Tensor | None = None, *, step: int = 1, phase: int = 0) -> None:
-        """Announce the next forward.
+        """Announce the next forward of a batch with one sequence per sample, which all modules read.
 
         Args:
             batch_size: Samples in the batch.
@@ -91,7 +91,17 @@ class Collector:
             step: Read every `step`-th token only.
             phase: The first token read, in [0, step).
         """
-        self.recording.start(BatchTokens(batch_size, mask, step, phase))
+        self.announce(BatchStreams.of_mask(batch_size, mask), step=step, phase=phase)
+
+    def announce(self, streams: BatchStreams, *, step: int = 1, phase: int = 0) -> None:
+        """Announce the next forward.
+
+        Args:
+            streams: The rows of the batch.
+            step: Read every `step`-th row only.
+            phase: The first row read, in [0, step).
+        """
+        self.recording.start(BatchTokens(streams, step, phase))
 
     def end(self) -> None:
         """Close the announced forward: reduce pending sums, and start the copy of the totals to the host."""

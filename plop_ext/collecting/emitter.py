@@ -98,8 +98,6 @@ class BatchEmitter(Emitter):
                 places.append(position if layer.split is None else layer.part)
         if not layers:
             return None, None
-        if not self._map.masked:
-            self._batch.notes.count_all(layers)
         found = dict(zip(places, self._arena.add_projected(layers, x, self._map), strict=True))
         return found.get(0), found.get(1)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from plop_ext.collecting import routed_experts
 from plop_ext.collecting.notes import IndexedLayers
 from plop_ext.collecting.recording import Recording
+from plop_ext.collecting.token_map import Reading
 from plop_ext.layers import Unsupported, weights_in_place
 
 
@@ -22,10 +23,16 @@ class Hook:
         recording: The recording to write to.
         module: The module.
         layers: The scored layers of the module, with their rows in the totals.
+
+    Attributes:
+        stream: The stream in which the module sits.
+        fed: Whether it reads another stream; None before its first call.
     """
 
     def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers) -> None:
         self.recording = recording
+        self.stream = layers[0][1].stream
+        self.fed: bool | None = None
         self._layers = layers
         self._adapter = layers[0][1].adapter
         # Read now, not in the forward: when the hook runs, accelerate's offload has already removed the bias.
@@ -48,7 +55,9 @@ class Hook:
             reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
             batch.notes.leave_out(self._layers, reason)
             return
-        batch.observe(module, self._layers, x, adapter.input_sumsq(module, x), y, self._bias_of(y))
+        if self.fed is None:
+            self.fed = self.recording.feeding.feeds(x)
+        batch.observe(module, self._layers, x, adapter.input_sumsq(module, x), y, self._bias_of(y), self.fed)
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
         """Return the bias as it was added to `y`: autocast rounds it to the type of the computation first."""
@@ -78,10 +87,13 @@ class ExpertsObserver:
 
     def __call__(self, hidden: Tensor, token: Tensor, expert: Tensor) -> routed_experts.RoutedCall | None:
         batch = self._recording.batch
-        if batch is None or batch.map_for(len(hidden), hidden.device, self._layers) is None:
+        reading = Reading(self._layers[0][1].stream, len(hidden))
+        if batch is None or batch.map_for(reading, hidden.device, self._layers) is None:
             return None
         arena = batch.arena_for(hidden.device, hidden.dtype)
-        return routed_experts.RoutedCall(arena, self._first_rows, batch.tokens, hidden, token, expert, self._experts)
+        return routed_experts.RoutedCall(
+            arena, self._first_rows, batch.tokens, reading, hidden, token, expert, self._experts
+        )
 
 
 def compiled_calls(module: nn.Module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from plop_ext.collecting.feeding import Feeding
 from plop_ext.collecting.notes import Notes
 from plop_ext.collecting.running_batch import Arenas, RunningBatch
 from plop_ext.collecting.token_map import BatchTokens
@@ -40,6 +41,7 @@ class Recording:
         last_call_only: As given.
         layers_of: The scored layers of each module, with their rows in the totals.
         notes: Observations in addition to the totals.
+        feeding: The states of other streams that the running modules have received.
         queue: The totals of closed batches.
     """
 
@@ -50,6 +52,7 @@ class Recording:
         for index, layer in enumerate(self.layers):
             self.layers_of.setdefault(layer.module, []).append((index, layer))
         self.notes = Notes()
+        self.feeding = Feeding()
         self.queue = TotalsQueue(len(self.layers))
         self._levels = [_Level()]
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.collecting.arena import Arena
-from plop_ext.collecting.token_map import BatchTokens
+from plop_ext.collecting.token_map import BatchTokens, Reading
 from plop_ext.layers import LinearLayer
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.layers.parametrized import base_weight
@@ -42,6 +42,7 @@ class RoutedCall:
         arena: The arena with the totals.
         first_rows: Row in the totals of each projection's first expert; None for a projection that is not scored.
         tokens: The batch.
+        reading: What the module reads.
         hidden: [T, H] input, all tokens.
         token: [S] token of each row.
         expert: [S] expert of each row, ascending; ids past the last expert mark rows that are not computed.
@@ -53,18 +54,19 @@ class RoutedCall:
         arena: Arena,
         first_rows: Sequence[int | None],
         tokens: BatchTokens,
+        reading: Reading,
         hidden: Tensor,
         token: Tensor,
         expert: Tensor,
         experts: int,
     ) -> None:
-        samples, counted = tokens.samples(len(hidden), hidden.device)
+        samples, counted = tokens.owners(reading, hidden.device)
         self._arena = arena
         self._first_rows = first_rows
         self._tokens = tokens
         self._rows = ops.rows_read(len(token), tokens.step, tokens.phase)
-        cells = experts * tokens.batch_size
-        cell = expert * tokens.batch_size + samples[token]
+        cells = experts * tokens.samples
+        cell = expert * tokens.samples + samples[token]
         offsets = torch.searchsorted(cell, torch.arange(cells + 1, device=cell.device))
         self._offsets = ((offsets - tokens.phase + tokens.step - 1) // tokens.step).clamp_(min=0)
         token_read = token[tokens.phase :: tokens.step]

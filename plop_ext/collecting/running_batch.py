@@ -13,7 +13,7 @@ from plop_ext import ops
 from plop_ext.collecting.arena import Arena, Call
 from plop_ext.collecting.notes import IndexedLayers, Notes
 from plop_ext.collecting.rows import as_rows, shape_as_rows
-from plop_ext.collecting.token_map import BatchTokens, TokenMap
+from plop_ext.collecting.token_map import BatchTokens, Reading, TokenMap
 from plop_ext.collecting.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
@@ -38,10 +38,10 @@ class RunningBatch:
         self.notes = notes
         self._n_layers = n_layers
         self._last_call_only = last_call_only
-        self._readings: dict[tuple[torch.Size, torch.Size, torch.device, torch.dtype], _Reading] = {}
+        self._calls: dict[tuple[str, bool, torch.Size, torch.Size, torch.device, torch.dtype], _Call] = {}
         self._deferring: list[Collection[nn.Module]] = [()]
         for arena in arenas.values():
-            arena.start_batch(tokens.batch_size)
+            arena.start_batch(tokens.samples)
 
     def observe(
         self,
@@ -51,6 +51,7 @@ class RunningBatch:
         x_sumsq: Tensor | None,
         y: Tensor,
         bias: Tensor | None,
+        fed: bool = False,
     ) -> None:
         """Record one call of a module.
 
@@ -61,16 +62,17 @@ class RunningBatch:
             x_sumsq: [rows] sums of squares of the vectors to which W is applied, if these are not the rows of `x`.
             y: Output [..., M].
             bias: The bias [M] that `y` includes, or None.
+            fed: Whether the module reads another stream than the one in which it sits.
         """
-        key = (x.shape, y.shape, y.device, y.dtype)
-        reading = self._readings.get(key) if x_sumsq is None else None
-        if reading is None:
-            reading = self._read(layers, x, x_sumsq, y)
-            if reading is None:
+        key = (layers[0][1].stream, fed, x.shape, y.shape, y.device, y.dtype)
+        call = self._calls.get(key) if x_sumsq is None else None
+        if call is None:
+            call = self._read(layers, x, x_sumsq, y, fed)
+            if call is None:
                 return
-            if x_sumsq is None and reading.token_map.masked:  # otherwise every module has to be recorded
-                self._readings[key] = reading
-        token_map, arena, are_rows, time_first = reading
+            if x_sumsq is None:
+                self._calls[key] = call
+        token_map, arena, are_rows, time_first = call
         x_rows, y_rows = x, y
         if not are_rows or x.requires_grad or y.requires_grad:
             x_rows, y_rows = x if x_sumsq is not None else as_rows(x), as_rows(y)
@@ -92,35 +94,33 @@ class RunningBatch:
         finally:
             self._deferring.pop()
 
-    def map_for(self, rows: int, device: torch.device, layers: IndexedLayers) -> TokenMap | None:
-        """Return the map of `rows` rows; if they belong to no sample, note this for `layers` and return None."""
-        token_map = self.tokens.map_for(rows, device)
-        if token_map is None:
-            samples = self.tokens.batch_size
-            self.notes.leave_out(layers, f"its {rows} input rows cannot be assigned to {samples} samples")
-        elif not token_map.masked:
-            self.notes.count_all(layers)
-        return token_map
+    def map_for(self, reading: Reading, device: torch.device, layers: IndexedLayers) -> TokenMap | None:
+        """Return the map of a call of `layers`; if its rows cannot be assigned, note the reason and return None."""
+        found = self.tokens.map_for(reading, device)
+        if isinstance(found, TokenMap):
+            return found
+        self.notes.leave_out(layers, f"its {reading.rows} input rows {found}")
+        return None
 
     def arena_for(self, device: torch.device, dtype: torch.dtype) -> Arena:
         """Return the arena for outputs of `dtype` on `device`."""
         key = (device, ops.sum_dtype(dtype))
         if key not in self.arenas:
             self.arenas[key] = Arena(*key, self._n_layers)
-            self.arenas[key].start_batch(self.tokens.batch_size)
+            self.arenas[key].start_batch(self.tokens.samples)
         return self.arenas[key]
 
     def finish(self) -> Tensor:
         """Reduce pending sums and return the totals [M, B, 5] float64, on the device of the first arena."""
         totals = [arena.finish_batch() for arena in self.arenas.values()]
         if not totals:
-            return torch.zeros(self._n_layers, self.tokens.batch_size, len(TOTALS_FIELDS), dtype=torch.float64)
+            return torch.zeros(self._n_layers, self.tokens.samples, len(TOTALS_FIELDS), dtype=torch.float64)
         merged = totals[0]
         for other in totals[1:]:
             merged = merged + to_device(other, merged.device)
         return merged
 
-    def _read(self, layers: IndexedLayers, x: Tensor, x_sumsq: Tensor | None, y: Tensor) -> _Reading | None:
+    def _read(self, layers: IndexedLayers, x: Tensor, x_sumsq: Tensor | None, y: Tensor, fed: bool) -> _Call | None:
         """Return how a call is read; if it cannot be read, return None and note the reason for `layers`."""
         x_shape, y_shape = shape_as_rows(x.shape), shape_as_rows(y.shape)
         rows = y_shape[:-1].numel()
@@ -128,15 +128,19 @@ class RunningBatch:
         if inputs != rows:
             self.notes.leave_out(layers, f"it maps {inputs} input rows to {rows} output rows")
             return None
-        token_map = self.map_for(rows, y.device, layers)
+        stream = layers[0][1].stream
+        # A causal convolution pads both sides of its sequences [N, K, T]; its outputs past the last input are cut off.
+        convolved = x_sumsq is not None and x.dim() == y.dim() == 3 and len(x) == len(y)
+        after = max(0, y.shape[1] - x.shape[2]) if convolved else 0
+        token_map = self.map_for(Reading(stream, rows, fed, len(x) if after else 0, after), y.device, layers)
         if token_map is None:
             return None
-        time_first = x_sumsq is None and self.tokens.time_first(x_shape) and len(y_shape) == 3
+        time_first = x_sumsq is None and len(y_shape) == 3 and self.tokens.streams.time_first(stream, x_shape)
         are_rows = x_shape == x.shape and y_shape == y.shape
-        return _Reading(token_map, self.arena_for(y.device, y.dtype), are_rows, time_first)
+        return _Call(token_map, self.arena_for(y.device, y.dtype), are_rows, time_first)
 
 
-class _Reading(NamedTuple):
+class _Call(NamedTuple):
     """How calls with an input and an output of some shape, type and device are read.
 
     Attributes:

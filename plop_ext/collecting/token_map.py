@@ -1,4 +1,4 @@
-"""The map from the rows of a layer's input to tokens that count and to samples."""
+"""The rows of a layer's input on a device: which of those read count, and to which sample each belongs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ from torch import Tensor
 
 from plop_ext.collecting.transfer import overwrite, to_device
 from plop_ext.ops import rows_read
+from plop_ext.streams.batch import BatchStreams
+from plop_ext.streams.stream import Rows
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a module reads in a batch.
+
+    Attributes:
+        stream: The stream in which the module sits (`plop_ext.layers.streams`).
+        rows: R, how many rows.
+        fed: Whether the rows are of another stream, as the keys and values of cross-attention are.
+        sequences: N, for the rows of a convolution that looks past the end of N sequences.
+        after: Rows that it adds at the end of each sequence. They are no tokens in a stream of tokens.
+    """
+
+    stream: str
+    rows: int
+    fed: bool = False
+    sequences: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,11 +38,10 @@ class TokenMap:
 
     Attributes:
         counted: [R] bool, on the layer's device.
-        offsets: [B + 1] int64, on the layer's device.
+        offsets: [S + 1] int64, on the layer's device.
         rows: R, the number of rows read.
         step: Distance between the rows read.
         phase: The first row read.
-        masked: Whether `counted` comes from the mask of the batch; False if the rows are not the tokens of the mask.
     """
 
     counted: Tensor
@@ -29,88 +49,107 @@ class TokenMap:
     rows: int
     step: int
     phase: int
-    masked: bool
 
 
 class BatchTokens:
-    """Token maps of one batch, made once per number of rows and device.
+    """Token maps of one batch, made once per reading and device.
 
     Args:
-        batch_size: B, samples in the batch.
-        mask: [B, T] bool, True where a token counts; None counts every token.
+        streams: The streams of the batch.
         step: Distance between the rows read, as for `ops.row_sumsq_`.
         phase: First row read.
     """
 
-    def __init__(self, batch_size: int, mask: Tensor | None, step: int = 1, phase: int = 0) -> None:
-        self.batch_size = batch_size
+    def __init__(self, streams: BatchStreams, step: int = 1, phase: int = 0) -> None:
+        self.streams = streams
+        self.samples = streams.samples
         self.step = step
         self.phase = phase
-        shape = () if mask is None else tuple(mask.shape)
-        self._time_first = shape[::-1] if len(shape) == 2 and shape[0] != shape[1] else None  # (T, B)
-        self._mask = None if mask is None else mask.detach().reshape(-1).to(torch.bool)
-        self._maps: dict[tuple[int, torch.device], TokenMap | None] = {}
-        self._samples: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._maps: dict[tuple[Reading, torch.device], TokenMap | str] = {}
+        self._owners: dict[tuple[Reading, torch.device], tuple[Tensor, Tensor]] = {}
 
-    def time_first(self, shape: torch.Size) -> bool:
-        """Return whether an input of `shape` is [T, B, K], by the mask's [B, T]; if T = B, assume [B, T, K]."""
-        wanted = self._time_first
-        return wanted is not None and len(shape) == 3 and shape[0] == wanted[0] and shape[1] == wanted[1]
-
-    def map_for(self, rows: int, device: torch.device) -> TokenMap | None:
-        """Return the map for a call that sees `rows` token vectors, or None if they cannot be assigned to the samples.
-
-        If there are as many rows as tokens in the mask, the mask applies, for every shape ([B, T, K], [B * T, K],
-        [B, 1, T, K]). Otherwise, a multiple of B is divided evenly among the samples, and all rows count (pooled
-        vectors, image patches).
-        """
-        key = (rows, device)
+    def map_for(self, reading: Reading, device: torch.device) -> TokenMap | str:
+        """Return the map of a call, or the reason why its rows cannot be assigned to samples."""
+        key = (reading, device)
         if key not in self._maps:
-            _check_not_captured(rows, device)
-            self._maps[key] = self._make(rows, device)
+            _check_not_captured(reading.rows, device)
+            rows = self._rows(reading)
+            self._maps[key] = rows if isinstance(rows, str) else self._make(rows, reading.rows, device)
         return self._maps[key]
 
-    def samples(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return [rows] int64 sample and [rows] bool counted, for `rows` token vectors that `map_for` assigns.
+    def owners(self, reading: Reading, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return [R] int64 sample and [R] bool counted, for the rows of a call that `map_for` assigns.
 
         Both cover all rows, for every `step`, because routed layers reorder the rows before every `step`-th is read.
         """
-        key = (rows, device)
-        if key not in self._samples:
-            _check_not_captured(rows, device)
-            counted = self._mask if self._mask is not None and rows == self._mask.numel() else None
-            samples = torch.arange(rows) // max(1, rows // self.batch_size)
-            if counted is None:
-                counted = torch.ones(rows, dtype=torch.bool)
-            self._samples[key] = to_device(samples, device), to_device(counted, device)
-        return self._samples[key]
+        key = (reading, device)
+        if key not in self._owners:
+            _check_not_captured(reading.rows, device)
+            rows = self._rows(reading)
+            assert not isinstance(rows, str), rows
+            self._owners[key] = tuple(to_device(part, device) for part in _owned(rows, reading.rows))  # type: ignore[assignment]
+        return self._owners[key]
 
-    def refill(self, mask: Tensor | None) -> None:
-        """Copy the mask of another batch of this shape to the memory of the existing maps, which a graph reads.
+    def fits(self, streams: BatchStreams) -> bool:
+        """Return whether the batch of `streams` assigns rows wherever this batch does, and nowhere else."""
+        return streams.samples == self.samples and all(
+            isinstance(_laid_out(streams, reading), str) == isinstance(found, str)
+            for (reading, _), found in self._maps.items()
+        )
 
-        It overwrites the mask that was passed to the constructor, which no other code may use.
-        """
-        if mask is None or self._mask is None:
-            return
-        self._mask = mask.detach().reshape(-1).to(torch.bool)
-        for token_map in self._maps.values():
-            if token_map is not None and token_map.masked:
-                overwrite(token_map.counted, self._mask[self.phase :: self.step].contiguous())
-        for (rows, _), (_, counted) in self._samples.items():
-            if rows == self._mask.numel():
-                overwrite(counted, self._mask)
+    def refill(self, streams: BatchStreams) -> None:
+        """Copy the layout of another batch, which `fits`, to the memory of the existing maps, which a graph reads."""
+        self.streams = streams
+        for (reading, _), found in self._maps.items():
+            rows = self._rows(reading)
+            if isinstance(found, str) or isinstance(rows, str):
+                continue
+            counted, offsets = self._read_part(rows, reading.rows)
+            overwrite(found.counted, counted)
+            overwrite(found.offsets, offsets)
+        for (reading, _), targets in self._owners.items():
+            rows = self._rows(reading)
+            assert not isinstance(rows, str), rows
+            for target, source in zip(targets, _owned(rows, reading.rows), strict=True):
+                overwrite(target, source)
 
-    def _make(self, rows: int, device: torch.device) -> TokenMap | None:
-        masked = self._mask is not None and rows == self._mask.numel()
-        if not masked and rows % self.batch_size:
-            return None
-        counted = self._mask if masked and self._mask is not None else torch.ones(rows, dtype=torch.bool)
-        starts = torch.arange(self.batch_size + 1) * (rows // self.batch_size)
+    def _rows(self, reading: Reading) -> Rows | str:
+        return _laid_out(self.streams, reading)
+
+    def _make(self, rows: Rows, count: int, device: torch.device) -> TokenMap:
+        counted, offsets = self._read_part(rows, count)
+        read = rows_read(count, self.step, self.phase)
+        return TokenMap(to_device(counted, device), to_device(offsets, device), read, self.step, self.phase)
+
+    def _read_part(self, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+        """Return what counts of the rows that are read, and where among them each sample starts."""
         # Row i is the ((i - phase) / step)-th row read: a sample starts at the first one read that is not before it.
-        offsets = ((starts - self.phase + self.step - 1) // self.step).clamp_(min=0)
-        counted = counted[self.phase :: self.step].contiguous()
-        read = rows_read(rows, self.step, self.phase)
-        return TokenMap(to_device(counted, device), to_device(offsets, device), read, self.step, self.phase, masked)
+        offsets = ((rows.starts - self.phase + self.step - 1) // self.step).clamp_(min=0)
+        counted = torch.ones(count, dtype=torch.bool) if rows.counted is None else rows.counted
+        # A copy, because a graph overwrites it, and the mask may be the caller's.
+        counted = counted[self.phase :: self.step].clone(memory_format=torch.contiguous_format)
+        return counted, offsets
+
+
+def _laid_out(streams: BatchStreams, reading: Reading) -> Rows | str:
+    """Return the layout of all rows of a call, or the reason why it cannot be told."""
+    added = reading.sequences * reading.after if streams.of_tokens(reading.stream) else 0
+    rows = streams.rows(reading.stream, reading.fed, reading.rows - added)
+    if not added or isinstance(rows, str):
+        return rows
+    length = reading.rows // reading.sequences - reading.after
+    counted = torch.ones(reading.rows - added, dtype=torch.bool) if rows.counted is None else rows.counted
+    counted = torch.nn.functional.pad(counted.view(-1, length), (0, reading.after)).reshape(-1)
+    return Rows(rows.starts // length * (length + reading.after) + rows.starts % length, counted)
+
+
+def _owned(rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+    """Return [R] int64 sample and [R] bool counted on the CPU; rows of no sample do not count."""
+    index = torch.arange(count)
+    samples = torch.searchsorted(rows.starts[1:].contiguous(), index, right=True)
+    counted = torch.ones(count, dtype=torch.bool) if rows.counted is None else rows.counted.cpu()
+    last = len(rows.starts) - 2
+    return samples.clamp(max=max(0, last)), counted & (samples <= last) & (index >= rows.starts[0])
 
 
 def _check_not_captured(rows: int, device: torch.device) -> None:

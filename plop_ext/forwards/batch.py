@@ -49,17 +49,22 @@ def is_transformers_model(model: nn.Module) -> bool:
     return hasattr(getattr(model, "config", None), "model_type")
 
 
-def take_sample_ids(batch: Any) -> tuple[Any, list[int] | None]:
-    """Return the batch without its `sample_ids`, and these, if it has any."""
+def take_sample_ids(batch: Any) -> tuple[Any, Any]:
+    """Return the batch without its `sample_ids`, and these, or None if it has none."""
     if not isinstance(batch, Mapping) or SAMPLE_IDS not in batch:
         return batch, None
     rest = {key: value for key, value in batch.items() if key != SAMPLE_IDS}
-    ids = torch.as_tensor(batch[SAMPLE_IDS])
-    if ids.shape != (batch_size(rest),):
-        raise InputError(
-            f"`sample_ids` in a batch must be [{batch_size(rest)}], one per sample, got {list(ids.shape)}"
-        )
-    return rest, ids.tolist()
+    return rest, batch[SAMPLE_IDS]
+
+
+def listed_ids(sample_ids: Any, first: int, samples: int) -> list[int]:
+    """Return the ids of the `samples` samples of a batch; their numbers from `first` on if it has none."""
+    if sample_ids is None:
+        return list(range(first, first + samples))
+    ids = torch.as_tensor(sample_ids)
+    if ids.shape != (samples,):
+        raise InputError(f"`sample_ids` in a batch must be [{samples}], one per sample, got {list(ids.shape)}")
+    return ids.tolist()
 
 
 def brings_cache(batch: Any) -> bool:
@@ -69,39 +74,6 @@ def brings_cache(batch: Any) -> bool:
     if isinstance(batch, (tuple, list)):
         return any(map(brings_cache, batch))
     return callable(getattr(batch, "get_seq_length", None))
-
-
-def token_mask(batch: Any, mask: str) -> Tensor | None:
-    """Return [B, T] bool of the tokens that count, or None for all."""
-    fields = batch if isinstance(batch, Mapping) else {}
-    attention = fields.get("attention_mask")
-    if mask == "all":
-        return None
-    if attention is not None and attention.dim() != 2:
-        raise InputError(f"`attention_mask` in a batch must be [B, T], got {list(attention.shape)}; pass mask='all'")
-    counted = None if attention is None else attention.bool()
-    if mask == "completion":
-        labels = fields.get("labels")
-        if labels is None:
-            raise InputError("mask='completion' needs `labels` in every batch, -100 where a token does not count")
-        if labels.dim() != 2 or (attention is not None and labels.shape != attention.shape):
-            wanted = "[B, T]" if attention is None else list(attention.shape)
-            raise InputError(
-                f"mask='completion' needs `labels` with one entry per token, {wanted}, got {list(labels.shape)}; "
-                "pass mask='attention'"
-            )
-        completion = labels != -100
-        counted = completion if counted is None else counted & completion
-    return counted
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples in the batch: the first extent of its first tensor."""
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    for value in values:
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return int(value.shape[0])
-    raise InputError("a batch of `dataloader` holds no tensor with a batch dimension; pass dicts, tuples or tensors")
 
 
 def batch_to_device(batch: Any, device: torch.device) -> Any:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from plop_ext.collecting.collector import Collector
 from plop_ext.forwards.batch import batch_to_device, input_device
 from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_all_ones_masks
+from plop_ext.streams.batch import BatchStreams
 
 
 class EagerForwards:
@@ -45,7 +46,7 @@ class EagerForwards:
     def __exit__(self, *unused: object) -> None:
         pass
 
-    def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
+    def run(self, batch: Any, streams: BatchStreams, *, step: int = 1, phase: int = 0) -> None:
         """Score a batch; see `Forwards.run`."""
         with ExitStack() as stack:
             if self._decides_masks:
@@ -56,7 +57,7 @@ class EagerForwards:
                 except UnknownMasks:  # then transformers reads the values
                     self._decides_masks = False
             inputs = batch_to_device(batch, self._device)
-            self._collector.begin(size, counted, step=step, phase=phase)
+            self._collector.announce(streams, step=step, phase=phase)
             self._forward(self._model, inputs)
             self._collector.end()
 

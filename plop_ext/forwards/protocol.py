@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Protocol
 
-from torch import Tensor
+from plop_ext.streams.batch import BatchStreams
 
 
 class Forwards(Protocol):
@@ -17,15 +17,14 @@ class Forwards(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
+    def run(self, batch: Any, streams: BatchStreams, *, step: int = 1, phase: int = 0) -> None:
         """Score a batch: `begin` of the collector, the forward, and `end` of the collector.
 
         Args:
             batch: On the host or the device. If forwards are graphed, reading a mask on the device synchronizes.
-            size: Samples in the batch.
-            counted: [B, T] bool, which tokens count; None counts all.
-            step: Read every `step`-th token only.
-            phase: The first token read, in [0, step).
+            streams: Its rows.
+            step: Read every `step`-th row only.
+            phase: The first row read, in [0, step).
         """
 
     def forget(self) -> None:

@@ -18,6 +18,7 @@ from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
+from plop_ext.layers.streams import TEXT, ModelStreams
 from plop_ext.layers.targets import Adaptable, lora_targets
 from plop_ext.layers.walk import base_model, base_modules, plain_class
 from plop_ext.lora_target import LoraTarget
@@ -47,6 +48,7 @@ class LinearLayer:
         target: Module or parameter that PEFT adapts for this matrix.
         part: Index of the matrix among the parts of the module.
         split: Layout of the module's outputs if the weight is packed, else None.
+        stream: Stream of rows in which the module sits (`plop_ext.layers.streams`).
     """
 
     name: str
@@ -59,6 +61,7 @@ class LinearLayer:
     target: LoraTarget
     part: int = 0
     split: Split | None = None
+    stream: str = TEXT
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
+    stream = ModelStreams(model)
     matrices = [Adaptable(found.path.name, found.module, found.adapter, found.index) for found in chosen]
     targets = lora_targets(base_model(model), modules, matrices)
     layers = tuple(
@@ -179,6 +183,7 @@ def discover(
             target,
             candidate.index,
             candidate.split,
+            stream(candidate.path.name),
         )
         for candidate, label, target in zip(chosen, labels, targets, strict=True)
     )

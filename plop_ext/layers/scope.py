@@ -60,12 +60,22 @@ def scope_of(model: nn.Module, scope: str) -> Callable[[str], bool]:
     if scope != "language" and scope not in kinds:
         parts = ", ".join(sorted({"language", *kinds}))
         raise InputError(f'`model` has no {scope} part; scope="{scope}" selects nothing, it has: {parts}')
+    part = parts_of(model)
+    assert part is not None
+    return lambda name: part(name) == scope
+
+
+def parts_of(model: nn.Module) -> Callable[[str], str] | None:
+    """Return a function from the name of a module to its part of a multimodal model; None for any other model."""
+    classes = _encoder_classes(getattr(base_model(model), "config", None))
+    if not classes:
+        return None
     prefixes = {
         name: classes[type(module.config)]
         for name, module in base_modules(model)
         if name and type(getattr(module, "config", None)) in classes
     }
-    return lambda name: _part(name, prefixes) == scope
+    return lambda name: _part(name, prefixes)
 
 
 def _encoder_classes(config: Any) -> dict[type, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plop_ext.scoring.baseline import WeightNorms
@@ -19,8 +19,7 @@ class Outcome:
         baselines: Gains of the layers on random inputs.
         ids: Id of each sample.
         batches: Batch of each sample.
-        unmasked: Layers whose rows all count, because they are not the tokens of the mask.
-        unassigned: Layers with rows that belong to no sample, and the reason.
+        unassigned: Layers with rows whose sample or padding cannot be told, and the reason.
         experts_implementation: The model's own implementation of stacked experts; a run uses the grouped one.
     """
 
@@ -29,6 +28,5 @@ class Outcome:
     baselines: Sequence[float]
     ids: Sequence[int]
     batches: Sequence[int]
-    unmasked: Set[str]
     unassigned: Mapping[str, str]
     experts_implementation: str | None

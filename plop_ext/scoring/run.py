@@ -14,7 +14,7 @@ from torch import nn
 from plop_ext.collecting.collector import Collector
 from plop_ext.collecting.totals_queue import TotalsQueue
 from plop_ext.errors import InputError
-from plop_ext.forwards.batch import batch_size, input_device, take_sample_ids, token_mask
+from plop_ext.forwards.batch import input_device, listed_ids, take_sample_ids
 from plop_ext.forwards.protocol import Forwards
 from plop_ext.score_data.settings import Settings
 from plop_ext.scoring.baseline import WeightNorms
@@ -22,6 +22,7 @@ from plop_ext.scoring.digest import data_hash, digest, on_host
 from plop_ext.scoring.journal import Journal, Record
 from plop_ext.scoring.outcome import Outcome
 from plop_ext.scoring.stopping import StopWatch
+from plop_ext.streams.batch import StreamReader
 from plop_ext.totals import Totals
 
 
@@ -47,7 +48,6 @@ class Samples:
             baselines=baselines,
             ids=self.ids,
             batches=self.batches,
-            unmasked=collector.unmasked,
             unassigned=collector.unassigned,
             experts_implementation=collector.experts_implementation,
         )
@@ -139,13 +139,15 @@ def run_batches(
     """
     late = 1 if input_device(model).type == "cuda" else 0
     phases = random.Random(settings.seed)
+    reader = StreamReader(model, settings.mask)
     arrivals = _Arrivals(collector.recording.queue, journal, watch)
     announced = 0
     for number, batch in enumerate(dataloader):
         phase = phases.randrange(settings.token_step)
         batch, sample_ids = take_sample_ids(batch)
-        size = batch_size(batch)
-        ids = tuple(sample_ids) if sample_ids is not None else tuple(range(announced, announced + size))
+        streams = reader.read(batch)
+        size = streams.samples
+        ids = tuple(listed_ids(sample_ids, announced, size))
         fingerprint = digest(batch) if journal is not None or on_host(batch) else ""
         known = journal.find(ids, fingerprint) if journal is not None else None
         announced += size
@@ -154,8 +156,7 @@ def run_batches(
             arrivals.expect_known(number, known)
         else:
             noted = set(collector.unassigned)
-            counted = token_mask(batch, settings.mask)
-            forwards.run(batch, size, counted, step=settings.token_step, phase=phase)
+            forwards.run(batch, streams, step=settings.token_step, phase=phase)
             unassigned = {name: why for name, why in collector.unassigned.items() if name not in noted}
             arrivals.expect(number, ids, fingerprint, unassigned)
         settled = arrivals.take(0 if watch is not None and watch.first_is_due(announced) else late)

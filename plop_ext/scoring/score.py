@@ -73,7 +73,9 @@ def score(
             activation checkpointing, LoRA adapters, a module around one model) have no part in the names, so that a
             placement fits the model with and without them; in a model with LoRA adapters, the base layers are scored.
         dataloader: Batches. A dict is passed as keywords, a tuple or list as arguments, a tensor as the only argument.
-            `sample_ids` [B] in a dict become the ids of the samples, and are not passed to the model.
+            Each row of `input_ids` is a sample; in a packed batch, each sequence (by `cu_seq_lens_q`, `seq_idx`,
+            numbered segments in `attention_mask`, or `position_ids` that restart at 0). `sample_ids` [samples] in a
+            dict become the ids of the samples, and are not passed to the model.
         max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
             and fewer once the stop rule is met.
         stop: `"settled"`: stop as soon as at least 4 samples were read and the three lowest types are the same in 99 %
@@ -82,7 +84,10 @@ def score(
             stop early. The default is `"settled"` unless you give `max_samples` or `compat`, and then None.
         mask: Tokens that count. `"attention"`: those with `attention_mask` 1, or all tokens if there is no
             `attention_mask`; `"completion"`: of these, tokens whose `labels` are not -100; `"all"`: all tokens,
-            including padding.
+            including padding. In a model with encoder and decoder, the decoder's tokens count by
+            `decoder_attention_mask`, or else by `decoder_input_ids` or `labels`, and `"completion"` concerns the
+            decoder only: all tokens of the encoder that are no padding condition the completion, and count. Images
+            and sound count without their padding.
         baseline: Gain on random inputs. `"frobenius"`: ||W||_F / sqrt(K), from the weight, without a forward, and for
             matrices with at most 128 outputs or inputs the exact mean; `"probe"`: measured on random inputs, as in the
             paper.

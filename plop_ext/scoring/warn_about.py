@@ -63,8 +63,3 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
         names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         warn(f"not scored: {names}{more}: {missing[0].reason}")
-    if outcome.unmasked and (scores.provenance["settings"]["mask"] != "all"):
-        partly = sorted(outcome.unmasked)
-        logger.info(
-            "all rows of %d modules count, because they are not the tokens of the mask: %s", len(partly), partly
-        )

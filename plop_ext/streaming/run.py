@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
-from plop_ext.forwards.batch import batch_size, batch_to_device, take_sample_ids, token_mask
+from plop_ext.forwards.batch import batch_to_device, listed_ids, take_sample_ids
 from plop_ext.progress import progress_bar
 from plop_ext.score_data.settings import Settings
 from plop_ext.scoring.baseline import WeightNorms, compute_baselines
@@ -26,24 +26,23 @@ from plop_ext.streaming.skeleton import Skeleton
 from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights
+from plop_ext.streams.batch import BatchStreams, StreamReader
 from plop_ext.totals import Totals
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on the CPU, and its tokens that count.
+    """A batch on the CPU, and its rows.
 
     Attributes:
         inputs: Inputs of the model.
-        samples: Number of samples.
-        counted: [B, T] bool of the tokens that count; None if all count.
-        phase: The first token read.
+        streams: Its rows.
+        phase: The first row read.
         extent: Samples and tokens.
     """
 
     inputs: Any
-    samples: int
-    counted: Tensor | None
+    streams: BatchStreams
     phase: int
     extent: Extent
 
@@ -69,23 +68,22 @@ def join(results: Sequence[dict[str, Any]], data: RunData) -> Outcome:
         baselines=[value for result in results for value in result["values"]],
         ids=data.ids,
         batches=data.numbers,
-        unmasked={name for result in results for name in result["unmasked"]},
         unassigned={name: why for result in results for name, why in result["unassigned"].items()},
         experts_implementation=next((name for name in implementations if name), None),
     )
 
 
-def collect_batches(dataloader: Iterable[Any], settings: Settings) -> RunData:
-    """Read the batches, up to the one that completes `settings.max_samples`."""
+def collect_batches(dataloader: Iterable[Any], settings: Settings, reader: StreamReader) -> RunData:
+    """Read the batches and their rows, up to the one that completes `settings.max_samples`."""
     phases = random.Random(settings.seed)
     found = RunData()
     for number, batch in enumerate(dataloader):
         inputs, sample_ids = take_sample_ids(batch)
-        size = batch_size(inputs)
-        counted = token_mask(inputs, settings.mask)
+        streams = reader.read(inputs)
+        size = streams.samples
         phase = phases.randrange(settings.token_step)
-        found.batches.append(Batch(inputs, size, counted, phase, _extent(inputs, size)))
-        found.ids += sample_ids if sample_ids is not None else range(len(found.ids), len(found.ids) + size)
+        found.batches.append(Batch(inputs, streams, phase, _extent(inputs, size)))
+        found.ids += listed_ids(sample_ids, len(found.ids), size)
         found.numbers += [number] * size
         if settings.max_samples is not None and len(found.ids) >= settings.max_samples:
             break
@@ -208,7 +206,7 @@ class Stream:
             for number, (batch, calls) in enumerate(zip(self._batches, self._calls, strict=True)):
                 (hidden,) = self._store.get(f"hidden-{number}")
                 arguments = self._store.get(f"arguments-{number}")
-                collector.begin(batch.samples, batch.counted, step=self._settings.token_step, phase=batch.phase)
+                collector.announce(batch.streams, step=self._settings.token_step, phase=batch.phase)
                 hidden = Result.hidden(calls.call(block.module, block.index, hidden, arguments))
                 collector.end()
                 if block.index < self._skeleton.last:
@@ -221,7 +219,6 @@ class Stream:
             "norms": block.norms.values,
             "failures": block.norms.failures,
             "values": values,
-            "unmasked": sorted(collector.unmasked),
             "unassigned": collector.unassigned,
             "experts_implementation": collector.experts_implementation,
         }

@@ -31,6 +31,7 @@ from plop_ext.streaming.run import Stream, collect_batches, join, streaming
 from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights, one_thread
+from plop_ext.streams.batch import StreamReader
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,6 @@ def score_streaming(
     source = streamed_source(name_or_path, code=trust_remote_code)
     trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
     checkpoint = Checkpoint(source.folder)
-    data = collect_batches(dataloader, settings)
     model = skeleton.build(
         source,
         checkpoint,
@@ -142,6 +142,7 @@ def score_streaming(
         exclude=exclude,
         scope=scope,
     )
+    data = collect_batches(dataloader, settings, StreamReader(model.model, settings.mask))
     weights = Weights(model, checkpoint)
     figures = plan.make(model, weights, [batch.extent for batch in data.batches], chosen)
     _reset_peaks(chosen, model.dtype)

@@ -13,10 +13,11 @@ from plop_ext.collecting.deferred_outputs import DeferredOutputs
 from plop_ext.collecting.summed_inputs import SummedInputs
 from plop_ext.collecting.token_map import BatchTokens
 from plop_ext.layers import LinearLayer, discover
+from plop_ext.streams.batch import BatchStreams
 from tests.support import tiny_models
 from tests.support.tiny_models import Plain
 
-EXPORTED = {"layers", "unmasked", "unassigned", "experts_implementation", "recording", "begin", "end", "totals"}
+EXPORTED = {"layers", "announce", "unassigned", "experts_implementation", "recording", "begin", "end", "totals"}
 
 
 def totals_of(model: nn.Module, *batches: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def test_a_batch_goes_on_after_one_that_ran_inside_it() -> None:
         with recording.set_aside():
             assert recording.batch is None
             model(second)  # of no batch
-            recording.start(BatchTokens(3, None))
+            recording.start(BatchTokens(BatchStreams.of_mask(3, None)))
             model(second)
             found.append(recording.close())
 

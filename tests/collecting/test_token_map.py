@@ -1,13 +1,24 @@
-"""Which rows count, and which sample owns them, against a row-by-row account."""
+"""Which rows count on a device, and which sample owns them, against a row-by-row account."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from plop_ext.collecting.token_map import BatchTokens, TokenMap
+from plop_ext.collecting.token_map import BatchTokens, Reading, TokenMap
+from plop_ext.streams.batch import BatchStreams
 
 CPU = torch.device("cpu")
+
+
+def tokens(samples: int, mask: torch.Tensor | None, step: int = 1, phase: int = 0) -> BatchTokens:
+    return BatchTokens(BatchStreams.of_mask(samples, mask), step, phase)
+
+
+def mapped(batch: BatchTokens, rows: int, **reading: int) -> TokenMap:
+    found = batch.map_for(Reading("text", rows, **reading), CPU)
+    assert isinstance(found, TokenMap), found
+    return found
 
 
 def owners(token_map: TokenMap, samples: int) -> list[int]:
@@ -19,64 +30,66 @@ def owners(token_map: TokenMap, samples: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("samples, tokens", [(1, 1), (1, 7), (3, 5), (4, 1), (5, 8)])
+@pytest.mark.parametrize("samples, length", [(1, 1), (1, 7), (3, 5), (4, 1), (5, 8)])
 @pytest.mark.parametrize("step", [1, 2, 3, 8, 50])
-def test_every_row_read_keeps_its_sample_and_its_mask(samples: int, tokens: int, step: int) -> None:
-    mask = torch.rand(samples, tokens) < 0.6
-    rows = samples * tokens
+def test_every_row_read_keeps_its_sample_and_its_mask(samples: int, length: int, step: int) -> None:
+    mask = torch.rand(samples, length) < 0.6
+    rows = samples * length
     for phase in range(step):
-        token_map = BatchTokens(samples, mask, step, phase).map_for(rows, CPU)
-        assert token_map is not None and token_map.masked
+        token_map = mapped(tokens(samples, mask, step, phase), rows)
         read = [row for row in range(rows) if row >= phase and (row - phase) % step == 0]
         assert token_map.rows == len(read) == len(token_map.counted)
-        assert owners(token_map, samples) == [row // tokens for row in read]
-        assert token_map.counted.tolist() == [bool(mask[row // tokens, row % tokens]) for row in read]
+        assert owners(token_map, samples) == [row // length for row in read]
+        assert token_map.counted.tolist() == [bool(mask[row // length, row % length]) for row in read]
         assert token_map.counted.is_contiguous() and token_map.offsets.dtype == torch.int64
 
 
-@pytest.mark.parametrize("mask", [None, torch.zeros(3, 5)], ids=["no mask", "another length"])
-@pytest.mark.parametrize("rows", [0, 3, 12])
-def test_rows_that_are_not_the_masks_all_count(mask: torch.Tensor | None, rows: int) -> None:
-    token_map = BatchTokens(3, mask).map_for(rows, CPU)
-    assert token_map is not None and not token_map.masked and token_map.counted.all()
-    assert owners(token_map, 3) == [row // (rows // 3) for row in range(rows)]
+@pytest.mark.parametrize("step", [1, 3])
+def test_rows_past_the_end_of_each_sequence_do_not_count(step: int) -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    token_map = mapped(tokens(2, mask, step), 10, sequences=2, after=2)
+    counted = [True, True, False, False, False, True, True, True, False, False]
+    assert token_map.counted.tolist() == counted[::step]
+    assert owners(token_map, 2) == ([0] * 5 + [1] * 5)[::step]
 
 
-def test_rows_that_no_sample_owns() -> None:
-    assert BatchTokens(3, torch.ones(3, 5)).map_for(16, CPU) is None
-    assert BatchTokens(3, None).map_for(4, CPU) is None
+def test_owners_cover_all_rows_for_every_step() -> None:
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    samples, counted = tokens(2, mask, step=4, phase=1).owners(Reading("text", 6), CPU)
+    assert samples.tolist() == [0, 0, 0, 1, 1, 1] and counted.tolist() == mask.flatten().bool().tolist()
 
 
-def test_a_mask_whose_rows_are_not_a_multiple_of_the_batch_still_fits_its_own() -> None:
-    token_map = BatchTokens(2, torch.ones(2, 4)).map_for(8, CPU)
-    assert token_map is not None and owners(token_map, 2) == [0] * 4 + [1] * 4
+def test_a_map_is_made_once_and_the_reason_why_there_is_none_too() -> None:
+    batch = tokens(3, torch.ones(3, 5))
+    assert mapped(batch, 15) is mapped(batch, 15) is not mapped(batch, 30)
+    assert batch.map_for(Reading("text", 16), CPU) == "cannot be assigned to 3 samples"
 
 
-def test_a_map_is_made_once() -> None:
-    tokens = BatchTokens(3, torch.ones(3, 5))
-    assert tokens.map_for(15, CPU) is tokens.map_for(15, CPU)
-    assert tokens.map_for(15, CPU) is not tokens.map_for(30, CPU)
+def test_the_layout_of_another_batch_replaces_values_in_place_and_never_the_callers() -> None:
+    mask, other = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool(), torch.tensor([[1, 0, 0], [1, 1, 1]]).bool()
+    batch = tokens(2, mask)
+    token_map, (samples, counted) = mapped(batch, 6), batch.owners(Reading("text", 6), CPU)
+    before = mask.clone()
+    streams = BatchStreams.of_mask(2, other)
+    assert batch.fits(streams)
+    batch.refill(streams)
+    assert token_map.counted.tolist() == counted.tolist() == other.flatten().tolist() and mask.equal(before)
+    assert samples.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_masks_of_numbers_and_masks_that_need_gradients() -> None:
-    for mask in (torch.tensor([[0, 1], [2, 0]]), torch.tensor([[0.0, 1.0], [0.5, 0.0]], requires_grad=True)):
-        token_map = BatchTokens(2, mask).map_for(4, CPU)
-        assert token_map is not None and token_map.counted.tolist() == [False, True, True, False]
-
-
-@pytest.mark.parametrize(
-    "shape, expected",
-    [((5, 3, 8), True), ((3, 5, 8), False), ((15, 8), False), ((5, 4, 8), False), ((1, 5, 3, 8), False)],
-)
-def test_time_first_is_told_from_the_masks_shape(shape: tuple[int, ...], expected: bool) -> None:
-    assert BatchTokens(3, torch.ones(3, 5)).time_first(torch.Size(shape)) is expected
-    assert not BatchTokens(3, None).time_first(torch.Size(shape))
-    assert not BatchTokens(4, torch.ones(4, 4)).time_first(torch.Size((4, 4, 8)))
+def test_a_batch_that_assigns_other_rows_does_not_fit() -> None:
+    padded = tokens(2, torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    assert isinstance(padded.map_for(Reading("text", 4), CPU), str)
+    assert not padded.fits(BatchStreams.of_mask(2, torch.ones(2, 3))) and not padded.fits(
+        BatchStreams.of_mask(3, None)
+    )
+    assert padded.fits(BatchStreams.of_mask(2, torch.tensor([[1, 0, 0], [1, 1, 1]])))
 
 
 @pytest.mark.gpu
 def test_maps_of_two_devices() -> None:
-    tokens = BatchTokens(2, torch.tensor([[1, 0], [1, 1]]))
-    here, there = tokens.map_for(4, CPU), tokens.map_for(4, torch.device("cuda", 0))
-    assert here is not None and there is not None and there.counted.is_cuda and there.offsets.is_cuda
+    batch = tokens(2, torch.tensor([[1, 0], [1, 1]]))
+    here, there = (batch.map_for(Reading("text", 4), device) for device in (CPU, torch.device("cuda", 0)))
+    assert isinstance(here, TokenMap) and isinstance(there, TokenMap)
+    assert there.counted.is_cuda and there.offsets.is_cuda
     assert here.counted.tolist() == there.counted.tolist() and here.offsets.tolist() == there.offsets.tolist()

@@ -9,8 +9,8 @@ import pytest
 from tests.support.paths import ROOT
 
 BELOW = {
-    "collecting": {"layers", "ops", "totals"},
-    "forwards": {"_warnings", "collecting", "errors", "layers", "ops", "totals"},
+    "collecting": {"layers", "ops", "streams", "totals"},
+    "forwards": {"_warnings", "collecting", "errors", "layers", "ops", "streams", "totals"},
 }
 
 

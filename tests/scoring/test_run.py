@@ -20,6 +20,7 @@ from plop_ext.scoring.baseline import WeightNorms
 from plop_ext.scoring.digest import data_hash, digest
 from plop_ext.scoring.journal import Journal
 from plop_ext.scoring.run import Samples, run_batches
+from plop_ext.streams.batch import BatchStreams
 
 
 def settings(**changes: Any) -> Settings:
@@ -35,16 +36,16 @@ class Run:
         self.queue = TotalsQueue(1)
         self.recording = self
         self.unassigned: dict[str, str] = {}
-        self.calls: list[tuple[Any, int, Tensor | None, int, int]] = []
+        self.calls: list[tuple[Any, BatchStreams, int, int]] = []
         self.order: list[str] = []
         self.reasons: dict[int, dict[str, str]] = {}
 
-    def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int, phase: int) -> None:
+    def run(self, batch: Any, streams: BatchStreams, *, step: int, phase: int) -> None:
         number = len(self.calls)
         self.order.append(f"f{number}")
-        self.calls.append((batch, size, counted, step, phase))
+        self.calls.append((batch, streams, step, phase))
         self.unassigned.update(self.reasons.get(number, {}))
-        self.queue.send(torch.full((1, size, 5), float(number), dtype=torch.float64))
+        self.queue.send(torch.full((1, streams.samples, 5), float(number), dtype=torch.float64))
 
     def over(self, data: Iterable[Any], configured: Settings | None = None, **changes: Any) -> Samples:
         collector: Any = self
@@ -77,11 +78,10 @@ def test_samples_are_numbered_in_the_order_of_the_data() -> None:
     assert samples.ids == [0, 1, 2, 3, 4, 5] and samples.batches == [0, 0, 1, 2, 2, 2] and advanced == [2, 1, 3]
     assert [table.tokens.tolist() for table in samples.tables] == [[[0.0] * 2], [[1.0]], [[2.0] * 3]]
     assert samples.digests == [digest(batch) for batch in data] and samples.fingerprint == data_hash(samples.digests)
-    assert [(batch is given, *rest) for (batch, *rest), given in zip(run.calls, data, strict=True)] == [
-        (True, 2, None, 1, 0),
-        (True, 1, None, 1, 0),
-        (True, 3, None, 1, 0),
-    ]
+    assert [
+        (batch is given, streams.samples, *rest)
+        for (batch, streams, *rest), given in zip(run.calls, data, strict=True)
+    ] == [(True, 2, 1, 0), (True, 1, 1, 0), (True, 3, 1, 0)]
 
 
 def test_ids_of_the_data_are_kept_and_the_others_count_all_samples_before() -> None:
@@ -91,12 +91,13 @@ def test_ids_of_the_data_are_kept_and_the_others_count_all_samples_before() -> N
     assert [list(call[0]) for call in run.calls] == [["x"], ["x"]]
 
 
-@pytest.mark.parametrize(("mask", "expected"), [("attention", [[True, False, True]]), ("all", None)])
-def test_the_mask_of_the_settings_decides_what_counts(mask: str, expected: list[list[bool]] | None) -> None:
+@pytest.mark.parametrize(("mask", "expected"), [("attention", [True, False, True]), ("all", None)])
+def test_the_mask_of_the_settings_decides_what_counts(mask: str, expected: list[bool] | None) -> None:
     run = Run()
     run.over([{"x": torch.ones(1, 3), "attention_mask": torch.tensor([[1, 0, 1]])}], settings(mask=mask))
-    counted = run.calls[0][2]
-    assert (counted if counted is None else counted.tolist()) == expected
+    rows = run.calls[0][1].rows("text", False, 3)
+    assert not isinstance(rows, str)
+    assert (rows.counted if rows.counted is None else rows.counted.tolist()) == expected
 
 
 def test_the_first_token_read_is_drawn_for_each_batch() -> None:
@@ -145,7 +146,7 @@ def test_batches_of_the_journal_need_no_forward(tmp_path: Path) -> None:
     assert samples.ids == expected.ids and samples.batches == expected.batches and samples.digests == expected.digests
     assert advanced == [2, 1, 3] and resumed.unassigned == {"a": "in the first", "b": "in the second"}
     # What was drawn for the batches of the journal is not drawn again.
-    assert [call[1:] for call in resumed.calls] == [whole.calls[2][1:]]
+    assert [call[2:] for call in resumed.calls] == [whole.calls[2][2:]]
     assert [float(table.tokens[0, 0]) for table in samples.tables] == [0.0, 1.0, 0.0]
     assert [record.ids for record in Journal(path, {}, [], True).records] == [(0, 1), (2,), (3, 4, 5)]
 
@@ -185,9 +186,9 @@ def test_the_outcome_has_what_the_collector_saw() -> None:
     run = Run()
     samples = run.over([{"x": torch.ones(2, 1), "sample_ids": torch.tensor([5, 3])}, {"x": torch.ones(1, 1)}])
     norms = WeightNorms([1.0], {})
-    collector: Any = SimpleNamespace(unmasked={"a"}, unassigned={"b": "why"}, experts_implementation="eager")
+    collector: Any = SimpleNamespace(unassigned={"b": "why"}, experts_implementation="eager")
     outcome = samples.outcome(collector, norms, [2.0])
     assert outcome.totals.tokens.tolist() == [[0.0, 0.0, 1.0]]
     assert outcome.norms is norms and outcome.baselines == [2.0]
     assert outcome.ids == [5, 3, 2] and outcome.batches == [0, 0, 1]
-    assert (outcome.unmasked, outcome.unassigned, outcome.experts_implementation) == ({"a"}, {"b": "why"}, "eager")
+    assert (outcome.unassigned, outcome.experts_implementation) == ({"b": "why"}, "eager")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +26,6 @@ def warned(
     unscored: Sequence[UnscoredModule] = (),
     settings: dict[str, Any] | None = None,
     fast: dict[str, Any] | None = None,
-    unmasked: set[str] | None = None,
     experts: int = 0,
     **fields: Any,
 ) -> list[str]:
@@ -37,7 +35,7 @@ def warned(
     modules[:experts] = [replace(module, kind="stacked experts") for module in modules[:experts]]
     provenance = {"settings": {**SETTINGS, **(settings or {})}, **({} if fast is None else {"fast": fast})}
     scores = Scores(tuple(modules), totals, np.arange(3), np.zeros(3, np.int64), tuple(unscored), provenance)
-    warn_about(scores, run_outcome(totals, unmasked=unmasked or set()))
+    warn_about(scores, run_outcome(totals))
     assert all(item.category is UserWarning for item in recwarn)
     return [str(item.message) for item in recwarn]
 
@@ -104,14 +102,3 @@ def test_samples_of_which_no_token_was_read_are_not_counted_as_short_too(recwarn
         "`token_step`=4 read no token of 1 of 3",
         "1 of 3",
     ]
-
-
-@pytest.mark.parametrize("mask", ["attention", "all"])
-def test_modules_that_the_mask_does_not_fit_are_logged(
-    recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture, mask: str
-) -> None:
-    caplog.set_level(logging.INFO, "plop_ext.scoring.warn_about")
-    assert warned(recwarn, settings={"mask": mask}, unmasked={"b", "a"}) == warned(recwarn) == []
-    assert caplog.messages == [
-        "all rows of 2 modules count, because they are not the tokens of the mask: ['a', 'b']"
-    ] * (mask != "all")

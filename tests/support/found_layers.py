@@ -48,7 +48,6 @@ def run_outcome(
     fields = {
         "ids": range(samples),
         "batches": [0] * samples,
-        "unmasked": frozenset(),
         "unassigned": {},
         "experts_implementation": None,
     }

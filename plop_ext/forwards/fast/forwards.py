@@ -7,12 +7,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from plop_ext.collecting.collector import Collector
 from plop_ext.forwards.batch import brings_cache
 from plop_ext.forwards.fast.path import FastPath
 from plop_ext.forwards.protocol import Forwards
+from plop_ext.streams.batch import BatchStreams
 
 
 class FastForwards:
@@ -44,9 +45,9 @@ class FastForwards:
     ) -> None:
         self._stack.close()
 
-    def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
+    def run(self, batch: Any, streams: BatchStreams, *, step: int = 1, phase: int = 0) -> None:
         """Score a batch; see `Forwards.run`."""
-        run = partial(self._inner.run, batch, size, counted, step=step, phase=phase)
+        run = partial(self._inner.run, batch, streams, step=step, phase=phase)
         if self._path.due and not brings_cache(batch):
             self.forget()
             if not self._path.check(run):

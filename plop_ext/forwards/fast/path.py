@@ -69,7 +69,14 @@ class FastPath:
         elif not found:
             self.reason = "the model has no blocks of a family that the fast path supports"
         self._blocks = [
-            FusedBlock(block, self._sums, self._handover, self._projections, self._bindings) for block in found
+            FusedBlock(
+                block,
+                FusedSums(self._collector.recording, block.module),
+                self._handover,
+                self._projections,
+                self._bindings,
+            )
+            for block in found
         ]
         self._bindings.activate()
         self.blocks = len(self._blocks)

@@ -22,6 +22,7 @@ from plop_ext.forwards.graph import capture
 from plop_ext.forwards.graph.inputs import Ungraphable, launch_key, on_device, tensors
 from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_all_ones_masks
 from plop_ext.forwards.masks.known_models import runs_library_code
+from plop_ext.streams.batch import BatchStreams
 
 # A graph keeps its launches on the device, in memory that torch does not count, and a capture takes as long as several
 # forwards. Eight graphs suffice for the phases of `token_step=8`, or for eight lengths; data with more lengths rarely
@@ -100,28 +101,25 @@ class GraphedForwards:
     ) -> None:
         self._release()
 
-    def run(self, batch: Any, size: int, counted: Tensor | None, *, step: int = 1, phase: int = 0) -> None:
+    def run(self, batch: Any, streams: BatchStreams, *, step: int = 1, phase: int = 0) -> None:
         """Score a batch; see `Forwards.run`."""
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             inputs = without_all_ones_masks(batch) if self._plain and self.reason is None else batch
-            key = self._key(inputs, size, counted, step, phase)
+            key = self._key(inputs, streams.samples, step, phase)
             graph = self._graphs.get(key)
             if key is not None and graph is None:
                 trial = self._trials.get(key)
                 if trial is None or trial.wait is not None:
-                    # A copy of the caller's mask, because the graph takes over the tokens of a trial and overwrites
-                    # them.
-                    own = BatchTokens(size, None if counted is None else counted.clone(), step, phase)
-                    self._try_eagerly(key, inputs, own)
+                    self._try_eagerly(key, inputs, BatchTokens(streams, step, phase))
                     return
                 if len(self._graphs) < MAX_GRAPHS:
-                    graph = self._capture(key, inputs, counted)
+                    graph = self._capture(key, inputs, streams)
                 else:
                     self._left_out = f"there are more than {MAX_GRAPHS} kinds of batches; the others ran eagerly"
-            if graph is not None:
-                self._replay(graph, inputs, counted)
+            if graph is not None and graph.tokens.fits(streams):
+                self._replay(graph, inputs, streams)
             else:
-                self._eager.run(batch, size, counted, step=step, phase=phase)
+                self._eager.run(batch, streams, step=step, phase=phase)
 
     def forget(self) -> None:
         """Drop all graphs and trials, because the model runs other code from now on.
@@ -138,11 +136,11 @@ class GraphedForwards:
         graph = {"captured": self._recorder.captured, "replayed": self.replayed, "reason": reason}
         return {"fast": None, "graph": graph}
 
-    def _key(self, inputs: Any, size: int, counted: Tensor | None, step: int, phase: int) -> Hashable | None:
+    def _key(self, inputs: Any, samples: int, step: int, phase: int) -> Hashable | None:
         if self.reason is not None:
             return None
         try:
-            return launch_key(inputs), size, None if counted is None else tuple(counted.shape), step, phase
+            return launch_key(inputs), samples, step, phase
         except Ungraphable as error:
             self._left_out = str(error)
             return None
@@ -170,10 +168,13 @@ class GraphedForwards:
             self._trials.pop(next(iter(self._trials)))
         self._trials[key] = _EagerTrial(tokens, wait)
 
-    def _capture(self, key: Hashable, inputs: Any, counted: Tensor | None) -> _Graph | None:
+    def _capture(self, key: Hashable, inputs: Any, streams: BatchStreams) -> _Graph | None:
         """Return the graph of a batch after an eager trial; if the capture fails, end graphing and return None."""
-        tokens = self._trials.pop(key).tokens
-        tokens.refill(counted)
+        tokens = self._trials[key].tokens
+        if not tokens.fits(streams):
+            return None
+        del self._trials[key]
+        tokens.refill(streams)
         static = on_device(inputs, self._device)
 
         def forward() -> Tensor:
@@ -192,10 +193,10 @@ class GraphedForwards:
         self._graphs[key] = graph = _Graph(tensors(static), tokens, replay, totals)
         return graph
 
-    def _replay(self, graph: _Graph, inputs: Any, counted: Tensor | None) -> None:
+    def _replay(self, graph: _Graph, inputs: Any, streams: BatchStreams) -> None:
         for target, source in zip(graph.inputs, tensors(inputs), strict=True):
             overwrite(target, source)
-        graph.tokens.refill(counted)
+        graph.tokens.refill(streams)
         graph.replay()
         self._collector.recording.queue.send(graph.totals)
         self.replayed += 1

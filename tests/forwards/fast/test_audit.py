@@ -78,7 +78,8 @@ def test_generation_and_prefixes_are_scored(padded: bool) -> None:
         mask = torch.cat((torch.ones(3, 2, dtype=torch.long), batch["attention_mask"]), dim=1)
         model(batch["input_ids"], attention_mask=mask, past_key_values=cache, use_cache=True)
 
-    for forward in (generates, prefixed):
+    # Which of the two tokens of the prefix are padding cannot be told from the mask of the batch.
+    for forward in (generates,) if padded else (generates, prefixed):
         plain = quietly(causal, data, forward=forward)
         fast = quietly(causal, data, forward=forward, fast=True)
         assert fast.provenance["fast"] == {"blocks": 4, "reason": None}

@@ -86,14 +86,6 @@ def test_only_v_and_the_output_of_attention_are_read(
     assert len(projections) == 4
 
 
-def test_layers_of_a_batch_without_a_mask_are_named(device: torch.device, projections: list[int]) -> None:
-    model, batch = make("llama", torch.bfloat16, device), batches(1)[0]
-    layers = discover(model).layers
-    plain, fast = (observed(model, layers, batch, device, fast) for fast in (False, True))
-    assert len(projections) == 4
-    assert plain.unmasked == fast.unmasked != set()
-
-
 @pytest.mark.parametrize("vectors", [3, 5, 13])
 def test_a_full_arena(
     vectors: int, monkeypatch: pytest.MonkeyPatch, device: torch.device, projections: list[int]

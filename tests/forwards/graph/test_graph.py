@@ -20,6 +20,7 @@ from plop_ext.forwards.graph.inputs import on_device
 from plop_ext.layers import discover
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import find_plop_targets
+from plop_ext.streams.batch import BatchStreams
 from tests.support.architectures import ARCHITECTURES
 from tests.support.graphed import Batch, floats, model_on, padded, plain, same, scored
 from tests.support.tiny_models import Plain
@@ -173,7 +174,7 @@ def test_what_is_forgotten_is_tried_eagerly_again(graphing: torch.device, monkey
             for current, batch in enumerate(batches):
                 if current in (1, 4):
                     graphed.forget()
-                graphed.run(batch, 2, None)
+                graphed.run(batch, BatchStreams.of_mask(2, None))
             assert graphed.report()["graph"] == {"captured": 2, "replayed": 5, "reason": None}
         totals = collector.recording.queue.all()
     assert tried == [0, 1, 4]

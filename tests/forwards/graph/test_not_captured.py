@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plop_ext.collecting.collector import Collector
 from plop_ext.forwards.graph.forwards import GraphedForwards
 from plop_ext.layers import discover
+from plop_ext.streams.batch import BatchStreams
 from tests.support.graphed import Batch, floats, model_on, padded, plain, same, scored
 from tests.support.tiny_models import Plain
 
@@ -131,7 +132,7 @@ def test_weights_on_several_devices_are_scored_eagerly(graphing: torch.device) -
             graphed = GraphedForwards(model, lambda model, batch: model(batch["x"]), collector)
         with graphed:
             for batch in floats(3):
-                graphed.run(batch, 2, None)
+                graphed.run(batch, BatchStreams.of_mask(2, None))
         assert collector.recording.queue.all().shape == (4, 6, 5) and graphed.report()["graph"]["replayed"] == 0
 
 

@@ -19,6 +19,7 @@ from plop_ext.forwards.graph import capture
 from plop_ext.forwards.masks.decide import without_all_ones_masks
 from plop_ext.forwards.masks.known_models import may_omit_masks
 from plop_ext.layers import discover
+from plop_ext.streams.batch import BatchStreams
 from tests.support.fast_models import FAMILIES, batches, make, needs_native
 from tests.support.mask_users import MASK_USERS
 from tests.support.totals import assert_close
@@ -45,7 +46,7 @@ def scored(model: nn.Module, batch: dict[str, Any], decides: bool) -> Tensor:
     with Collector(model, layers) as collector, torch.no_grad():
         forward = default_forward(model, [layer.module for layer in layers])
         forwards = EagerForwards(model, forward, collector, decides_masks=decides)
-        forwards.run(batch, len(batch["input_ids"]), torch.ones_like(batch["input_ids"], dtype=torch.bool))
+        forwards.run(batch, BatchStreams.of_mask(len(batch["input_ids"]), torch.ones_like(batch["input_ids"])))
         return collector.recording.queue.all()
 
 
@@ -76,10 +77,10 @@ def test_the_forward_looks_at_no_value(padded: bool, monkeypatch: pytest.MonkeyP
         for decides in (True, False):
             forwards = EagerForwards(model, forward, collector, decides_masks=decides)
             if decides:
-                forwards.run(batch, 3, None)
+                forwards.run(batch, BatchStreams.of_mask(3, None))
             else:
                 with pytest.raises(AssertionError, match="looked at"):
-                    forwards.run(batch, 3, None)
+                    forwards.run(batch, BatchStreams.of_mask(3, None))
 
 
 def test_positions_mean_what_they_mean_to_the_model() -> None:
@@ -113,7 +114,7 @@ def test_a_transformers_that_decides_elsewhere_looks_itself(monkeypatch: pytest.
     with Collector(model, layers) as collector:
         forwards = EagerForwards(model, lambda model, inputs: seen.append(inputs), collector, decides_masks=True)
         for _ in range(2):
-            forwards.run(batch, 3, None)
+            forwards.run(batch, BatchStreams.of_mask(3, None))
     assert [inputs["attention_mask"] is not None for inputs in seen] == [True, True]
     assert tried == [True]  # and not again for every batch
     monkeypatch.undo()
@@ -129,7 +130,7 @@ def test_a_forward_that_fails_leaves_transformers_as_it_was() -> None:
 
     model, before = make("llama"), masking_utils.find_packed_sequence_indices
     with Collector(model, discover(model).layers) as collector, pytest.raises(ZeroDivisionError):
-        EagerForwards(model, fail, collector, decides_masks=True).run(batches(1)[0], 3, None)
+        EagerForwards(model, fail, collector, decides_masks=True).run(batches(1)[0], BatchStreams.of_mask(3, None))
     assert masking_utils.find_packed_sequence_indices is before
 
 
@@ -310,8 +311,8 @@ def test_the_host_never_waits_in_a_forward(family: str, padded: bool, fast: bool
         torch.no_grad(),
     ):
         for batch in data[:2]:  # the first checks the kernels, and both may fill caches
-            forwards.run(batch, 3, batch["attention_mask"].bool())
+            forwards.run(batch, BatchStreams.of_mask(3, batch["attention_mask"]))
         with capture.noting_waits(device) as waits:
-            forwards.run(data[2], 3, data[2]["attention_mask"].bool())
+            forwards.run(data[2], BatchStreams.of_mask(3, data[2]["attention_mask"]))
         assert forwards.report()["fast"] == ({"blocks": 4, "reason": None} if fast else None)
     assert waits == []

@@ -1,0 +1,131 @@
+"""What the configuration of a model says about its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plop_ext.layers.streams import ModelStreams
+from plop_ext.layers.walk import base_model
+
+# By modality, the ids that stand for its items in `input_ids`.
+_PLACEHOLDERS = {
+    "images": ("image_token_id", "image_token_index", "image_patch_id"),
+    "videos": ("video_token_id", "video_token_index"),
+    "clips": ("audio_token_id", "audio_token_index"),
+}
+# Numbers of learned rows that a resampler or a decoder adds per sample or per image.
+_LATENTS = ("num_latents", "num_query_tokens", "num_queries", "resampler_n_latents", "num_mask_tokens")
+# Multiples to which models pad the sequence.
+_MULTIPLES = ("attention_window", "block_size", "local_attn_chunk_length", "lsh_attn_chunk_length")
+_LENGTHS = (
+    "_get_feat_extract_output_lengths",
+    "_get_subsampling_output_length",
+    "_get_subsampling_output_lengths",
+    "_get_output_length",
+)
+
+Lengths = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of the rows of a model before any batch.
+
+    Attributes:
+        main: Stream of the model's main input.
+        encodes: Whether the model has an encoder and a decoder of tokens.
+        pad_token_id: Id of padding in the decoder's ids, or None.
+        placeholders: Ids in `input_ids` that stand for images, videos and clips.
+        patch_sizes: Sizes of an image patch, in pixels.
+        virtual: Rows that prompt tuning puts before the tokens.
+        multiples: The model may pad sequences to a multiple of one of these.
+        latents: Numbers of learned rows.
+        lengths: Functions from the length of a sound clip to the number of its rows.
+    """
+
+    main: str
+    encodes: bool
+    pad_token_id: int | None
+    placeholders: dict[str, frozenset[int]]
+    patch_sizes: frozenset[int]
+    virtual: int
+    multiples: frozenset[int]
+    latents: frozenset[int]
+    lengths: tuple[Lengths, ...]
+
+
+def facts_of(model: nn.Module) -> ModelFacts:
+    """Read the facts from the configuration and the methods of `model`."""
+    configs = list(_configs(getattr(base_model(model), "config", None)))
+
+    def numbers(names: tuple[str, ...]) -> frozenset[int]:
+        return frozenset(n for config in configs for name in names for n in _integers(getattr(config, name, None)))
+
+    streams = ModelStreams(model)
+    root: Any = base_model(model)
+    pad = getattr(getattr(root, "config", None), "pad_token_id", None)
+    return ModelFacts(
+        main=streams.main,
+        encodes=streams.pairs,
+        pad_token_id=pad if isinstance(pad, int) else None,
+        placeholders={what: numbers(names) for what, names in _PLACEHOLDERS.items()},
+        patch_sizes=numbers(("patch_size",)) - {0},
+        virtual=_virtual_tokens(model),
+        multiples=numbers(_MULTIPLES) - {0, 1},
+        latents=numbers(_LATENTS) - {0},
+        lengths=tuple(_lengths(base_model(model), configs)),
+    )
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    if config is None:
+        return
+    yield config
+    for inner in getattr(config, "__dict__", {}).values():
+        if hasattr(inner, "to_dict"):
+            yield from _configs(inner)
+
+
+def _integers(value: Any) -> Iterator[int]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return (item for item in values if isinstance(item, int) and not isinstance(item, bool))
+
+
+def _virtual_tokens(model: nn.Module) -> int:
+    """Return how many rows prompt tuning by PEFT puts before a sequence; prefix tuning has none."""
+    config = getattr(model, "active_peft_config", None) if base_model(model) is not model else None
+    if not getattr(config, "is_prompt_learning", False) or "PREFIX" in str(getattr(config, "peft_type", "")):
+        return 0
+    return int(getattr(config, "num_virtual_tokens", 0) or 0)
+
+
+def _lengths(model: nn.Module, configs: list[Any]) -> Iterator[Lengths]:
+    """Yield functions from lengths of sound clips to numbers of rows, by the model's methods and convolutions."""
+    for module in model.modules():
+        for name in _LENGTHS:
+            if callable(getattr(type(module), name, None)) and hasattr(module, "config"):
+                # Some return the lengths before and after a pooling.
+                yield from (partial(_by_method, getattr(module, name), part) for part in (0, 1))
+    for config in configs:
+        kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
+        if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
+            for stages in range(1, len(kernels) + 1):
+                yield partial(_by_convolutions, kernels[:stages], strides[:stages])
+    yield partial(_by_convolutions, (1,), (2,))  # Whisper, whose second convolution has a stride of 2 and is padded
+
+
+def _by_method(method: Lengths, part: int, lengths: Tensor) -> Tensor:
+    found: Any = method(lengths.clone())
+    return found[part] if isinstance(found, tuple) else found
+
+
+def _by_convolutions(kernels: Sequence[int], strides: Sequence[int], lengths: Tensor) -> Tensor:
+    for kernel, stride in zip(kernels, strides, strict=True):
+        lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+    return lengths

@@ -1,0 +1,197 @@
+"""The streams of a batch: given how many rows a module reads, whose are they, and which of them count?
+
+A stream has the layout of its rows from the batch. A module that reads another number of rows than the layout allows
+is answered by a reason, never by a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# Upper limit on class and register tokens that a vision tower adds to each image of its own size.
+_MOST_ADDED = 16
+
+
+class Rows(NamedTuple):
+    """The rows of one call.
+
+    Attributes:
+        starts: [S + 1] int64 on the CPU, ascending: sample s owns the rows from starts[s] to starts[s + 1]. Rows
+            before the first and after the last start belong to no sample.
+        counted: [R] bool, on any device; None if all rows count.
+        masked: Whether the rows are the tokens to which the mask of the batch applies.
+    """
+
+    starts: Tensor
+    counted: Tensor | None
+    masked: bool = False
+
+
+class Stream(Protocol):
+    """A stream of rows of one batch."""
+
+    def rows(self, rows: int) -> Rows | str:
+        """Return the layout of `rows` rows, or why it cannot be told: a phrase that follows "its 12 input rows"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Token sequences, padded to [B, T]; several samples may be packed into one row.
+
+    Attributes:
+        shape: (B, T).
+        counted: [B, T] bool; None if every token counts.
+        packed: [S + 1] int64 on the CPU, where each sample starts in the flattened [B * T]; None if row b is sample b.
+        virtual: Rows that prompt tuning puts before the tokens of each sequence.
+        multiples: The model may pad T on the right to a multiple of one of these.
+        latents: Numbers of learned rows per sequence, which are no tokens.
+    """
+
+    shape: tuple[int, int]
+    counted: Tensor | None = None
+    packed: Tensor | None = None
+    virtual: int = 0
+    multiples: Collection[int] = ()
+    latents: Collection[int] = ()
+
+    @property
+    def samples(self) -> int:
+        return self.shape[0] if self.packed is None else len(self.packed) - 1
+
+    def rows(self, rows: int) -> Rows | str:
+        size, length = self.shape
+        if rows == size * length:
+            starts = torch.arange(size + 1) * length if self.packed is None else self.packed
+            return Rows(starts, None if self.counted is None else self.counted.reshape(-1), self.counted is not None)
+        if size == 0 or rows % size:
+            return f"cannot be assigned to {self.samples} samples"
+        if self.packed is not None:
+            return f"are not the {size * length} tokens of the packed batch"
+        each = rows // size
+        starts = torch.arange(size + 1) * each
+        before = self.virtual if each == length + self.virtual else 0
+        if before or any(each == -(-length // multiple) * multiple for multiple in self.multiples):
+            counted = torch.ones(self.shape, dtype=torch.bool) if self.counted is None else self.counted
+            counted = torch.nn.functional.pad(counted, (before, each - length - before))
+            return Rows(starts, counted.reshape(-1), masked=True)
+        # Pooled and learned rows belong to a whole sequence. All others are made of some tokens, and which of them are
+        # padding cannot be told.
+        if each == 1 or each in self.latents or self.counted is None or bool(self.counted.all()):
+            return Rows(starts, None)
+        return f"are not the {size * length} tokens of the batch, of which some are masked"
+
+
+@dataclass(frozen=True, eq=False)
+class Equal:
+    """The rows of a batch of which only the number of samples is known; each sample has the same number."""
+
+    samples: int
+
+    def rows(self, rows: int) -> Rows | str:
+        if rows % self.samples:
+            return f"cannot be assigned to {self.samples} samples"
+        return Rows(torch.arange(self.samples + 1) * (rows // self.samples), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Images, videos or sound clips, in the order in which the tower reads them.
+
+    Attributes:
+        what: "images", "videos" or "clips", for messages.
+        count: [S] int64 on the CPU, how many each sample has.
+        sizes: [S] int64 on the CPU, rows of the items of each sample before any are merged; None if all items have the
+            same number of rows.
+        flags: [N, P] bool for N items: layouts with padding.
+        padded: Whether items are padded, so that only a layout of `flags` tells which rows count.
+        latents: Numbers of learned rows per item.
+    """
+
+    what: str
+    count: Tensor
+    sizes: Tensor | None = None
+    flags: Sequence[Tensor] = ()
+    padded: bool = False
+    latents: Collection[int] = ()
+
+    def rows(self, rows: int) -> Rows | str:
+        items = int(self.count.sum())
+        if items == 0:
+            return f"come from no {self.what} of the batch" if rows else Rows(_cumulated(self.count), None)
+        for flags in self.flags:
+            if rows == flags.numel():
+                return Rows(_cumulated(self.count * flags.shape[1]), flags.reshape(-1), masked=True)
+        for flags in self.flags:
+            if rows == int(flags.sum()):
+                per_item = flags.sum(dim=1).cpu()
+                return Rows(_cumulated(per_item)[_cumulated(self.count)], None, masked=True)
+        if self.sizes is not None:
+            found = _merged(self.sizes, rows)
+            added, rest = divmod(rows - int(self.sizes.sum()), items)
+            if found is None and rest == 0 and 0 < added <= _MOST_ADDED:
+                found = _cumulated(self.sizes + added * self.count)
+            if found is not None:
+                return Rows(found, None)
+        each, rest = divmod(rows, items)
+        if rest == 0 and (each == 1 or each in self.latents or (self.sizes is None and not self.padded)):
+            return Rows(_cumulated(self.count * each), None)
+        return f"do not fit the {items} {self.what} of the batch"
+
+
+@dataclass(frozen=True, eq=False)
+class Untold:
+    """A stream whose rows the batch does not tell.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+    def rows(self, rows: int) -> Rows | str:
+        return self.reason
+
+
+@dataclass(frozen=True, eq=False)
+class Among:
+    """Rows of one of several streams, of which their number decides.
+
+    Attributes:
+        streams: At least one.
+    """
+
+    streams: Sequence[Stream] = field(default_factory=tuple)
+
+    def rows(self, rows: int) -> Rows | str:
+        answers = [stream.rows(rows) for stream in self.streams]
+        found = [answer for answer in answers if isinstance(answer, Rows)]
+        if not found:
+            return next(answer for answer in answers if isinstance(answer, str))
+        first, *others = found
+        if all(_equal(first, other) for other in others):
+            return first
+        return "fit several streams of the model with other samples or other padding"
+
+
+def _cumulated(counts: Tensor) -> Tensor:
+    return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+
+
+def _merged(sizes: Tensor, rows: int) -> Tensor | None:
+    """Return where samples start if `rows` rows are in proportion to `sizes`; None if they cannot be."""
+    shares = sizes * rows
+    total = int(sizes.sum())
+    return None if total == 0 or (shares % total).any() else _cumulated(shares // total)
+
+
+def _equal(first: Rows, second: Rows) -> bool:
+    if not torch.equal(first.starts, second.starts):
+        return False
+    if first.counted is None or second.counted is None:
+        return all(rows.counted is None or bool(rows.counted.all()) for rows in (first, second))
+    return torch.equal(first.counted, second.counted)
