@@ -23,7 +23,7 @@ from plop_ext.models.source import Source
 ALTERNATIVE = 'load it with `device_map="auto"` and give it to `plop_ext.score` instead'
 
 # Quantizers whose layers are recognized before, and complete after, their tensors are read.
-_QUANTIZERS = ("bitsandbytes", "fp8")
+_QUANTIZERS = ("bitsandbytes", "fp8", "compressed-tensors", "mxfp4")
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from plop_ext.errors import InputError, SetupError
 from plop_ext.models import load_model
+from tests.support.edited_checkpoint import edit_config, edit_weights, write_llama
 from tests.support.tiny_lm import byte_tokenizer, tiny_llama
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -22,26 +22,12 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    tiny_llama(torch.bfloat16).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture
 def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "llama"))
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_loads_weights_and_tokenizer(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
