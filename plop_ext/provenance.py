@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from plop_ext._version import __version__
 
@@ -20,18 +21,18 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     `weight_bytes` includes buffers, because some quantizers store their weights there.
     """
     config = getattr(model, "config", None)
-    parameter = next(model.parameters(), None)
+    parameters = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
     count = getattr(model, "num_parameters", None)
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [*parameters, *(buffer for buffer in model.buffers() if not is_lazy(buffer))]
     # `fully_shard` replaces the class by a subclass of its own.
     kind = next(kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.distributed."))
     return {
         "class": kind.__name__,
         "name": getattr(config, "_name_or_path", None) or None,
         "type": getattr(config, "model_type", None),
-        "parameters": count() if callable(count) else sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count() if callable(count) else sum(map(torch.Tensor.numel, parameters)),
         "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
     }
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.layers.adapter import LayerAdapter, register_adapter
+from plop_ext.layers.attributes import check_weight
 from plop_ext.layers.linear import check_in_place
 from plop_ext.layers.walk import plain_class
 
@@ -31,6 +32,7 @@ class ConvAdapter(LayerAdapter):
         return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
     def check(self, module: nn.Module) -> None:
+        check_weight(module)
         check_in_place(module)
 
     def features(self, module: nn.Module) -> tuple[int, int]:

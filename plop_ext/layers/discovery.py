@@ -13,6 +13,7 @@ from plop_ext.errors import InputError
 # Each import registers adapters, in any order.
 from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
+from plop_ext.layers.attributes import attribute, tensor
 from plop_ext.layers.experts import ExpertsAdapter
 from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
@@ -164,8 +165,7 @@ def discover(
         pattern = sorted(patterns_unused)[0]
         raise InputError(f"`{pattern}` in `include`/`exclude` matches no linear layer; there are {known}")
     if not chosen:
-        seen = f"; not scored: {', '.join(sorted({item.layer_class for item in unscored}))}" if unscored else ""
-        raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{seen}")
+        raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{_not_scored(unscored)}")
 
     labels = label_types([_type_path(candidate) for candidate in chosen])
     stream = ModelStreams(model)
@@ -200,7 +200,7 @@ def _candidates(
     configs: dict[str, object] = {}
     for name, module in modules:
         parent = name.rpartition(".")[0]
-        configs[name] = getattr(module, "config", None) or configs.get(parent)
+        configs[name] = attribute(module, "config") or configs.get(parent)
         adapter = adapter_for(module)
         if id(module) in seen:
             if adapter is not None:
@@ -258,15 +258,24 @@ def _type_path(candidate: _Candidate) -> ModulePath:
     return ModulePath(candidate.name, path.layer, path.type_path + suffix, path.in_block + suffix)
 
 
+def _not_scored(unscored: Sequence[UnscoredModule]) -> str:
+    """Return the classes of the modules that are not scored, each with its first reason, for an error."""
+    reasons: dict[str, str] = {}
+    for item in sorted(unscored, key=lambda item: (item.layer_class, not item.wanted)):
+        reasons.setdefault(item.layer_class, item.reason)
+    return f"; not scored: {', '.join(f'{name} ({reason})' for name, reason in reasons.items())}" if reasons else ""
+
+
 def _weights_without_adapter(name: str, module: nn.Module) -> list[UnscoredModule]:
     """Return the module's own matrices, if it has any that no adapter reads."""
     if isinstance(module, _NOT_LINEAR) or _is_transformers_embedding(module):
         return []
-    weights = [key for key, parameter in module.named_parameters(recurse=False) if parameter.dim() >= 2]
     parametrized: Any = module._modules.get("parametrizations") or ()
-    weights += [key for key in parametrized if getattr(module, key).dim() >= 2]
-    if any(hasattr(module, sizes[0]) and hasattr(module, sizes[1]) for sizes in _SIZES):
-        weights += [key for key, buffer in module.named_buffers(recurse=False) if buffer.dim() >= 2]
+    names = [*(key for key, _ in module.named_parameters(recurse=False)), *parametrized]
+    if any(all(attribute(module, size) is not None for size in sizes) for sizes in _SIZES):
+        names += [key for key, _ in module.named_buffers(recurse=False)]
+    tensors = ((key, tensor(module, key)) for key in names)
+    weights = [key for key, found in tensors if found is not None and found.dim() >= 2]
     if not weights:
         return []
     if weights == ["weight"] and is_router_class(module):

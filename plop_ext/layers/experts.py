@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, register_adapter
+from plop_ext.layers.attributes import attribute, tensor
 from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.linear import check_in_place
 from plop_ext.layers.split import Split
@@ -25,8 +26,8 @@ _FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
 
 def holds_stacked_experts(module: nn.Module) -> bool:
     """Return whether `module` is a set of stacked experts of any class, also one that cannot be scored."""
-    down = getattr(module, "down_proj", None)
-    return isinstance(down, Tensor) and down.dim() == 3
+    down = tensor(module, "down_proj")
+    return down is not None and down.dim() == 3
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ class ExpertsAdapter(LayerAdapter):
     routed = True
 
     def matches(self, module: nn.Module) -> bool:
-        return holds_stacked_experts(module) and all(hasattr(module, flag) for flag in _FLAGS)
+        return holds_stacked_experts(module) and all(attribute(module, flag) is not None for flag in _FLAGS)
 
     def check(self, module: nn.Module) -> None:
         layer: Any = module
         moe = sys.modules.get("transformers.integrations.moe")
         if not hasattr(moe, "_grouped_linear") or not hasattr(moe, "ALL_EXPERTS_FUNCTIONS"):
             raise Unsupported("the installed transformers has no grouped experts to observe")
-        for projection in self.projections(module):
-            weight = getattr(layer, projection.parameter, None)
-            if not isinstance(weight, Tensor) or weight.dtype not in ops.FLOATS:
-                raise Unsupported(f"its {projection.parameter} is not a plain floating-point tensor")
+        for parameter in ("gate_up_proj" if layer.has_gate else "up_proj", "down_proj"):
+            weight = tensor(layer, parameter)
+            if weight is None or weight.dim() != 3 or weight.dtype not in ops.FLOATS:
+                raise Unsupported(f"its {parameter} is not a plain floating-point tensor of three dimensions")
         check_in_place(module)
 
     def features(self, module: nn.Module) -> tuple[int, int]:

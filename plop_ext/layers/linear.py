@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
+from plop_ext.layers.attributes import check_weight, tensor
 from plop_ext.layers.offload import is_offloaded, on_meta
 from plop_ext.layers.parametrized import base_weight
 
@@ -29,7 +30,9 @@ def is_plain_linear(module: nn.Module) -> bool:
     """
     if not isinstance(module, nn.Linear):
         return False
-    weight = module.weight
+    weight = tensor(module, "weight")
+    if weight is None:
+        return False
     plain = type(weight) in (nn.Parameter, Tensor) or type(weight.data) is Tensor
     return plain and weight.dtype in ops.FLOATS and weight.shape == (module.out_features, module.in_features)
 
@@ -74,6 +77,7 @@ class TransposedLinearAdapter(LayerAdapter):
         return home is not None and isinstance(module, home.Conv1D)
 
     def check(self, module: nn.Module) -> None:
+        check_weight(module)
         check_in_place(module)
 
     def features(self, module: nn.Module) -> tuple[int, int]:

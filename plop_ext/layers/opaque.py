@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
+from plop_ext.layers.attributes import attribute
 from plop_ext.layers.linear import is_plain_linear
 
 # Largest relative difference between W (a + b) and W a + W b: quantized activations cause a few percent, a forward
@@ -30,9 +31,13 @@ class OpaqueAdapter(LayerAdapter):
     priority = -100  # the fallback, which matches every module with sizes
 
     def matches(self, module: nn.Module) -> bool:
-        sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        sizes = (attribute(module, "in_features"), attribute(module, "out_features"))
         known = all(isinstance(size, int) for size in sizes) and not list(module.children())
         return known and not is_plain_linear(module)
+
+    def check(self, module: nn.Module) -> None:
+        if min(self.features(module)) < 1:
+            raise Unsupported("its sizes are set by its first forward; run one forward first")
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         layer: Any = module

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
+from plop_ext.layers.attributes import attribute, check_weight, tensor
 
 CHUNK_ELEMENTS = 1 << 20
 
@@ -43,7 +44,10 @@ class TensorSubclassAdapter(LayerAdapter):
     def matches(self, module: nn.Module) -> bool:
         if not isinstance(module, nn.Linear):
             return False
-        data = module.weight.data
+        weight = tensor(module, "weight")
+        if weight is None:
+            return False
+        data = weight.data
         return type(data) is not Tensor and type(data).__module__.startswith("torchao") and hasattr(data, "dequantize")
 
     def features(self, module: nn.Module) -> tuple[int, int]:
@@ -77,8 +81,7 @@ class BitsAndBytes4bitAdapter(LayerAdapter):
         return _is_a(module, "bitsandbytes.nn", "Linear4bit")
 
     def check(self, module: nn.Module) -> None:
-        weight: Any = module.weight
-        if getattr(weight, "quant_state", None) is None:
+        if getattr(tensor(module, "weight"), "quant_state", None) is None:
             raise Unsupported("its weight is not quantized yet; move the model to its device first")
 
     def features(self, module: nn.Module) -> tuple[int, int]:
@@ -126,8 +129,8 @@ class BitsAndBytes8bitAdapter(LayerAdapter):
         return _is_a(module, "bitsandbytes.nn", "Linear8bitLt")
 
     def check(self, module: nn.Module) -> None:
-        weight: Any = module.weight
-        if weight.dtype != torch.int8 or self._scales(module) is None:
+        weight = tensor(module, "weight")
+        if weight is None or weight.dtype != torch.int8 or self._scales(module) is None:
             raise Unsupported("its weight is not quantized yet; move the model to its device first")
 
     def features(self, module: nn.Module) -> tuple[int, int]:
@@ -152,6 +155,26 @@ class BitsAndBytes8bitAdapter(LayerAdapter):
 
 
 @register_adapter
+class CompressedTensorsAdapter(LayerAdapter):
+    """A layer that compressed-tensors has not decompressed yet: of any class, with codes or without a weight.
+
+    Its library decompresses the whole model in place before the first forward, which makes it an ordinary layer.
+    """
+
+    kind = "compressed-tensors"
+
+    def matches(self, module: nn.Module) -> bool:
+        status = attribute(module, "quantization_status")
+        return getattr(status, "value", status) == "compressed"
+
+    def check(self, module: nn.Module) -> None:
+        raise Unsupported(
+            "its weights are compressed; load it with `quantization_config=CompressedTensorsConfig(dequantize=True)`,"
+            " or with `plop_ext.models.load_model`"
+        )
+
+
+@register_adapter
 class FP8LinearAdapter(LayerAdapter):
     """transformers' `FP8Linear` (DeepSeek-V3 checkpoints): float8 with one scale per block or per tensor."""
 
@@ -160,6 +183,9 @@ class FP8LinearAdapter(LayerAdapter):
 
     def matches(self, module: nn.Module) -> bool:
         return _is_a(module, "transformers.integrations.finegrained_fp8", "FP8Linear")
+
+    def check(self, module: nn.Module) -> None:
+        check_weight(module)
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         layer: Any = module
@@ -195,8 +221,7 @@ class HQQAdapter(LayerAdapter):
         return _is_a(module, "hqq.core.quantize", "HQQLinear")
 
     def check(self, module: nn.Module) -> None:
-        layer: Any = module
-        if not layer.ready:
+        if not attribute(module, "ready"):
             raise Unsupported("its weight is not quantized yet")
 
     def features(self, module: nn.Module) -> tuple[int, int]:

@@ -146,10 +146,13 @@ def compressed_int4(folder: Path) -> dict[str, torch.Tensor]:
     return to_int4(folder)
 
 
-@pytest.mark.skipif(
+needs_compressed_tensors = pytest.mark.skipif(
     importlib.util.find_spec("compressed_tensors") is None,
     reason="compressed-tensors is not installed; pip install 'plop_ext[quantized]'",
 )
+
+
+@needs_compressed_tensors
 @pytest.mark.parametrize("write", [compressed_fp8, compressed_int4], ids=["FP8", "int4"])
 def test_compressed_tensors_are_scored_as_what_they_stand_for(
     write: Callable[[Path], dict[str, torch.Tensor]], tmp_path: Path
@@ -165,6 +168,23 @@ def test_compressed_tensors_are_scored_as_what_they_stand_for(
     assert {module.kind for module in scores.modules} == {"linear"}
     streamed = stream_quietly(folder, BATCH, device="cpu")
     assert streamed.nfn.tolist() == scores.nfn.tolist()
+
+
+@needs_compressed_tensors
+@pytest.mark.parametrize("write", [compressed_fp8, compressed_int4], ids=["FP8", "int4"])
+def test_a_compressed_model_of_the_users_is_refused_until_it_is_decompressed(
+    write: Callable[[Path], dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = write_llama(tmp_path, intermediate_size=64)
+    write(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(InputError, match=r"its weights are compressed; load it with .*dequantize=True"):
+        quietly(model, BATCH)
+    with torch.no_grad():
+        model(BATCH[0]["input_ids"])
+    assert len(quietly(model, BATCH).modules) == 14
 
 
 def test_mxfp4_experts_are_scored_as_what_they_stand_for(tmp_path: Path) -> None:
