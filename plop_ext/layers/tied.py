@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def tied_weights(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
@@ -29,7 +30,7 @@ def tied_weights(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> 
             continue
         places.add(place)
         for leaf, weight in module._parameters.items():
-            if weight is None or weight.dim() < 2 or weight.numel() == 0:
+            if weight is None or is_lazy(weight) or weight.dim() < 2 or weight.numel() == 0:
                 continue
             name = f"{module_name}.{leaf}" if module_name else leaf
             spans.append((*_span(weight), name))
