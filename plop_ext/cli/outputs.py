@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plop_ext.errors import InputError, reason
@@ -15,7 +15,7 @@ def check(
     inputs: Named,
     outputs: Named,
     *,
-    inside: Named | None = None,
+    inside: Mapping[str, tuple[str, Sequence[str]]] | None = None,
     folders: Named | None = None,
     traces: Named | None = None,
     force: bool = False,
@@ -25,7 +25,7 @@ def check(
     Args:
         inputs: What is read, by the name of its option; what is no path, such as a name on the hub, is ignored.
         outputs: Files to write. An existing one is refused without `force`; a device or a pipe is written to.
-        inside: Further files to write, in a folder that the command creates.
+        inside: Further files to write: a folder that the command creates if necessary, and their names in it.
         folders: New folders to write.
         traces: Files and folders that the command keeps beside its outputs while it runs.
         force: Whether existing output files may be replaced. No input ever is.
@@ -34,7 +34,7 @@ def check(
         InputError: If an output is an input or another output, exists, or cannot be written.
     """
     read = _existing(inputs)
-    files = {**outputs, **(inside or {})}
+    files = {**outputs, **_inside(inside or {})}
     written = _resolved({**files, **(folders or {})})
     for name, path in {**written, **_resolved(traces or {})}.items():
         if not is_stream(path):
@@ -50,6 +50,16 @@ def check(
     for name, text in (folders or {}).items():
         if text is not None:
             check_new_folder(text, name)
+
+
+def _inside(inside: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, str]:
+    """Return the paths of files in folders, by the option and their name."""
+    for option, (folder, _) in inside.items():
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise InputError(f"`{option}` {folder} is a file; name a folder")
+    return {
+        f"{option} {name}": str(Path(folder, name)) for option, (folder, names) in inside.items() for name in names
+    }
 
 
 def beside(output: str | None, suffix: str) -> Path | None:

@@ -57,6 +57,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, to predict memory (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --strategy random (default: 0)")
+    parser.add_argument(
+        "--ignore-nonfinite", action="store_true", help="place although the model has NaN or infinite values"
+    )
     options.add_force(parser)
     parser.set_defaults(run=run)
 
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
         max_memory=_bytes(args.max_memory),
         batch=args.batch_size,
         seq=args.seq,
+        ignore_nonfinite=args.ignore_nonfinite,
     )
     # Without an output file, the targets are the result, and stdout holds nothing else.
     prose = console if args.output else options.messages

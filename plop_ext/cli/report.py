@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.cli import options, outputs
@@ -44,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.scores import Scores
 
     read = {"SCORES": args.scores, "--against": args.against}
-    outputs.check(read, {"--output": args.output}, inside=_figures(args.figures), force=args.force)
+    figures = {} if args.figures is None else {"--figures": (args.figures, plots.drawing_files())}
+    outputs.check(read, {"--output": args.output}, inside=figures, force=args.force)
     scores = Scores.load(args.scores)
     other = None if args.against is None else Scores.load(args.against)
     with options.status("computing how certain the ranking is", quiet=False):
@@ -102,7 +102,7 @@ def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placemen
     if args.rank < 1:
         raise InputError(f"`--rank` must be at least 1, got {args.rank}")
     dtype = scores.provenance["model"].get("dtype")
-    if not (scores.paper_script or scores.signal.found):
+    if not scores.placeable:
         return []
     wanted: list[int | str | None] = [_count(args.types)]
     if not scores.paper_script:
@@ -123,10 +123,3 @@ def _count(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         raise InputError(f"`--types` must be a number or auto, got {text!r}") from None
-
-
-def _figures(folder: str | None) -> dict[str, str]:
-    """Return the files of `--figures`, by a name for messages."""
-    from plop_ext.report import plots
-
-    return {} if folder is None else {f"--figures {name}": str(Path(folder, name)) for name in plots.drawing_files()}

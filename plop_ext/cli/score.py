@@ -181,7 +181,7 @@ def _show(args: argparse.Namespace, scores: Scores) -> None:
     """Print the scores, and draw the heatmap if it is asked for."""
     from plop_ext.report import plots, tables
 
-    chosen = scores.types[: args.settle_types or 3] if scores.paper_script or scores.signal.found else ()
+    chosen = scores.types[: args.settle_types or 3] if scores.placeable else ()
     console.print(tables.scores_table(scores, chosen=chosen))
     for line in tables.confidence_lines(scores):
         console.print(line, highlight=False)

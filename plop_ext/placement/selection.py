@@ -39,8 +39,14 @@ def select(
     max_memory: int | float | None,
     batch: int,
     seq: int,
+    ignore_nonfinite: bool,
 ) -> Placement:
     """Choose modules from scores; see `Scores.place`."""
+    if scores.nonfinite is not None and not ignore_nonfinite:
+        raise InputError(
+            f"{scores.nonfinite}: a broken model is not placed; mend the checkpoint, score with another `dtype`, or "
+            "set `ignore_nonfinite`"
+        )
     if strategy not in STRATEGIES:
         raise InputError(f"`strategy` must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     if ranks not in RANKS:

@@ -47,11 +47,18 @@ def recommend(
     Args:
         scores: The scores.
         placements: The recommended placement first, and all-linear last, each with its cost, or None if unknown;
-            empty if the scores carry no signal.
+            empty if the scores carry no signal, or the model is broken.
         statistics: The certainty of the ranking at the cut of the recommended placement; None for scores that have no
             statistics.
         path: File of the scores, as the commands name it.
     """
+    if scores.nonfinite is not None:
+        return Recommendation(
+            False,
+            f"No placement is recommended, because the model is broken: {scores.nonfinite}.",
+            ("Mend the checkpoint, or score with another --dtype if 16-bit activations overflow.",),
+            (f"plop score {_model(scores)} {_data(scores)} -o {shlex.quote(path)} --force --dtype float32",),
+        )
     if not placements:
         reason = "" if statistics is None else f": {statistics.signal.reason}"
         return Recommendation(

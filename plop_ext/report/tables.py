@@ -75,7 +75,7 @@ def confidence_lines(scores: Scores, k: int | None = None) -> list[str]:
         scores: The scores.
         k: Cut of the ranking that ties may cross; default 3.
     """
-    lines = []
+    lines = [] if scores.nonfinite is None else [f"{scores.nonfinite}: not placed"]
     stop = scores.provenance.get("stop")
     if stop:
         of = "" if stop["available"] is None else f" of {stop['available']}"

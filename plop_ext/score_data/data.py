@@ -71,6 +71,15 @@ class ScoreData:
         return self.provenance["settings"]["compat"] == "paper-script"
 
     @property
+    def nonfinite(self) -> str | None:
+        """The first modules with NaN or infinite weights or activations, in a phrase; None if there are none.
+
+        The scores are then those of the tokens and modules that are left, and no sign of how the model works.
+        """
+        found = self.provenance.get("nonfinite")
+        return None if found is None else str(found)
+
+    @property
     def gain(self) -> NDArray[np.float64]:
         r"""[M] mean gain \(\lVert W z \rVert / \lVert z \rVert\) over the counted tokens."""
         if not self.paper_script:
@@ -112,6 +121,11 @@ class ScoreData:
     def signal(self) -> Signal:
         """Whether the ranking has a signal: NFN is not 1 everywhere, and both halves of the data rank alike."""
         return find_signal(self.table)
+
+    @property
+    def placeable(self) -> bool:
+        """Whether the scores are finite and carry a signal, so that `place` needs no further argument."""
+        return self.nonfinite is None and (self.paper_script or self.signal.found)
 
     def statistics(self, k: int | None = None, seed: int = 0) -> Statistics:
         """Compute the certainty of the ranking: intervals, probabilities, ties, automatic k. Runs no model.

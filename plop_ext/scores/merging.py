@@ -114,6 +114,9 @@ def _provenance(parts: Sequence[ScoreData]) -> dict[str, Any]:
     merged = {**parts[0].provenance, "data": data, "merged": len(parts)}
     merged.pop("stop", None)
     merged.pop("seconds", None)  # the first run's alone would be too few
+    broken = next((part.nonfinite for part in parts if part.nonfinite), None)
+    if broken is not None:
+        merged["nonfinite"] = broken
     if None not in seconds:
         merged["seconds"] = round(sum(value for value in seconds if value is not None), 3)
     return merged

@@ -47,6 +47,7 @@ class Scores(ScoreData):
         max_memory: int | float | None = None,
         batch: int = 8,
         seq: int = 1024,
+        ignore_nonfinite: bool = False,
     ) -> Placement:
         """Choose where LoRA goes. Give at most one of `types`, `modules` and `max_nfn`.
 
@@ -69,14 +70,16 @@ class Scores(ScoreData):
                 the model's weights (float below 1).
             batch: Samples in a training step, for `max_memory`.
             seq: Tokens in a sample, for `max_memory`.
+            ignore_nonfinite: Place although weights or activations of the model are NaN or infinite
+                (`Scores.nonfinite`), for instance because 16-bit activations overflow in a few tokens.
 
         Returns:
             The placement, ready for `Placement.lora_config`.
 
         Raises:
-            InputError: If the arguments exclude each other, if a number is out of range, if a label is unknown, if no
-                placement fits the budget, or if the scores carry no signal and you gave no number. With a number, a
-                warning is issued instead.
+            InputError: If the model has NaN or infinite values, if the arguments exclude each other, if a number is
+                out of range, if a label is unknown, if no placement fits the budget, or if the scores carry no signal
+                and you gave no number. With a number, a warning is issued instead.
         """
         return select(
             self,
@@ -91,6 +94,7 @@ class Scores(ScoreData):
             max_memory=max_memory,
             batch=batch,
             seq=seq,
+            ignore_nonfinite=ignore_nonfinite,
         )
 
     def paper_metrics(self) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from plop_ext.layers import Discovery, LinearLayer
 from plop_ext.score_data import FewTokenModules, ScoredModule
 from plop_ext.score_data.modules import FEW_ROUTED, MIN_EXPERT_TOKENS, few_routed_detail
 from plop_ext.scores import Scores
+from plop_ext.scoring.nonfinite import find_nonfinite
 from plop_ext.scoring.outcome import Outcome
 from plop_ext.unscored import UnscoredModule
 
@@ -47,7 +48,10 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
             positions.append(len(kept) + len(few))
         (few if has_few else kept).append(index)
         (few_token_modules if has_few else modules).append(_scored(layer, norm, value, probed))
+    broken = find_nonfinite(found.layers, outcome)
     if not kept:
+        if broken is not None:
+            raise InputError(f"no module can be scored: {broken}")
         if not counts.seen.any() and not outcome.unassigned:
             step = provenance["settings"]["token_step"]
             if step > 1:
@@ -67,7 +71,7 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
         np.array(outcome.ids, dtype=np.int64),
         np.array(outcome.batches, dtype=np.int64),
         tuple(unscored),
-        provenance,
+        provenance | {"nonfinite": broken},
         few_tokens if few else None,
     )
 

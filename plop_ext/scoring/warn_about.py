@@ -37,6 +37,8 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
             "use longer samples, or more of them"
         )
+    if scores.nonfinite is not None:
+        warn(f"{scores.nonfinite}; these scores are not placed, see `ignore_nonfinite` of `place`")
     nonfinite = scores.totals.skipped_nonfinite.sum(axis=1)
     if nonfinite.any():
         worst = int(nonfinite.argmax())

@@ -118,6 +118,9 @@ def interval(values: Floats, confidence: float = CONFIDENCE) -> Floats:
 
 
 def _widen(point: Floats, drawn: Floats, n: int) -> Floats:
+    """Move resampled values away from the estimate, on the logarithm: NFN is a ratio of norms and stays positive."""
+    if n < 2:  # one unit says nothing of the spread
+        return np.full_like(drawn, np.nan)
     # A resample in which a module has no tokens carries no information on its spread.
-    drawn = np.where(np.isfinite(drawn), drawn, point)
-    return point + widening(n) * (drawn - point)
+    ratio = np.divide(drawn, point, out=np.ones_like(drawn), where=np.isfinite(drawn) & (point > 0))
+    return point * ratio ** widening(n)

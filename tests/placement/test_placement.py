@@ -307,7 +307,7 @@ def test_other_files(tmp_path: Path) -> None:
     path.write_text(json.dumps({**content, "version": 99}))
     with pytest.raises(InputError, match=r"has version 99 of plop_ext.placement, .* write it again with `plop place`"):
         Placement.load(path)
-    scores().save(path)
+    scores().save(path, overwrite=True)
     with pytest.raises(InputError, match=r"is not a plop_ext.placement file but plop_ext.scores; .*`plop place`"):
         Placement.load(path)
     target, fingerprint = content["lora_targets"][0], {"kind": "linear", "norm": 1.0}

@@ -266,7 +266,7 @@ def test_paper_script_scores_have_a_page_without_statistics(tmp_path: Path) -> N
         (["--rank", "0"], "`--rank` must be at least 1"),
         (["--types", "many"], "`--types` must be a number or auto"),
         (["--against", "missing.json"], "cannot read"),
-        (["--figures", "{file}"], "it is a file; name a folder"),
+        (["--figures", "{file}"], "is a file; name a folder"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

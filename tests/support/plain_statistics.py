@@ -43,8 +43,10 @@ def all_of(table: GainTable) -> list[float]:
 
 
 def widened(value: float, point: float, n: int) -> float:
-    """A resample of n units, as far from the estimate as in a t interval; the estimate itself if it is NaN."""
-    return point if math.isnan(value) else point + widening(n) * (value - point)
+    """A resample of n units, as far from the estimate as in a t interval of logs; the estimate itself if it is NaN."""
+    return (
+        point if math.isnan(value) else math.exp(math.log(point) + widening(n) * (math.log(value) - math.log(point)))
+    )
 
 
 def types_over_samples(table: GainTable, resamples: int, seed: int) -> np.ndarray:
