@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from plop_ext.data import Encoded, batches, counted_tokens
@@ -60,6 +61,15 @@ def held_out_loss(
             if on_batch is not None:
                 on_batch()
     return total.item() / sum(map(counted_tokens, encoded))
+
+
+def logits_of(model: torch.nn.Module, sample: Encoded) -> Tensor:
+    """Return the logits [T, V] float32 of a sample, in eval mode and autocast as `held_out_loss`."""
+    device = next(model.parameters()).device
+    (batch,) = batches([sample], batch_size=1, pad_token_id=0)
+    with evaluating(model), autocast(device):
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        return model(**inputs, use_cache=False).logits[0].float()
 
 
 def learnable(encoded: Sequence[Encoded], name: str) -> list[Encoded]:

@@ -16,8 +16,9 @@ from plop_ext.arguments import check_seed, check_whole
 from plop_ext.data import Encoded
 from plop_ext.errors import InputError
 from plop_ext.files import check_new_folder, save_or_rescue
-from plop_ext.finetuning.evaluation import held_out_loss, learnable
-from plop_ext.finetuning.training import OnStep, save_adapter, train_adapter
+from plop_ext.finetuning.evaluation import held_out_loss, learnable, logits_of
+from plop_ext.finetuning.saving import check_saved, save_adapter
+from plop_ext.finetuning.training import OnStep, train_adapter
 from plop_ext.preserve import Snapshot, random_state
 from plop_ext.progress import progress_bar
 
@@ -142,7 +143,8 @@ def finetune(
 
     Raises:
         InputError: If an argument is out of range, the model is not a causal language model without adapters,
-            `output_dir` is in use, or PEFT adapts other modules than `placement` names.
+            `output_dir` is in use, PEFT adapts other modules than `placement` names, or the adapter that was written
+            gives other values or logits when it is loaded.
     """
     rank = placement.r if r is None else r
     check_whole(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -203,6 +205,7 @@ def finetune(
                 )
             elif output_dir is not None:
                 save_or_rescue(partial(save_adapter, adapted), output_dir)
+                check_saved(adapted, output_dir, lambda: logits_of(adapted, eval[0]))
             kept = keep
             return FinetuneResult(
                 loss_before=before,

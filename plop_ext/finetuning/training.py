@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,6 @@ import torch
 
 from plop_ext.data import Encoded
 from plop_ext.data.batching import pad
-from plop_ext.errors import OutputError, first_line
-from plop_ext.files import atomic_folder
 
 OnStep = Callable[[int, "float | None"], None]
 
@@ -90,22 +87,6 @@ def train_adapter(
 def autocast(device: torch.device) -> torch.autocast:
     """Return the autocast context of a training step on a device."""
     return torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(device))
-
-
-def save_adapter(adapted: Any, path: str | os.PathLike[str]) -> None:
-    """Write an adapter to `path`, a new or empty folder, atomically.
-
-    Raises:
-        OutputError: If the folder is in use or cannot be written.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        with atomic_folder(path) as scratch:
-            # The default "auto" makes PEFT ask the hub whether the vocabulary was resized.
-            adapted.save_pretrained(scratch, save_embedding_layers=False)
-    except SafetensorError as error:  # in which the library wraps what the system refused
-        raise OutputError(f"cannot write `{path}`: {first_line(error)}; free some space") from error
 
 
 def _observer(on_step: OnStep | None) -> Any:

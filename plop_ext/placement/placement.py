@@ -100,13 +100,17 @@ class Placement(PlacementData):
         return export(self, stack, **options)
 
     def verify(self, peft_model: nn.Module) -> None:
-        """Check that exactly the placement's modules and parameters carry LoRA.
+        """Check that exactly the placement's modules and parameters carry LoRA, and that it survives a reload.
+
+        The values of the adapters pass through PEFT's own saving and loading, in memory. Model and adapters are as
+        before afterwards.
 
         Args:
             peft_model: The result of `peft.get_peft_model` or `PeftModel.from_pretrained`.
 
         Raises:
-            InputError: If a module or parameter of the placement has no adapter, or another one has an adapter.
+            InputError: If a module or parameter of the placement has no adapter, another one has an adapter, or PEFT
+                loads a value other than it saves it.
         """
         peft.verify(self, peft_model)
 

@@ -165,6 +165,37 @@ class TestResult:
         assert held_out_loss(loaded, held_out, pad_token_id=0) == pytest.approx(result.loss_after, abs=1e-6)
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
+    def test_a_file_that_gives_other_values_or_logits_is_refused(
+        self, train: list[Encoded], held_out: list[Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import peft
+
+        read = peft.load_peft_weights
+
+        def lossy(path: str, **kwargs: Any) -> dict[str, torch.Tensor]:
+            values = read(path, **kwargs)
+            name = min(name for name in values if "lora_B" in name)
+            return {**values, name: torch.zeros_like(values[name])}
+
+        def finetuned(folder: str) -> None:
+            model = tiny_llama()
+            finetune(model, TOKENIZER, train, held_out, placement(model), output_dir=tmp_path / folder, **QUICK)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(peft, "load_peft_weights", lossy)
+            with pytest.raises(InputError, match=r"PEFT loads 1 of 28 values .* `.*lossy` holds all values"):
+                finetuned("lossy")
+        with monkeypatch.context() as patched:
+            drift = iter(range(9))
+            patched.setattr(
+                "plop_ext.finetuning.finetune.logits_of",
+                lambda *args: torch.ones(2, 3) + next(drift) * torch.eye(2, 3),
+            )
+            with pytest.raises(InputError, match=r"`.*other` was written, but .* other logits, by up to 1"):
+                finetuned("other")
+        # What was trained is not lost.
+        assert (tmp_path / "lossy" / "adapter_model.safetensors").exists()
+
     def test_depends_on_the_seed_alone(self, train: list[Encoded], held_out: list[Encoded]) -> None:
         losses = []
         for seed in (1, 1, 2):

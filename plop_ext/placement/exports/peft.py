@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plop_ext._warnings import warn
 from plop_ext.errors import InputError, SetupError
 from plop_ext.placement.data import PlacementData
+from plop_ext.placement.round_trip import check_round_trip
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -62,6 +63,7 @@ def verify(placement: PlacementData, peft_model: nn.Module) -> None:
             f"`peft_model` does not match the placement: {len(missing)} chosen modules without LoRA and "
             f"{len(extra)} others with it (`{example}`); wrap the model that was scored with `lora_config()`"
         )
+    check_round_trip(peft_model)
 
 
 def adapted_names(peft_model: nn.Module) -> set[str]:
