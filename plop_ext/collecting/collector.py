@@ -9,10 +9,10 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from plop_ext.collecting import routed_experts
-from plop_ext.collecting.hooks import ExpertsObserver, Hook, compiled_calls, replace_attribute
+from plop_ext.collecting.hooks import ExpertsObserver, Hook, ProductHook, compiled_calls, replace_attribute
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
-from plop_ext.layers import LinearLayer
+from plop_ext.layers import LinearLayer, ProductAdapter
 from plop_ext.streams.batch import BatchStreams
 from plop_ext.totals import Totals
 
@@ -61,12 +61,17 @@ class Collector:
             for module in self._model.modules():
                 for name, eager in compiled_calls(module).items():
                     replace_attribute(stack, module, name, eager)
-            experts, hooks = {}, {}
+            experts: dict[nn.Module, ExpertsObserver] = {}
+            hooks: dict[nn.Module, Hook | ProductHook] = {}
             for module, layers in self.recording.layers_of.items():
-                if layers[0][1].adapter.routed:
+                adapter = layers[0][1].adapter
+                if adapter.routed:
                     experts[module] = ExpertsObserver(self.recording, module, layers)
+                elif isinstance(adapter, ProductAdapter):
+                    hooks[module] = forward = ProductHook(self.recording, module, layers, adapter)
+                    replace_attribute(stack, module, "forward", forward)
                 else:
-                    hook = hooks[module] = Hook(self.recording, module, layers)
+                    hooks[module] = hook = Hook(self.recording, module, layers)
                     # Before all other hooks of the module, because a user-defined hook may replace the output.
                     handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
                     stack.callback(handle.remove)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -13,7 +14,7 @@ from plop_ext.collecting import routed_experts
 from plop_ext.collecting.notes import IndexedLayers
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import Reading
-from plop_ext.layers import Unsupported, weights_in_place
+from plop_ext.layers import ProductAdapter, Unsupported, weights_in_place
 
 
 class Hook:
@@ -94,6 +95,50 @@ class ExpertsObserver:
         return routed_experts.RoutedCall(
             arena, self._first_rows, batch.tokens, reading, hidden, token, expert, self._experts
         )
+
+
+class ProductHook:
+    """Stands for the forward of a module: runs the module's own, and records the product that it computes.
+
+    Args:
+        recording: The recording to write to.
+        module: The module.
+        layers: The scored layers of the module, with their rows in the totals.
+        adapter: Their adapter.
+
+    Attributes:
+        stream: As of `Hook`.
+        fed: As of `Hook`.
+    """
+
+    def __init__(
+        self, recording: Recording, module: nn.Module, layers: IndexedLayers, adapter: ProductAdapter
+    ) -> None:
+        self.stream = layers[0][1].stream
+        self.fed: bool | None = None
+        self._recording = recording
+        self._module = module
+        self._forward = module.forward
+        self._layers = layers
+        self._adapter = adapter
+        self._untried = adapter.untried
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        batch, module, adapter = self._recording.batch, self._module, self._adapter
+        if batch is None:
+            return self._forward(*args, **kwargs)
+        run = partial(self._forward, *args, **kwargs)
+        result, product = adapter.observe(module, run, compare=self._untried)
+        self._untried = False
+        if isinstance(product, str):
+            batch.notes.leave_out(self._layers, product)
+            return result
+        x = adapter.input(module, args, kwargs)
+        if self.fed is None:
+            self.fed = self._recording.feeding.feeds(x)
+        rows, sumsq, y, bias = adapter.rows(product, x)
+        batch.observe(module, self._layers, rows, sumsq, y, bias, self.fed)
+        return result
 
 
 def compiled_calls(module: nn.Module) -> dict[str, Any]:

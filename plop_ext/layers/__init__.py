@@ -4,6 +4,7 @@ from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
 from plop_ext.layers.discovery import Discovery, LinearLayer, discover
 from plop_ext.layers.linear import is_plain_product
 from plop_ext.layers.offload import weights_in_place
+from plop_ext.layers.product_adapter import ProductAdapter
 from plop_ext.layers.scope import SCOPES
 from plop_ext.layers.split import Split
 from plop_ext.layers.walk import base_model, base_modules, plain_class, runnable, wrapped_modules
@@ -14,6 +15,7 @@ __all__ = [
     "LayerAdapter",
     "LinearLayer",
     "Part",
+    "ProductAdapter",
     "Split",
     "Unsupported",
     "adapter_for",

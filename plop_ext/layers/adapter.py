@@ -50,12 +50,14 @@ class LayerAdapter:
 
     Attributes:
         kind: Name of the kind of layer, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
-        weights: Source of ||W||_F: "weight", "dequantized" or "identity" (see `OpaqueAdapter`).
+        weights: Source of ||W||_F: "weight", "dequantized", "identity" (see `OpaqueAdapter`) or "forward" (see
+            `ProductAdapter`).
         routed: Whether each part receives only the tokens that are routed to it.
         priority: If several adapters match a module, the one with the highest priority is used; among equals, the
             latest registered. The default 0 suits an adapter for one class. Choose a priority below 0 for an adapter
             that shall be used only if no adapter for the class matches: the package has -10 for any `nn.Linear` with
-            a floating-point weight (`LinearAdapter`), and -100 for the fallback (`OpaqueAdapter`). Choose one above 0
+            a floating-point weight (`LinearAdapter`) and for convolutions, -5 for those of them that have a forward of
+            their own, and -100 for the fallback (`OpaqueAdapter`). Choose one above 0
             to take precedence over adapters that are registered later.
     """
 
@@ -67,6 +69,10 @@ class LayerAdapter:
     def matches(self, module: nn.Module) -> bool:
         """Return whether `module` is of this kind."""
         raise NotImplementedError
+
+    def for_module(self, module: nn.Module) -> LayerAdapter:
+        """Return the adapter that reads this module of the kind: this one, unless modules of the kind differ."""
+        return self
 
     def check(self, module: nn.Module) -> None:
         """Raise `Unsupported` if this module cannot be scored."""
@@ -230,4 +236,5 @@ def register_adapter(adapter: AdapterT) -> AdapterT:
 
 def adapter_for(module: nn.Module) -> LayerAdapter | None:
     """Return the adapter for `module`, or None."""
-    return next((adapter for adapter in _ADAPTERS if adapter.matches(module)), None)
+    adapter = next((adapter for adapter in _ADAPTERS if adapter.matches(module)), None)
+    return None if adapter is None else adapter.for_module(module)

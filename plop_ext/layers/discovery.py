@@ -11,7 +11,7 @@ from torch import nn
 from plop_ext.errors import InputError
 
 # Each import registers adapters, in any order.
-from plop_ext.layers import conv, experts, linear, opaque, quantized  # noqa: F401
+from plop_ext.layers import conv, experts, grouped, linear, opaque, own_forward, quantized  # noqa: F401
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
 from plop_ext.layers.attributes import attribute, tensor
 from plop_ext.layers.experts import ExpertsAdapter

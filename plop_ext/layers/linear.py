@@ -41,7 +41,9 @@ def is_plain_linear(module: nn.Module) -> bool:
 class LinearAdapter(LayerAdapter):
     """`y = z @ weight.T + bias` with weight [out_features, in_features]."""
 
-    priority = -10  # after the quantized subclasses of `nn.Linear`, whose weight is a plain one until they quantize it
+    # After `OwnForwardAdapter`, and the quantized subclasses of `nn.Linear`, whose weight is a plain one until they
+    # quantize it.
+    priority = -10
 
     def matches(self, module: nn.Module) -> bool:
         return is_plain_linear(module)
@@ -71,6 +73,7 @@ class TransposedLinearAdapter(LayerAdapter):
     """transformers' `Conv1D` (GPT-2): `y = z @ weight + bias` with weight [in_features, out_features]."""
 
     kind = "Conv1D (transposed)"
+    priority = -10  # after `OwnForwardAdapter`
 
     def matches(self, module: nn.Module) -> bool:
         home = sys.modules.get("transformers.pytorch_utils")

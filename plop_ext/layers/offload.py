@@ -1,4 +1,4 @@
-"""Weights that accelerate offloads: they are on the meta device outside of their module's forward."""
+"""Weights that are in place only within their module's forward: offloaded by accelerate, or computed by a hook."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 def on_meta(module: nn.Module) -> bool:
@@ -22,6 +24,13 @@ def is_offloaded(module: nn.Module) -> bool:
 
 @contextmanager
 def weights_in_place(module: nn.Module) -> Iterator[None]:
+    """Hold the weights as the forward has them within the block: on the execution device, and computed."""
+    with _loaded(module), _computed(module):
+        yield
+
+
+@contextmanager
+def _loaded(module: nn.Module) -> Iterator[None]:
     """Load the weights of an offloaded module to its execution device within the block."""
     if not (on_meta(module) and is_offloaded(module)):
         yield
@@ -30,3 +39,22 @@ def weights_in_place(module: nn.Module) -> Iterator[None]:
 
     with align_module_device(module):
         yield
+
+
+@contextmanager
+def _computed(module: nn.Module) -> Iterator[None]:
+    """Compute weights that the hooks of `torch.nn.utils.weight_norm` and `spectral_norm` set before each forward.
+
+    Until then they are those of the last forward, or of the initialization, also after `load_state_dict`.
+    """
+    before = {}
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            extra = (False,) if isinstance(hook, SpectralNorm) else ()  # no power iteration, as in eval mode
+            before[hook.name] = getattr(module, hook.name)
+            setattr(module, hook.name, hook.compute_weight(module, *extra))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

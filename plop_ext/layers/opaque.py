@@ -14,7 +14,7 @@ from plop_ext.layers.linear import is_plain_linear
 
 # Largest relative difference between W (a + b) and W a + W b: quantized activations cause a few percent, a forward
 # that is not linear causes more.
-_LINEAR_TOLERANCE = 0.1
+LINEAR_TOLERANCE = 0.1
 _IDENTITY_ROWS = 256
 
 
@@ -69,5 +69,5 @@ class OpaqueAdapter(LayerAdapter):
         generator = torch.Generator().manual_seed(0)
         a, b = torch.randn(2, 1, self.features(module)[0], generator=generator).to(device, self.dtype(module))
         w_a, w_b, w_sum = (self.probe(module, z).float() - zero for z in (a, b, a + b))
-        if not (w_sum - w_a - w_b).norm() <= _LINEAR_TOLERANCE * w_sum.norm():
+        if not (w_sum - w_a - w_b).norm() <= LINEAR_TOLERANCE * w_sum.norm():
             raise Unsupported("its forward is not linear")

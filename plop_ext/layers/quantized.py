@@ -23,8 +23,9 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 def _is_a(module: nn.Module, home: str, name: str) -> bool:
+    """Return whether the module is of a class, or of a subclass without a forward of its own."""
     cls = getattr(sys.modules.get(home), name, None)
-    return cls is not None and isinstance(module, cls)
+    return cls is not None and isinstance(module, cls) and type(module).forward is cls.forward
 
 
 def _row_chunks(rows: int, row_length: int, multiple: int = 1) -> Iterator[tuple[int, int]]:

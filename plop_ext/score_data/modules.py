@@ -31,8 +31,9 @@ class ScoredModule:
         weight_norm: ||W||_F, or None if the weight cannot be read.
         target: The target that PEFT adapts for it.
         kind: Kind of layer: `"linear"`, `"Conv1D (transposed)"`, `"stacked experts"`, `"bitsandbytes 4-bit"`, ...
-        baseline_from: Source of b: the `"weight"`, the `"dequantized"` weight, the forward of the `"identity"` if the
-            weight cannot be read, or random inputs (`"probe"`).
+        baseline_from: Source of b: the `"weight"`, the `"dequantized"` weight, the matrix by which a `"forward"` of
+            the module's own multiplies, the forward of the `"identity"` if the weight cannot be read, or random inputs
+            (`"probe"`).
     """
 
     name: str

@@ -152,14 +152,14 @@ def score(
         )
     data = check_data_info(data_info)
     model = runnable(model)
-    found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
-    collector = Collector(model, found.layers, last_call_only=compat is not None)
-    forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
     started = time.perf_counter()
     if rule is not None and hasattr(dataloader, "in_random_order"):
         dataloader = dataloader.in_random_order(seed)
 
     with random_state(), evaluating(model):
+        found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
+        collector = Collector(model, found.layers, last_call_only=compat is not None)
+        forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
         with progress_bar("reading weights", len(found.layers), progress) as advance:
             norms = frobenius_norms(found.layers, advance)
         baselines = compute_baselines(found.layers, norms, settings, progress)

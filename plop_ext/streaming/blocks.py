@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plop_ext.layers import LinearLayer
+from plop_ext.layers import LinearLayer, adapter_for
 from plop_ext.scoring.baseline import WeightNorms, frobenius_norms
 from plop_ext.streaming.reader import Pending, Reader, buffer_size
 from plop_ext.streaming.skeleton import Skeleton
@@ -155,7 +155,7 @@ class BlockLoader:
             on_device(module, self._device)
             names = {id(child): name for name, child in pristine.named_modules()}
             layers = tuple(
-                replace(layer, module=module.get_submodule(names[id(layer.module)])) for layer in self._of(index)
+                _with_values(layer, module.get_submodule(names[id(layer.module)])) for layer in self._of(index)
             )
             norms = frobenius_norms(layers)
             ready = None
@@ -189,6 +189,11 @@ class BlockLoader:
 
     def _of(self, index: int) -> Sequence[LinearLayer]:
         return [layer for layer in self._skeleton.found.layers if self._skeleton.block_of(layer.name) == index]
+
+
+def _with_values(layer: LinearLayer, module: nn.Module) -> LinearLayer:
+    """Return the layer for a module with values, which can tell what a forward of its own computes."""
+    return replace(layer, module=module, adapter=adapter_for(module) or layer.adapter)
 
 
 def _copied(block: nn.Module) -> nn.Module:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import plop_ext.layers.adapter as registry
 from plop_ext.layers import LayerAdapter, adapter_for, register_adapter
-from plop_ext.layers.linear import LinearAdapter
+from plop_ext.layers.conv import ConvAdapter
+from plop_ext.layers.linear import LinearAdapter, TransposedLinearAdapter
 from plop_ext.layers.opaque import OpaqueAdapter
+from plop_ext.layers.own_forward import OwnForwardAdapter
 from plop_ext.layers.quantized import BitsAndBytes4bitAdapter
 
 
@@ -104,5 +106,6 @@ def test_of_equal_priority_the_latest_registered_is_asked_first(built_in: list[t
 
 def test_the_documented_priorities() -> None:
     priorities = {type(adapter): adapter.priority for adapter in registry._ADAPTERS}
-    assert priorities.pop(LinearAdapter) == -10 and priorities.pop(OpaqueAdapter) == -100
+    assert {priorities.pop(kind) for kind in (LinearAdapter, TransposedLinearAdapter, ConvAdapter)} == {-10}
+    assert priorities.pop(OwnForwardAdapter) == -5 and priorities.pop(OpaqueAdapter) == -100
     assert set(priorities.values()) == {LayerAdapter.priority} == {0}

@@ -129,17 +129,20 @@ class TwoOutputs(nn.Linear):
         return super().forward(x), x
 
 
-def test_a_linear_layer_that_returns_a_tuple_is_reported() -> None:
+def test_a_linear_layer_that_returns_a_tuple_is_scored_and_not_placed() -> None:
     class Model(Plain):
         def forward(self, x: Tensor, *unused: Any, **ignored: Any) -> Tensor:
             return super().forward(self.layers[0].first(x)[0])
 
     model = Model()
     model.layers[0].first = TwoOutputs(16, 16)
-    scores = quietly(model, [torch.randn(2, 20, 16)])
-    reasons = {item.name: item.reason for item in scores.unscored}
-    assert reasons["layers.0.first"].startswith("its input or output is no tensor")
-    assert len(scores.modules) == 4
+    x = torch.randn(2, 20, 16)
+    scores = quietly(model, [x])
+    values = nfn(scores)
+    assert values == pytest.approx(oracle(model, {"x": x}, scores, run=called), rel=1e-5)
+    assert [item.name for item in scores.modules if item.target.refused] == ["layers.0.first"]
+    placement = scores.place(strategy="all")
+    assert "its forward returns a tuple" in placement.notes[0] and len(placement.lora_targets) == len(values) - 1
 
 
 def test_tied_weights_are_scored_on_their_own_inputs() -> None:
