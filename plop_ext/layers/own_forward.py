@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from plop_ext import ops
 from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
+from plop_ext.layers.attributes import attribute, tensor
 from plop_ext.layers.conv import CONVOLUTIONS, ConvAdapter
 from plop_ext.layers.linear import LinearAdapter, TransposedLinearAdapter
 from plop_ext.layers.offload import weights_in_place
@@ -63,6 +64,8 @@ class OwnForwardAdapter(LayerAdapter):
     def for_module(self, module: nn.Module) -> LayerAdapter:
         plain = _plain_adapter(module)
         assert plain is not None
+        if tensor(module, "weight") is None:
+            return plain  # whose `check` gives the reason
         with weights_in_place(module), _undisturbed(module):
             return _adapter_for(plain, module)
 
@@ -101,8 +104,8 @@ def _plain_adapter(module: nn.Module) -> LayerAdapter | None:
     found = next((plain for plain in (_LINEAR, _TRANSPOSED, _CONV) if plain.matches(module)), None)
     if found is not None:
         return found
-    weight = module._parameters.get("weight")
-    sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    weight = tensor(module, "weight")
+    sizes = (attribute(module, "out_features"), attribute(module, "in_features"))
     is_matrix = type(weight) is nn.Parameter and weight.dtype in ops.FLOATS and tuple(weight.shape) == sizes
     return _LINEAR if is_matrix and not list(module.children()) else None
 
@@ -133,22 +136,24 @@ def _adapter_for(plain: LayerAdapter, module: nn.Module) -> LayerAdapter:
 
 
 def _computes_its_kind(plain: LayerAdapter, module: nn.Module) -> bool:
-    """Return whether the forward returns what the plain forward of its kind would."""
-    layer: Any = module
+    """Return whether the forward returns what that of its kind would."""
     for scale in _SCALES:
         z = scale * next(_inputs(plain, module))
         try:
-            output = _forward(module, z)
-        except Exception:
+            output, expected = _forward(module, z), _plain_forward(plain, module, z)
+        except Exception:  # code that this package does not know, which may need more than an input
             return False
-        if plain is _CONV:
-            base: Any = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
-            expected = base._conv_forward(layer, z, layer.weight, layer.bias)
-        else:
-            expected = functional.linear(z, plain.weight_rows(module), layer.bias)
         if not (isinstance(output, Tensor) and output.shape == expected.shape and close(output, expected)):
             return False
     return True
+
+
+def _plain_forward(plain: LayerAdapter, module: nn.Module, z: Tensor) -> Tensor:
+    layer: Any = module
+    if plain is not _CONV:
+        return functional.linear(z, plain.weight_rows(module), layer.bias)
+    base: Any = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
+    return base._conv_forward(layer, z, layer.weight, layer.bias)
 
 
 def _try(plain: LayerAdapter, module: nn.Module) -> _Call | None:
@@ -207,23 +212,16 @@ def _matrix(plain: LayerAdapter, module: nn.Module) -> Tensor:
 
 
 def _against_lora(plain: LayerAdapter, module: nn.Module, call: _Call) -> str:
-    """Return why PEFT cannot add LoRA beside the module; empty if it can."""
+    """Return why PEFT cannot add LoRA beside the forward; empty if it can, or the adapter of the kind says so."""
     if call.product is not None and call.product.groups > 1:
         return "PEFT cannot adapt a block-diagonal weight"
     if not isinstance(call.result, Tensor):
         return f"PEFT adds LoRA to the output, and its forward returns a {type(call.result).__name__}"
-    layer: Any = module
-    if plain is _CONV:
-        base: Any = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
-        expected = base._conv_forward(layer, call.z, layer.weight, None).shape if _fits(layer, call.z) else None
-    else:
-        expected = (*call.z.shape[:-1], plain.features(module)[1])
-    same = expected is not None and tuple(expected) == tuple(call.result.shape)
-    return "" if same else "PEFT adds LoRA to the output, and its forward returns another shape than LoRA"
-
-
-def _fits(conv: Any, z: Tensor) -> bool:
-    return z.shape[1] == conv.in_channels
+    try:
+        fits = call.result.shape == _plain_forward(plain, module, call.z).shape
+    except RuntimeError:  # an image with its channels last
+        fits = False
+    return "" if fits else "PEFT adds LoRA to the output, and its forward returns another shape than LoRA"
 
 
 def _is_linear(plain: LayerAdapter, module: nn.Module) -> bool:

@@ -383,7 +383,7 @@ def test_a_weight_that_a_hook_computes_is_not_that_of_the_last_forward() -> None
     assert nfn(scores) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_forward_is_left_as_it_was_and_runs_unobserved_elsewhere() -> None:
+def test_the_forward_is_unchanged_afterwards() -> None:
     model, x = Model([Standardized(K, M)], call), torch.randn(2, 20, K)
     found = discover(model)
     quietly(model, [x])
