@@ -15,8 +15,8 @@ from plop_ext._version import __version__
 if TYPE_CHECKING:
     from plop_ext.collecting.collector import Collector
     from plop_ext.errors import InputError, SetupError
-    from plop_ext.finetuning.compare import compare
-    from plop_ext.finetuning.comparison import Comparison
+    from plop_ext.experiment.compare import compare
+    from plop_ext.experiment.result import Comparison
     from plop_ext.finetuning.finetune import FinetuneResult, finetune
     from plop_ext.ops.native import build_info
     from plop_ext.placement import Placement
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Collector": "collecting.collector",
-    "Comparison": "finetuning.comparison",
+    "Comparison": "experiment.result",
     "FinetuneResult": "finetuning.finetune",
     "InputError": "errors",
     "Placement": "placement",
@@ -35,7 +35,7 @@ _HOMES = {
     "SetupError": "errors",
     "StopRule": "statistics",
     "build_info": "ops.native",
-    "compare": "finetuning.compare",
+    "compare": "experiment.compare",
     "find_plop_targets": "scoring.score",
     "finetune": "finetuning.finetune",
     "score": "scoring.score",

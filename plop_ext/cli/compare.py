@@ -6,9 +6,8 @@ import argparse
 from functools import partial
 from typing import Any
 
-from plop_ext.arguments import check_whole
-from plop_ext.cli import options, outputs
-from plop_ext.cli.finetune import add_training, check_training
+from plop_ext.cli import options, outputs, trials
+from plop_ext.cli.exit_codes import ExitCode
 from plop_ext.cli.options import console
 from plop_ext.errors import InputError
 from plop_ext.files import save_or_rescue
@@ -20,6 +19,9 @@ def add_parser(commands: Any) -> None:
     options.add_data(parser)
     parser.add_argument("--scores", required=True, metavar="FILE", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the comparison as JSON")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted comparison with -o; a finished one is left"
+    )
     parser.add_argument("--plot", default=None, metavar="FILE", help="draw the comparison (.png, .svg, .pdf)")
     parser.add_argument(
         "--strategies",
@@ -30,71 +32,42 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--types", type=int, default=None, help="number of module types of lowest, inverse and random (default: 3)"
     )
-    parser.add_argument(
-        "--max-params",
-        type=int,
-        default=None,
-        help="trainable parameters of each placement (default: those of the first placement at --rank)",
-    )
-    parser.add_argument(
-        "--rates", default="5e-4,2e-3,8e-3", help="comma-separated learning rates to try (default: %(default)s)"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the final runs (default: 3)")
-    add_training(parser, rank="LoRA rank of the first placement, if --max-params is not given (default: 16)")
+    trials.add_trials(parser)
     options.add_force(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run, words={"strategy": "--strategies"})
+    parser.set_defaults(run=run, words={"strategy": "--strategies", "max_seconds": "--max-time"})
 
 
-def run(args: argparse.Namespace) -> None:
-    from plop_ext.finetuning.compare import compare
+def run(args: argparse.Namespace) -> ExitCode:
+    from plop_ext.experiment.compare import compare
     from plop_ext.report import plots, tables
     from plop_ext.scores import Scores
 
-    check_training(args)
-    check_whole(seeds=args.seeds, max_params=args.max_params)
+    chosen = trials.arguments(args)
+    journal = outputs.beside(args.output, ".partial")
     read = {"MODEL": args.model, "DATA": args.data, "--scores": args.scores, "--eval": args.eval}
-    outputs.check(read, {"--output": args.output, "--plot": args.plot}, force=args.force)
+    written = {"--output": args.output, "--plot": args.plot}
+    outputs.check(read, written, traces={"--output": journal}, force=args.force)
     if args.plot is not None:
         plots.picture_format(args.plot)
+    if args.resume and journal is None:
+        raise InputError("`--resume` needs `--output`, the file of the comparison to continue")
     scores = Scores.load(args.scores)
-    placements = [_place(scores, name, args.types) for name in args.strategies.split(",")]
+    placements = [trials.place(scores, name, args.types) for name in args.strategies.split(",")]
     model, tokenizer = options.load_model(args, for_training=True)
     train, held_out = options.train_and_held_out(args, tokenizer)
     comparison = compare(
-        model,
-        tokenizer,
-        scores,
-        train,
-        held_out,
-        placements,
-        max_params=args.max_params,
-        r=16 if args.rank is None else args.rank,
-        learning_rates=_rates(args.rates),
-        seeds=range(args.seed, args.seed + args.seeds),
-        max_steps=args.steps,
-        batch_size=args.batch_size,
-        progress=not args.quiet,
+        model, tokenizer, scores, train, held_out, placements, journal=journal, resume=args.resume, **chosen
     )
     console.print(tables.comparison_table(comparison))
+    for line in tables.comparison_lines(comparison):
+        console.print(line, highlight=False)
     if args.output:
         save_or_rescue(partial(comparison.save, overwrite=args.force), args.output)
         console.print(f"comparison: {args.output}", highlight=False)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
     if args.plot:
         save_or_rescue(partial(plots.comparison_plot, comparison), args.plot)
         console.print(f"plot: {args.plot}", highlight=False)
-
-
-def _place(scores: Any, name: str, types: int | None) -> Any:
-    strategy, _, seed = name.strip().partition(":")
-    if seed and not (strategy == "random" and seed.isdigit()):
-        raise InputError(f"`--strategies`: {name!r} is not a strategy; only random takes a seed, as in random:1")
-    count = None if strategy in ("attention", "mlp", "all") else types
-    return scores.place(types=count, strategy=strategy, seed=int(seed or 0))
-
-
-def _rates(text: str) -> list[float]:
-    try:
-        return [float(rate) for rate in text.split(",")]
-    except ValueError:
-        raise InputError(f"`--rates` must be numbers separated by commas, got {text!r}") from None
+    return ExitCode.DIVERGED if comparison.verdict.winner is None else ExitCode.DONE

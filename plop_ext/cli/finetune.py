@@ -19,6 +19,12 @@ def add_training(parser: argparse.ArgumentParser, rank: str) -> None:
         metavar="DATA",
         help="held-out data (default: the test split of arithmetic or prose, a part of any other DATA)",
     )
+    parser.add_argument(
+        "--eval-split",
+        default=None,
+        metavar="SPLIT",
+        help="split of --eval (default: that of --split; for arithmetic and prose: test)",
+    )
     parser.add_argument("--eval-samples", type=int, default=256, help="limit on the held-out samples (default: 256)")
     parser.add_argument("--rank", "-r", type=int, default=None, help=rank)
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")

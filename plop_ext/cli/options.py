@@ -170,31 +170,29 @@ def data_name(args: argparse.Namespace) -> str:
 def train_and_held_out(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Encoded], list[Encoded]]:
-    """Return training and held-out samples, each with a token to predict.
+    """Return training and held-out samples, each with a token to predict; no held-out sample is in both.
 
-    Held-out samples are those of `--eval`, the test split of a packaged data set, or a part split off from DATA.
+    Held-out samples are those of `--eval`, the test split of a packaged data set, or a part split off from DATA. Equal
+    samples stay on one side, and those of `--eval` that are in DATA too are left out.
     """
-    import random
-
+    from plop_ext.data.held_out import apart, distinct, split_off
     from plop_ext.demo_assets import DATASETS
     from plop_ext.finetuning.evaluation import learnable
 
-    if args.eval is not None:
+    source = args.eval or (args.data if args.data in DATASETS else None)
+    samples = learnable(load_data(args, tokenizer, None), args.data)
+    if source is not None:
+        split = args.eval_split or ("test" if source in DATASETS else args.split)
         try:
-            held_out = load_data(args, tokenizer, args.eval_samples, source=args.eval)
+            held_out = load_data(args, tokenizer, args.eval_samples, source=source, split=split)
         except InputError as error:
             raise InputError(command_words(str(error), {"source": "--eval", "rows": "--eval"})) from error
-        return learnable(load_data(args, tokenizer, None), args.data), learnable(held_out, args.eval)
-    if args.data in DATASETS:
-        held_out = load_data(args, tokenizer, args.eval_samples, split="test")
-        train = load_data(args, tokenizer, None, split="train")
-        return learnable(train, args.data), learnable(held_out, args.data)
-    samples = learnable(load_data(args, tokenizer, None), args.data)
-    count = min(args.eval_samples, len(samples) // 5)
+        return samples, apart(samples, learnable(held_out, source), "eval")
+    known = len(distinct(samples))
+    count = min(args.eval_samples, known // 5)
     if count < 1:
         raise InputError(
-            f"`{args.data}` has {len(samples)} samples with a token to predict, too few to hold some out; give --eval"
+            f"`{args.data}` has {known} different samples with a token to predict, too few to hold some out; give"
+            " --eval"
         )
-    order = list(range(len(samples)))
-    random.Random(args.seed).shuffle(order)
-    return [samples[i] for i in sorted(order[count:])], [samples[i] for i in sorted(order[:count])]
+    return split_off(samples, count, args.seed)

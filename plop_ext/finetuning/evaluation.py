@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +19,25 @@ from plop_ext.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 
-def held_out_loss(
+@dataclass(frozen=True)
+class RowLosses:
+    """The loss of each held-out sample.
+
+    Attributes:
+        nats: Loss of each sample, summed over its counted tokens.
+        tokens: Number of counted tokens of each sample.
+    """
+
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over all counted tokens of all samples, in nats."""
+        return sum(self.nats) / sum(self.tokens)
+
+
+def held_out_losses(
     model: torch.nn.Module,
     encoded: Sequence[Encoded],
     *,
@@ -26,11 +45,11 @@ def held_out_loss(
     batch_size: int = 32,
     progress: bool = False,
     on_batch: Callable[[], None] | None = None,
-) -> float:
-    """Measure the loss of a causal language model: the mean over all counted tokens of all samples, in nats.
+) -> RowLosses:
+    """Measure the loss of a causal language model on each sample.
 
-    Every counted token has the same weight, independent of its batch. The model runs in eval mode, and its training
-    mode is restored; on CUDA it is autocast as in training.
+    Every counted token has the same weight in the mean, independent of its batch. The model runs in eval mode, and its
+    training mode is restored; on CUDA it is autocast as in training.
 
     Args:
         model: Causal language model.
@@ -41,26 +60,28 @@ def held_out_loss(
         on_batch: Called after each batch.
 
     Returns:
-        The loss.
+        The losses of the samples with a token to predict, in the order of `encoded`.
 
     Raises:
         InputError: If no token is counted.
     """
     encoded = learnable(encoded, "encoded")
+    # Without the row numbers of the data set, the batches number the samples by position.
+    numbered = [Encoded(input_ids=sample["input_ids"], labels=sample["labels"]) for sample in encoded]
     device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    loader = batches(encoded, batch_size=batch_size, pad_token_id=pad_token_id)
+    nats = torch.zeros(len(encoded), dtype=torch.float64, device=device)
+    loader = batches(numbered, batch_size=batch_size, pad_token_id=pad_token_id)
     with evaluating(model), autocast(device), progress_bar("held-out loss", len(loader), progress) as advance:
         for batch in loader:
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             logits = model(**inputs, use_cache=False).logits
             # Row by row, because float32 logits of a batch would be the largest tensor of all.
-            for row, labels in zip(logits, batch["labels"].to(device), strict=True):
-                total += functional.cross_entropy(row[:-1].float(), labels[1:], reduction="sum")
+            for index, row, labels in zip(batch["sample_ids"], logits, batch["labels"].to(device), strict=True):
+                nats[index] = functional.cross_entropy(row[:-1].float(), labels[1:], reduction="sum")
             advance()
             if on_batch is not None:
                 on_batch()
-    return total.item() / sum(map(counted_tokens, encoded))
+    return RowLosses(tuple(nats.tolist()), tuple(map(counted_tokens, encoded)))
 
 
 def logits_of(model: torch.nn.Module, sample: Encoded) -> Tensor:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from plop_ext.arguments import check_seed, check_whole
 from plop_ext.data import Encoded
+from plop_ext.data.held_out import apart
 from plop_ext.errors import InputError
 from plop_ext.files import check_new_folder, save_or_rescue
-from plop_ext.finetuning.evaluation import held_out_loss, learnable, logits_of
+from plop_ext.finetuning.evaluation import RowLosses, held_out_losses, learnable, logits_of
 from plop_ext.finetuning.saving import check_saved, save_adapter
 from plop_ext.finetuning.training import OnStep, train_adapter
 from plop_ext.preserve import Snapshot, random_state
@@ -52,6 +53,7 @@ class FinetuneResult:
         history: Pairs of a step and the mean training loss since the previous pair.
         diverged: Whether a loss was not finite, or the training loss ended over 10 % above its start.
         output_dir: Folder of the adapter, if it was written.
+        rows: Loss of each held-out sample with the trained adapter, in the order of the samples that were measured.
         model: The model with its adapter if `keep` was set, otherwise None.
     """
 
@@ -66,6 +68,7 @@ class FinetuneResult:
     history: tuple[tuple[int, float], ...]
     diverged: bool
     output_dir: str | None = None
+    rows: RowLosses | None = field(default=None, repr=False)
     model: Any = field(default=None, compare=False, repr=False)
 
     @property
@@ -74,8 +77,9 @@ class FinetuneResult:
         return self.seconds / max(self.steps, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields except the model, ready for JSON: a loss that is not finite becomes None."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "model"}
+        """Return all fields except rows and model, ready for JSON: a loss that is not finite becomes None."""
+        left_out = ("rows", "model")
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
         values |= {name: finite_or_none(values[name]) for name in ("loss_before", "loss_after")}
         return values | {"history": [[step, finite_or_none(loss)] for step, loss in self.history]}
 
@@ -115,7 +119,8 @@ def finetune(
         model: Causal language model without adapters, on one device.
         tokenizer: Tokenizer of the model; only the padding id is read.
         train: Samples to train on, from `encode`; drawn at random, batch by batch, for `max_steps` steps.
-        eval: Held-out samples, not used for training.
+        eval: Held-out samples, not used for training. Samples that are in `train` too, by a hash of their token ids,
+            are not measured; repetitions are measured once.
         placement: The modules to adapt.
         r: Rank of the adapter on every module; default the placement's own.
         lora_alpha: The update is scaled by `lora_alpha / r`. Default 2 * r; keep the quotient if you change the rank.
@@ -143,8 +148,8 @@ def finetune(
 
     Raises:
         InputError: If an argument is out of range, the model is not a causal language model without adapters,
-            `output_dir` is in use, PEFT adapts other modules than `placement` names, or the adapter that was written
-            gives other values or logits when it is loaded.
+            every sample of `eval` is in `train` too, `output_dir` is in use, PEFT adapts other modules than
+            `placement` names, or the adapter that was written gives other values or logits when it is loaded.
     """
     rank = placement.r if r is None else r
     check_whole(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -159,10 +164,65 @@ def finetune(
         raise InputError(f"`warmup_ratio` must be at least 0 and below 1, got {warmup_ratio}")
     if lr_scheduler not in SCHEDULERS:
         raise InputError(f"`lr_scheduler` must be one of {', '.join(SCHEDULERS)}, got {lr_scheduler!r}")
-    train, eval = learnable(train, "train"), learnable(eval, "eval")
+    train = learnable(train, "train")
+    eval = apart(train, learnable(eval, "eval"), "eval")
     if output_dir is not None:
         check_new_folder(output_dir, "output_dir")
-    pad_token_id = _pad_token_id(tokenizer)
+    result = train_and_measure(
+        model,
+        tokenizer,
+        train,
+        eval,
+        placement,
+        r=r,
+        lora_alpha=lora_alpha,
+        learning_rate=learning_rate,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        warmup_ratio=warmup_ratio,
+        lr_scheduler=lr_scheduler,
+        seed=seed,
+        output_dir=output_dir,
+        keep=keep,
+        progress=progress,
+        on_step=on_step,
+        on_eval_batch=on_eval_batch,
+        loss_before=loss_before,
+        lora_kwargs=lora_kwargs,
+    )
+    if result.diverged:
+        lost = "; no adapter is written" if output_dir else ""
+        logger.warning("%s diverged at learning rate %g%s", placement.label, learning_rate, lost)
+    return result
+
+
+def train_and_measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Encoded],
+    eval: Sequence[Encoded],
+    placement: Placement,
+    *,
+    r: int | None,
+    lora_alpha: int | None,
+    learning_rate: float,
+    max_steps: int,
+    batch_size: int,
+    eval_batch_size: int,
+    warmup_ratio: float = 0.03,
+    lr_scheduler: str = "cosine",
+    seed: int,
+    output_dir: str | os.PathLike[str] | None = None,
+    keep: bool = False,
+    progress: bool = False,
+    on_step: OnStep | None = None,
+    on_eval_batch: Callable[[], None] | None = None,
+    loss_before: float | None = None,
+    lora_kwargs: dict[str, Any] | None = None,
+) -> FinetuneResult:
+    """Do the work of `finetune`, without its checks: many runs on one data set check it once."""
+    padding = pad_token_id(tokenizer)
 
     from peft import get_peft_model
     from transformers import set_seed
@@ -174,9 +234,9 @@ def finetune(
         try:
             if model.device.type == "cpu":
                 snapshot.widen()
-            measure: dict[str, Any] = {"batch_size": eval_batch_size, "pad_token_id": pad_token_id}
+            measure: dict[str, Any] = {"batch_size": eval_batch_size, "pad_token_id": padding}
             measure |= {"progress": progress, "on_batch": on_eval_batch}
-            before = held_out_loss(model, eval, **measure) if loss_before is None else loss_before
+            before = held_out_losses(model, eval, **measure).mean if loss_before is None else loss_before
             set_seed(seed)
             with warnings.catch_warnings():
                 # PEFT reads attributes that newer releases of transformers have renamed.
@@ -193,17 +253,11 @@ def finetune(
                 "seed": seed,
             }
             with progress_bar("training", max_steps, progress) as advance:
-                run = train_adapter(adapted, train, pad_token_id, arguments, _reporter(advance, on_step))
-            after = held_out_loss(adapted, eval, **measure)
+                run = train_adapter(adapted, train, padding, arguments, _reporter(advance, on_step))
+            rows = held_out_losses(adapted, eval, **measure)
+            after = rows.mean
             diverged = _diverged(run.history, after)
-            if diverged:
-                logger.warning(
-                    "%s diverged at learning rate %g%s",
-                    placement.label,
-                    learning_rate,
-                    "; no adapter is written" if output_dir else "",
-                )
-            elif output_dir is not None:
+            if output_dir is not None and not diverged:
                 save_or_rescue(partial(save_adapter, adapted), output_dir)
                 check_saved(adapted, output_dir, lambda: logits_of(adapted, eval[0]))
             kept = keep
@@ -211,7 +265,7 @@ def finetune(
                 loss_before=before,
                 loss_after=after if math.isfinite(after) else math.nan,
                 trainable_params=sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
-                r=rank,
+                r=placement.r if r is None else r,
                 learning_rate=learning_rate,
                 seed=seed,
                 steps=run.steps,
@@ -219,6 +273,7 @@ def finetune(
                 history=run.history,
                 diverged=diverged,
                 output_dir=str(Path(output_dir).expanduser()) if output_dir is not None and not diverged else None,
+                rows=rows,
                 model=adapted.eval() if keep else None,
             )
         finally:
@@ -254,7 +309,7 @@ def _check_model(model: Any) -> None:
         raise InputError(f"`model` is no causal language model but a {type(model).__name__}; give one with a head")
 
 
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return an id to pad with; padding is masked, so any valid id works."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in ids if token is not None)

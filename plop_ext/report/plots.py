@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from plop_ext.errors import InputError
 from plop_ext.files import atomic_path
 from plop_ext.report.figures import NAMES, style
+from plop_ext.report.figures.differences import differences
 from plop_ext.report.figures.heatmap import heatmap as heatmap_of
 from plop_ext.report.quietly import without_glyph_warnings
 
 if TYPE_CHECKING:
-    from plop_ext.finetuning.comparison import Comparison
+    from plop_ext.experiment.result import Comparison
     from plop_ext.report.figures import Drawing
     from plop_ext.scores import Scores
 
@@ -71,7 +69,7 @@ def save_drawings(drawings: Iterable[Drawing], folder: str | os.PathLike[str]) -
 
 
 def comparison_plot(comparison: Comparison, path: str | os.PathLike[str]) -> None:
-    """Draw the held-out loss of each placement: a dot per seed, a line at their mean, against all-linear.
+    """Draw the difference of each finalist from the reference, with its interval and the margin.
 
     Args:
         comparison: The comparison to draw.
@@ -80,27 +78,10 @@ def comparison_plot(comparison: Comparison, path: str | os.PathLike[str]) -> Non
     Raises:
         InputError: If the extension is unknown or the file cannot be written.
     """
-    from matplotlib.figure import Figure
+    import matplotlib
 
-    rows = sorted(comparison.rows, key=lambda row: math.inf if math.isnan(row.loss_mean) else row.loss_mean)
-    reference = comparison.reference
-    figure = Figure(figsize=(7.0, 1.4 + 0.5 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for position, row in enumerate(rows):
-        color = "black" if row is reference else style.CHOSEN if row.strategy == "lowest" else style.PLAIN
-        losses = [loss for loss in row.losses if math.isfinite(loss)]
-        axes.plot(losses, [position] * len(losses), "o", color=color, alpha=0.55, markersize=6)
-        if losses:
-            axes.plot([np.mean(losses)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=2)
-    if math.isfinite(reference.loss_mean):
-        axes.axvline(reference.loss_mean, color="black", linewidth=0.8, linestyle=":")
-    labels = [f"{row.label}  r={row.r}, {row.params:,} parameters" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("held-out loss, nats per token (dot: one seed; bar: mean)")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    save(figure, path)
+    with matplotlib.rc_context(style.settings()), without_glyph_warnings():
+        save(differences(comparison, style.WIDE), path)
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:

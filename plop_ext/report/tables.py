@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from plop_ext.finetuning.comparison import Comparison
+    from plop_ext.experiment.result import Comparison, ComparisonRow
     from plop_ext.placement import Placement
     from plop_ext.placement.cost import Cost
     from plop_ext.report.against import Against
@@ -191,33 +191,68 @@ def against_lines(comparison: Against) -> list[str]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return the held-out loss of each placement at equal trainable parameters, best first."""
-    seeds = len(comparison.seeds)
+    """Return the test loss of each candidate and its difference from the reference, best first."""
+    rows = ranked_rows(comparison)
     notes = [
-        f"mean and standard deviation over {seeds} seeds; difference from all-linear, paired by seed",
-        "* best learning rate is at the edge of the grid",
-        *(f"{row.label} diverged with {row.diverged} of {seeds} seeds" for row in comparison.rows if row.diverged),
+        f"differences with simultaneous {100 * comparison.verdict.confidence:g} % intervals, paired by row and seed"
     ]
+    if any(row.lr_at_edge for row in rows):
+        notes.append("* best learning rate is at the edge of those that were tried")
     table = Table(
-        title=f"Held-out loss at equal trainable parameters ({comparison.loss_before:.4f} without an adapter)",
-        caption="; ".join(notes),
+        title=f"Test loss, nats per token ({comparison.loss_before:.4f} without an adapter)", caption="; ".join(notes)
     )
-    columns = ("placement", "types", "r", "parameters", "rate", "loss", "difference", "s/step")
+    columns = ("placement", "types", "r", "parameters", "rate", "loss", "difference", "outcome", "s/step")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("placement", "types") else "right")
-    for row in sorted(comparison.rows, key=lambda row: math.inf if math.isnan(row.loss_mean) else row.loss_mean):
-        reference = row is comparison.reference
+        table.add_column(column, justify="left" if column in ("placement", "types", "outcome") else "right")
+    for row in rows:
+        everything = row.strategy == "all"
         table.add_row(
             row.label,
-            "all" if reference else ", ".join(row.types),
+            "all" if everything else ", ".join(row.types),
             str(row.r),
             f"{row.params:,}",
-            f"{row.learning_rate:g}{'*' if row.lr_at_edge else ''}",
-            _with_spread(row.loss_mean, row.loss_std),
-            "" if reference else _with_spread(row.difference_mean, row.difference_std, sign="+"),
-            f"{row.seconds_per_step:.3f}",
+            "" if row.learning_rate is None else f"{row.learning_rate:.3g}{'*' * row.lr_at_edge}",
+            _loss(row.loss_mean),
+            difference_cell(row),
+            row.outcome,
+            "" if math.isnan(row.seconds_per_step) else f"{row.seconds_per_step:.2g}",
         )
     return table
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """Return the verdict, and what limits it, in words."""
+    lines = [comparison.verdict.sentence]
+    if comparison.mismatch > 0.02:
+        lines.append(
+            f"the numbers of trainable parameters differ by up to {100 * comparison.mismatch:.0f} %, because ranks are"
+            " whole numbers and at most the width of a module"
+        )
+    edge = [row.label for row in comparison.rows if row.lr_at_edge and row.losses]
+    if edge:
+        lines.append(f"the best rate of {', '.join(edge)} is at the edge of those tried; a better one may lie outside")
+    return lines
+
+
+def ranked_rows(comparison: Comparison) -> list[ComparisonRow]:
+    """Return the rows of the final by test loss, then the others by validation loss."""
+
+    def key(row: ComparisonRow) -> tuple[bool, float]:
+        final = math.isfinite(row.loss_mean)
+        loss = row.loss_mean if final else row.validation_loss
+        return not final, loss if math.isfinite(loss) else math.inf
+
+    return sorted(comparison.rows, key=key)
+
+
+def difference_cell(row: ComparisonRow) -> str:
+    """Return a difference and its interval, or nothing."""
+    found = row.difference
+    return "" if found is None else f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else ""
 
 
 def _range(pair: tuple[float, float] | None) -> str:
@@ -226,8 +261,3 @@ def _range(pair: tuple[float, float] | None) -> str:
 
 def _bar(fraction: float) -> Text:
     return Text("█" * max(1, round(fraction * _BAR_WIDTH)), style="cyan")
-
-
-def _with_spread(mean: float, std: float, sign: str = "") -> str:
-    spread = "" if math.isnan(std) else f" ± {std:.4f}"
-    return f"{mean:{sign}.4f}{spread}"

@@ -82,7 +82,7 @@ def test_compare_prints_plots_and_saves(scores_file: Path, tmp_path: Path, capsy
     files = ["-o", str(output), "--plot", str(plot)]
     assert main([*arguments, *budget, *files, "--strategies", "lowest,random:1"]) == 0
     rows = json.loads(output.read_text())["rows"]
-    assert [row["label"] for row in rows] == ["lowest-3", "random-3 (seed 1)", "all-linear"]
+    assert [row["label"] for row in rows] == ["all-linear", "lowest-3", "random-3 (seed 1)"]
     assert "all-linear" in capsys.readouterr().out
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from plop_ext.data import Encoded, counted_tokens, encode, load_rows
 from plop_ext.errors import InputError, OutputError
-from plop_ext.finetuning.evaluation import held_out_loss, learnable
+from plop_ext.finetuning.evaluation import held_out_losses, learnable
 from plop_ext.finetuning.finetune import FinetuneResult, _diverged, finetune
 from plop_ext.placement import exports
 from tests.support.tiny_lm import byte_tokenizer, placement, tiny_llama
@@ -162,7 +162,7 @@ class TestResult:
         assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "adapter").iterdir())
         loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
         chosen.verify(loaded)
-        assert held_out_loss(loaded, held_out, pad_token_id=0) == pytest.approx(result.loss_after, abs=1e-6)
+        assert held_out_losses(loaded, held_out, pad_token_id=0).mean == pytest.approx(result.loss_after, abs=1e-6)
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
     def test_a_file_that_gives_other_values_or_logits_is_refused(
@@ -212,7 +212,9 @@ class TestResult:
         assert model.config.use_cache and model.lm_head.weight.dtype == torch.bfloat16
         assert "forward" not in vars(result.model)
         # Half-precision base weights again, so not to the last digit.
-        assert held_out_loss(result.model, held_out, pad_token_id=0) == pytest.approx(result.loss_after, abs=0.02)
+        assert held_out_losses(result.model, held_out, pad_token_id=0).mean == pytest.approx(
+            result.loss_after, abs=0.02
+        )
 
     def test_divergence_is_a_result(
         self, train: list[Encoded], held_out: list[Encoded], tmp_path: Path, caplog: Any
@@ -295,7 +297,7 @@ class TestHeldOutLoss:
     def test_every_token_weighs_the_same(self, held_out: list[Encoded], batch_size: int) -> None:
         model = tiny_llama()
         expected = naive_loss(model, held_out)
-        assert held_out_loss(model, held_out, pad_token_id=0, batch_size=batch_size) == pytest.approx(
+        assert held_out_losses(model, held_out, pad_token_id=0, batch_size=batch_size).mean == pytest.approx(
             expected, rel=1e-6
         )
         means = [naive_loss(model, [sample]) for sample in held_out]
@@ -304,12 +306,12 @@ class TestHeldOutLoss:
     def test_modes_come_back(self, held_out: list[Encoded]) -> None:
         model = tiny_llama()
         model.model.layers[0].train()
-        held_out_loss(model, held_out, pad_token_id=0)
+        held_out_losses(model, held_out, pad_token_id=0)
         assert model.model.layers[0].training and not model.model.layers[1].training and not model.training
 
     def test_nothing_to_predict(self) -> None:
         with pytest.raises(InputError, match="`encoded` has no token to predict in 1 samples; give texts of two"):
-            held_out_loss(tiny_llama(), [Encoded(input_ids=[5], labels=[5])], pad_token_id=0)
+            held_out_losses(tiny_llama(), [Encoded(input_ids=[5], labels=[5])], pad_token_id=0)
         assert counted_tokens(Encoded(input_ids=[5, 6], labels=[5, -100])) == 0
 
 

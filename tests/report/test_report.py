@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import struct
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from plop_ext.errors import InputError
-from plop_ext.finetuning.comparison import Comparison, ComparisonRow
 from plop_ext.report import plots, tables
 from plop_ext.report.grid import layer_grid
 from plop_ext.scores import Scores
 from plop_ext.unscored import UnscoredModule
+from tests.support.made_comparison import made_comparison
 from tests.support.scored_modules import scored_module
 from tests.support.totals import make_totals
 
@@ -94,60 +93,34 @@ def test_layer_grid_leaves_missing_cells_empty() -> None:
     assert np.isnan(grid[1, 2]) and np.allclose(grid[0], [2.0, 0.5, 1.0])
 
 
-def make_comparison(*, diverged: bool = False) -> Comparison:
-    """All-linear, which may have diverged, and two others; one of them lost just as much as all-linear."""
-    reference = (math.nan, math.nan) if diverged else (1.0, 1.25)
-    rows = []
-    for label, modules, losses in (
-        ("lowest-3", 6, (1.0, 1.25)),
-        ("all-linear", 14, reference),
-        ("mlp", 8, (0.5, 1.0)),
-    ):
-        rows.append(
-            ComparisonRow(
-                label=label,
-                strategy=label.split("-")[0],
-                types=("q_proj",),
-                modules=modules,
-                r=4,
-                params=1000,
-                learning_rate=1e-3,
-                lr_at_edge=False,
-                tuning=((1e-3, 1.0),),
-                losses=losses,
-                differences=tuple(loss - other for loss, other in zip(losses, reference, strict=True)),
-                seconds_per_step=0.1,
-                diverged=sum(map(math.isnan, losses)),
-            )
-        )
-    return Comparison(tuple(rows), 2.0, 1000, (0, 1), (1e-3,))
+class TestComparison:
+    def test_table_has_the_best_first_and_the_dropped_last(self) -> None:
+        lines = render(tables.comparison_table(made_comparison())).splitlines()
+        cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.count("│") == 10]
+        assert [row[0] for row in cells] == ["mlp", "all-linear", "lowest-3", "attention"]
+        assert [row[7] for row in cells] == ["better", "reference", "not decided", "diverged"]
+        assert cells[0][5:7] == ["0.7500", "-0.2500 (-0.3000 to -0.2000)"] and cells[1][6] == cells[3][6] == ""
+        assert cells[2][4] == "0.001*" and cells[3][4] == ""
 
+    def test_only_types_and_outcomes_wrap_at_120_columns(self) -> None:
+        comparison = made_comparison()
+        names = [f"random-4 (seed {seed})" for seed in range(6)]
+        types = ("gate_proj", "down_proj", "o_proj", "v_proj")
+        rows = [
+            dataclasses.replace(comparison.row("mlp"), label=name, types=types, params=41_943_040, r=128)
+            for name in names
+        ]
+        lines = render(tables.comparison_table(dataclasses.replace(comparison, rows=(*rows, comparison.rows[0]))))
+        for name in names:
+            [line] = [line for line in lines.splitlines() if name in line and "│" in line]
+            assert "-0.2500" in line and "41,943,040" in line
 
-@pytest.mark.parametrize("diverged", [False, True])
-def test_all_linear_is_the_reference_whatever_its_losses(diverged: bool, tmp_path: Path) -> None:
-    comparison = make_comparison(diverged=diverged)
-    assert comparison.reference.label == "all-linear"
-    lines = {
-        line.split()[1]: line for line in render(tables.comparison_table(comparison)).splitlines() if "1,000" in line
-    }
-    cells = {label: line.split("│")[7].strip() for label, line in lines.items()}
-    assert cells["all-linear"] == ""
-    assert cells["lowest-3"] == ("+nan" if diverged else "+0.0000 ± 0.0000")
-    plots.comparison_plot(comparison, tmp_path / "c.png")
-    assert (tmp_path / "c.png").stat().st_size > 1000
+    def test_limits_are_said(self) -> None:
+        lines = tables.comparison_lines(dataclasses.replace(made_comparison(), mismatch=0.06))
+        assert lines[0] == made_comparison().verdict.sentence
+        assert "differ by up to 6 %" in lines[1] and "best rate of lowest-3 is at the edge" in lines[2]
+        assert len(tables.comparison_lines(made_comparison(edge=False))) == 1
 
-
-def test_only_the_types_wrap_at_120_columns() -> None:
-    """Seven placements with long names, one of which diverged."""
-    [_, reference, other] = make_comparison().rows
-    names = [f"random-4 (seed {seed})" for seed in range(6)]
-    types = ("gate_proj", "down_proj", "o_proj", "v_proj")
-    rows = [dataclasses.replace(other, label=name, types=types, params=41_943_040, r=128) for name in names]
-    rows[0] = dataclasses.replace(rows[0], diverged=1, lr_at_edge=True)
-    comparison = dataclasses.replace(make_comparison(), rows=(*rows, reference))
-    lines = render(tables.comparison_table(comparison)).splitlines()
-    assert sum("difference" in line and "parameters" in line for line in lines) == 1
-    for name in names:
-        [line] = [line for line in lines if name in line and "│" in line]
-        assert "0.7500 ± 0.3536" in line and "-0.3750 ± 0.1768" in line and "41,943,040" in line
-    assert "random-4 (seed 0) diverged with 1 of 2 seeds" in " ".join(" ".join(lines).split())
+    def test_plot(self, tmp_path: Path) -> None:
+        plots.comparison_plot(made_comparison(), tmp_path / "c.png")
+        assert (tmp_path / "c.png").stat().st_size > 1000

@@ -1,0 +1,102 @@
+"""The options of an experiment, which `plop compare` and `plop run` share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from plop_ext.cli.finetune import add_training, check_training
+from plop_ext.errors import InputError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def add_trials(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the trials and of the held-out data."""
+    parser.add_argument(
+        "--max-params",
+        type=int,
+        default=None,
+        help="largest number of trainable parameters of each placement (default: those of all-linear at --rank)",
+    )
+    parser.add_argument(
+        "--rates", default="5e-4,2e-3,8e-3", help="comma-separated learning rates to try (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds of the final trials (default: 5)")
+    parser.add_argument(
+        "--finalists", type=int, default=None, help="placements in the final, with all-linear (default: all)"
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.01,
+        help="largest difference that counts as none, in nats per token (default: 0.01)",
+    )
+    parser.add_argument(
+        "--max-time",
+        default=None,
+        metavar="TIME",
+        help="time for all trials, as in 90s, 30m or 2h; the schedule is shortened to fit before the first trial",
+    )
+    add_training(parser, rank="LoRA rank of all-linear, if there is no budget (default: 16)")
+
+
+def arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options as keyword arguments of `plop_ext.compare`, checked before anything slow runs.
+
+    Raises:
+        InputError: If one is out of range.
+    """
+    from plop_ext.arguments import check_whole
+    from plop_ext.experiment.settings import Settings
+    from plop_ext.experiment.trial import Recipe
+
+    check_training(args)
+    check_whole(seeds=args.seeds)
+    chosen: dict[str, Any] = {
+        "max_params": args.max_params,
+        "r": 16 if args.rank is None else args.rank,
+        "learning_rates": _rates(args.rates),
+        "seeds": tuple(range(args.seed, args.seed + args.seeds)),
+        "max_steps": args.steps,
+        "finalists": args.finalists,
+        "margin": args.margin,
+    }
+    Settings(**chosen, widen=0, validation=0.5, recipe=Recipe(args.batch_size, 1, 1))
+    return chosen | {
+        "batch_size": args.batch_size,
+        "max_seconds": None if args.max_time is None else seconds(args.max_time),
+        "progress": not args.quiet,
+    }
+
+
+def place(scores: Any, name: str, types: int | None) -> Any:
+    """Return the placement of a strategy, such as `mlp` or `random:1`."""
+    strategy, _, seed = name.strip().partition(":")
+    if seed and not (strategy == "random" and seed.isdigit()):
+        raise InputError(f"`--strategies`: {name!r} is not a strategy; only random takes a seed, as in random:1")
+    count = None if strategy in ("attention", "mlp", "all") else types
+    return scores.place(types=count, strategy=strategy, seed=int(seed or 0))
+
+
+def seconds(text: str) -> float:
+    """Read a time such as `90s`, `30m`, `1.5h` or `1h30m`.
+
+    Raises:
+        InputError: If it is none.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip().lower():
+        raise InputError(f"`--max-time` must be a time such as 90s, 30m or 2h, got {text!r}")
+    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if total <= 0:
+        raise InputError(f"`--max-time` must be above 0, got {text!r}")
+    return total
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(rate) for rate in text.split(",")]
+    except ValueError:
+        raise InputError(f"`--rates` must be numbers separated by commas, got {text!r}") from None

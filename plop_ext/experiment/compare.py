@@ -1,0 +1,142 @@
+"""Compare placements fairly: equal trainable parameters, each at its own best learning rate, over several seeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plop_ext.data import Encoded
+from plop_ext.data.held_out import apart
+from plop_ext.errors import InputError
+from plop_ext.experiment.candidates import Entry, match, reference, without_repetitions
+from plop_ext.experiment.engine import Experiment, divide, inputs
+from plop_ext.experiment.journal import TrialJournal
+from plop_ext.experiment.result import Comparison
+from plop_ext.experiment.settings import Settings
+from plop_ext.experiment.trial import Recipe
+from plop_ext.finetuning.evaluation import learnable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from plop_ext.placement import Placement
+    from plop_ext.scores import Scores
+
+RATES = (5e-4, 2e-3, 8e-3)
+SEEDS = (0, 1, 2, 3, 4)
+MARGIN = 0.01
+
+
+def compare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scores: Scores,
+    train: Sequence[Encoded],
+    eval: Sequence[Encoded],
+    placements: Sequence[Placement] | None = None,
+    *,
+    max_params: int | None = None,
+    r: int = 16,
+    alpha_over_r: int = 2,
+    learning_rates: Sequence[float] = RATES,
+    seeds: Sequence[int] = SEEDS,
+    max_steps: int = 300,
+    batch_size: int = 16,
+    eval_batch_size: int = 32,
+    validation: float = 0.1,
+    finalists: int | None = None,
+    widen: int = 2,
+    margin: float = MARGIN,
+    max_seconds: float | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    lora_kwargs: dict[str, Any] | None = None,
+) -> Comparison:
+    """Finetune with several placements at equal trainable parameters, and judge them by their held-out losses.
+
+    The all-linear placement is always included, as the reference. It has rank `r`, or the next higher rank at which
+    all others match its trainable parameters within 2 %; all have the same `lora_alpha / r`.
+
+    The learning rate of each placement is tuned on the grid with the first seed: a trial trains on one part of `train`
+    and is evaluated on the rest of `train`, never on `eval`. (With one learning rate for all placements, the ranking
+    would depend on that rate.) Then the finalists train on all of `train`, once per seed, and are compared with
+    all-linear on `eval`, paired by row and by seed. The intervals of all comparisons hold together with 95 %
+    confidence. The model is restored afterwards.
+
+    Args:
+        model: Causal language model without adapters, the one that was scored.
+        tokenizer: Tokenizer of the model.
+        scores: Scores of the model, from which the all-linear and the default placements are made.
+        train: Samples to train on, from `encode`.
+        eval: Held-out samples. Those that are in `train` too, by a hash of their token ids, are left out.
+        placements: Placements to compare. Default the lowest three types and, as an ablation, the highest three.
+        max_params: Largest number of trainable parameters of each placement, which then gets the largest rank that
+            fits. Default those of all-linear at rank `r`.
+        r: Rank of all-linear if `max_params` is not given.
+        alpha_over_r: Scale of the update, `lora_alpha / r`.
+        learning_rates: The grid.
+        seeds: Seeds of the final trials. One seed shows no spread and decides nothing; fewer than five give wide
+            intervals.
+        max_steps: Optimizer steps of each trial.
+        batch_size: Samples in a step.
+        eval_batch_size: Samples in a batch of the held-out loss.
+        validation: Share of `train` on which rates and finalists are chosen, above 0 and below 1.
+        finalists: Number of placements in the final, with all-linear; the others are dropped by their validation loss.
+            Default all.
+        widen: Number of further rates that are tried for a placement whose best rate is at an edge of the grid.
+        margin: Largest difference, in nats per token, that counts as none.
+        max_seconds: Time for all trials. The schedule is shortened to fit, before the first trial: fewer rates, then
+            successive halving, fewer finalists, three seeds, fewer steps. Default no limit.
+        journal: File to which every finished trial is appended. Default none.
+        resume: Continue from the journal of an interrupted comparison of the same inputs.
+        progress: Show a progress bar, or without a terminal a line for each trial and each minute.
+        lora_kwargs: Further arguments of `peft.LoraConfig`.
+
+    Returns:
+        The comparison, with its verdict.
+
+    Raises:
+        InputError: If an argument is out of range, if a placement is listed twice, if a placement does not fit
+            `max_params` even at rank 1, if `max_seconds` is too short, or if the journal is of another run.
+    """
+    settings = Settings(
+        learning_rates=learning_rates,
+        seeds=seeds,
+        max_steps=max_steps,
+        finalists=finalists,
+        widen=widen,
+        margin=margin,
+        validation=validation,
+        r=r,
+        max_params=max_params,
+        recipe=Recipe(batch_size, eval_batch_size, alpha_over_r, dict(lora_kwargs or {})),
+    )
+    candidates = match(_entries(placements, scores), r, max_params)
+    train = learnable(train, "train")
+    eval = apart(train, learnable(eval, "eval"), "eval")
+    parts = divide(train, eval, validation, seeds[0])
+    experiment = Experiment(model, tokenizer, candidates, parts, settings)
+    given = inputs(model, train, eval, settings.to_dict() | {"max_seconds": max_seconds})
+    with TrialJournal(None if journal is None else Path(journal), given, resume) as trials:
+        if trials.plan is None:
+            measured = experiment.measure()
+            schedule = experiment.schedule(measured, max_seconds)
+            trials.start(experiment.plan(schedule, measured))
+        return experiment.run(trials, given, progress)
+
+
+def _entries(placements: Sequence[Placement] | None, scores: Scores) -> list[Entry]:
+    """Return the reference and the placements, each once."""
+    asked = placements is not None
+    chosen = list(placements) if placements is not None else [scores.place(), scores.place(strategy="inverse")]
+    if not chosen:
+        raise InputError("`placements` is empty; give at least one, or leave it out for the default")
+    home = reference(scores)
+    own = [one for one in chosen if set(one.modules) == set(home.placement.modules)]
+    if own:
+        home = Entry(own[0], home.why)
+    others = [Entry(one, "asked for" if asked else "default") for one in chosen if one not in own[:1]]
+    return without_repetitions([home, *others], asked)
