@@ -1,4 +1,4 @@
-"""Module types: the name of a module without its layer index, and the role of a type."""
+"""Module types: the name of a module without its layer index, its role where a name has several, and its family."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from plop_ext.errors import InputError
 
+# Between the label of a type and its role. No name of a module holds it, and no shell reads it.
+_ROLE = "@"
 _ATTENTION_PARTS = ("attn", "attention", "selfattention", "encdecattention", "mixer")
 _ATTENTION_LEAVES = {
     "q_proj",
@@ -89,6 +91,16 @@ def label_types(paths: Sequence[ModulePath]) -> list[str]:
     return [labels[path.type_path] for path in paths]
 
 
+def with_role(label: str, role: str) -> str:
+    """Return the label of a type with its role, as `q_proj@linear_attention`; without one, the label."""
+    return f"{label}{_ROLE}{role}" if role else label
+
+
+def without_role(label: str) -> str:
+    """Return the label of a type without its role."""
+    return label.partition(_ROLE)[0]
+
+
 def as_patterns(patterns: str | Sequence[str], argument: str) -> tuple[str, ...]:
     """Return the suffixes that `include` or `exclude` (the `argument`) names; a string is a single suffix."""
     listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
@@ -114,7 +126,7 @@ def family(type_label: str, name: str) -> str:
         type_label: Label of the type.
         name: Full name of one of its modules, whose enclosing block often tells more than the label.
     """
-    leaf = type_label.rsplit(".", 1)[-1]
+    leaf = without_role(type_label).rsplit(".", 1)[-1]
     parts = [part.lower() for part in name.split(".")[:-1]]
     if leaf in _MLP_LEAVES:
         return "mlp"

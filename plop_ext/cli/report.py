@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     for command in recommendation.commands:
         console.print(f"  {command}", highlight=False, soft_wrap=True)
     console.print(tables.scores_table(scores, chosen=chosen))
-    for line in [*tables.confidence_lines(scores, len(chosen) or None), *tables.unscored_lines(scores)]:
+    for line in [*tables.confidence_lines(scores, len(chosen) or None), *tables.left_out_lines(scores)]:
         console.print(line, highlight=False)
     step = args.batch_size, args.seq
     if placements:

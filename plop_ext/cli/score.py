@@ -185,7 +185,7 @@ def _show(args: argparse.Namespace, scores: Scores) -> None:
     console.print(tables.scores_table(scores, chosen=chosen))
     for line in tables.confidence_lines(scores):
         console.print(line, highlight=False)
-    for line in tables.unscored_lines(scores):
+    for line in tables.left_out_lines(scores):
         console.print(line, style="dim", highlight=False)
     if args.output:
         console.print(f"scores: {args.output}; next: plop place {args.output}", highlight=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,15 +15,17 @@ from plop_ext.layers import conv, experts, grouped, linear, opaque, own_forward,
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for
 from plop_ext.layers.attributes import attribute, tensor
 from plop_ext.layers.experts import ExpertsAdapter
+from plop_ext.layers.no_place import SINGLE_OUTPUT, reason_against
 from plop_ext.layers.packed_weights import split_for
-from plop_ext.layers.routers import ROUTER, is_router_class, reason_against
+from plop_ext.layers.roles import Traits, roles_of
+from plop_ext.layers.routers import ROUTER, is_router, is_router_class
 from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.streams import TEXT, ModelStreams
 from plop_ext.layers.targets import Adaptable, lora_targets
 from plop_ext.layers.walk import base_model, base_modules, plain_class
 from plop_ext.lora_target import LoraTarget
-from plop_ext.module_types import ModulePath, as_patterns, label_types, module_path, suffixes
+from plop_ext.module_types import ModulePath, as_patterns, label_types, module_path, suffixes, with_role
 from plop_ext.unscored import UnscoredModule
 
 # Modules whose weights of two and more dimensions are not linear maps of an activation.
@@ -50,6 +52,7 @@ class LinearLayer:
         part: Index of the matrix among the parts of the module.
         split: Layout of the module's outputs if the weight is packed, else None.
         stream: Stream of rows in which the module sits (`plop_ext.layers.streams`).
+        no_place: Why the matrix is no place for LoRA; empty if it is a candidate.
     """
 
     name: str
@@ -63,6 +66,7 @@ class LinearLayer:
     part: int = 0
     split: Split | None = None
     stream: str = TEXT
+    no_place: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,27 @@ class _Candidate:
     part: Part
     index: int
     split: Split | None
+    ancestry: tuple[tuple[str, str], ...]
+    config: object
+
+    @property
+    def no_place(self) -> str:
+        """Why the matrix is no place for LoRA; empty if it is one."""
+        single = self.path.layer is not None and self.part.out_features == 1
+        return reason_against(self.ancestry) or (SINGLE_OUTPUT if single else "")
+
+    @property
+    def traits(self) -> Traits:
+        """What tells the roles of the type's path apart."""
+        inside = max(1, self.path.in_block.count("."))
+        kinds: Any = getattr(self.config, "layer_types", None)
+        layer = self.path.layer
+        return Traits(
+            self.path.type_path + self.part.type_suffix,
+            tuple(owner for owner, _ in self.ancestry[-inside:]),
+            (self.part.in_features, self.part.out_features),
+            str(kinds[layer]) if isinstance(kinds, (list, tuple)) and layer is not None and layer < len(kinds) else "",
+        )
 
     def named_by(self, patterns: Collection[str]) -> set[str]:
         """Return the patterns that name the module, the part of a packed module, or the projection of experts."""
@@ -106,6 +131,9 @@ def discover(
     `score`) are single layers, often freshly initialized, to which LoRA is not applied. In a model without repeated
     blocks, all linear layers are found. In a model with LoRA adapters, the base layers are found, under their names
     without adapters.
+
+    The layers of the table in `plop_ext.layers.no_place` are found too, with the reason why they are no place for
+    LoRA. Layers that `include` names are candidates all the same.
 
     Args:
         model: Any module.
@@ -167,14 +195,22 @@ def discover(
     if not chosen:
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{_not_scored(unscored)}")
 
+    judged = include is None and not everything
+    no_place = [candidate.no_place if judged else "" for candidate in chosen]
+    if all(no_place):
+        raise InputError(
+            f"`model` ({type(model).__name__}) has no linear layer for LoRA; `{chosen[0].name}`: {no_place[0]}; name "
+            "in `include` what to score"
+        )
     labels = label_types([_type_path(candidate) for candidate in chosen])
     stream = ModelStreams(model)
+    roles = roles_of([candidate.traits for candidate in chosen])
     matrices = [Adaptable(found.path.name, found.module, found.adapter, found.index) for found in chosen]
     targets = lora_targets(base_model(model), modules, matrices)
     layers = tuple(
         LinearLayer(
             candidate.name,
-            label + (candidate.type_suffix if candidate.split is not None else ""),
+            with_role(label + (candidate.type_suffix if candidate.split is not None else ""), role),
             candidate.path.layer,
             candidate.part.in_features,
             candidate.part.out_features,
@@ -184,8 +220,9 @@ def discover(
             candidate.index,
             candidate.split,
             stream(candidate.path.name),
+            reason,
         )
-        for candidate, label, target in zip(chosen, labels, targets, strict=True)
+        for candidate, label, role, target, reason in zip(chosen, labels, roles, targets, no_place, strict=True)
     )
     return Discovery(layers, tuple(unscored))
 
@@ -198,8 +235,10 @@ def _candidates(
     unscored: list[UnscoredModule] = []
     seen: dict[int, str] = {}
     configs: dict[str, object] = {}
+    classes: dict[str, str] = {}
     for name, module in modules:
         parent = name.rpartition(".")[0]
+        classes[name] = plain_class(module).__name__
         configs[name] = attribute(module, "config") or configs.get(parent)
         adapter = adapter_for(module)
         if id(module) in seen:
@@ -237,16 +276,24 @@ def _candidates(
         split = None
         if not linear_only and not isinstance(adapter, ExpertsAdapter):
             out_features = adapter.features(module)[1]
-            reason = reason_against(name, out_features, path.layer is not None, configs.get(parent))
-            if reason:
-                unscored.append(UnscoredModule(name, plain_class(module).__name__, reason, wanted=False))
+            if is_router(name, out_features, configs.get(parent)):
+                unscored.append(UnscoredModule(name, plain_class(module).__name__, ROUTER, wanted=False))
                 continue
             split = split_for(configs.get(parent), name, out_features)
+        ancestry, config = _ancestry(name, classes), configs.get(parent)
         candidates += [
-            _Candidate(path, name + part.suffix, part.type_suffix, module, adapter, part, index, split)
+            _Candidate(
+                path, name + part.suffix, part.type_suffix, module, adapter, part, index, split, ancestry, config
+            )
             for index, part in enumerate(adapter.parts(module, split))
         ]
     return candidates, unscored
+
+
+def _ancestry(name: str, classes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return each step from the model to a module: the name of a class, and the attribute that leads on."""
+    parts = name.split(".")
+    return tuple((classes[".".join(parts[:depth])], part) for depth, part in enumerate(parts))
 
 
 def _type_path(candidate: _Candidate) -> ModulePath:

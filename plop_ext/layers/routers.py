@@ -1,12 +1,10 @@
-"""Routers and gates, which choose where an activation goes or how much of it passes, and get no LoRA."""
+"""Routers, which choose the experts of a token, and are not scored."""
 
 from __future__ import annotations
 
 from torch import nn
 
 ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
-# For M = 1, E|w z| / ||z|| over ||w|| / sqrt(K) is E|N(0, 1)|, which is 0.80.
-SINGLE_OUTPUT = "a single output, as gates have: its NFN is 0.80 instead of 1 if its input is noise"
 
 _NAMES = ("router", "gate")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -17,19 +15,16 @@ def is_router_class(module: nn.Module) -> bool:
     return type(module).__name__.lower().endswith(_NAMES)
 
 
-def reason_against(name: str, out_features: int, in_block: bool, config: object) -> str:
-    """Return why a linear layer is a router or a gate; empty if it is neither.
+def is_router(name: str, out_features: int, config: object) -> bool:
+    """Return whether a linear layer is a router: by its name, with two outputs to one for each expert.
 
     Args:
         name: Full module name.
         out_features: M.
-        in_block: Whether the layer is in a repeated block; a head outside of them may have a single output.
         config: The nearest configuration, from which the number of experts is read.
     """
-    if in_block and out_features == 1:
-        return SINGLE_OUTPUT
     leaves = name.lower().split(".")[-2:]  # Switch keeps its matrix in `router.classifier`
-    return ROUTER if out_features <= _experts(config) and any(leaf.endswith(_NAMES) for leaf in leaves) else ""
+    return 1 < out_features <= _experts(config) and any(leaf.endswith(_NAMES) for leaf in leaves)
 
 
 def _experts(config: object) -> int:

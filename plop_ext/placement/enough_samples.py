@@ -46,7 +46,7 @@ def _warn_of_another_set(scores: ScoreData, placement: PlacementData, stop: dict
     what = "modules" if single else "types"
     count = len(placement.modules if single else placement.types)
     if placement.strategy == "inverse":  # the k highest are all but the n - k lowest
-        count = len(scores.modules if single else scores.types) - count
+        count = len(scores.candidates if single else scores.types) - count
         if not count:
             return
     rule = StopRule(modules=count) if single else StopRule(types=count)

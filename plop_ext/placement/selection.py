@@ -12,13 +12,14 @@ import numpy as np
 
 from plop_ext._warnings import warn
 from plop_ext.errors import InputError
+from plop_ext.module_types import without_role
 from plop_ext.placement.budget import Budget, fit, make_budget, most_types
 from plop_ext.placement.enough_samples import warn_of_too_few_samples
 from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
 from plop_ext.placement.targets import notes_of, targets_of
-from plop_ext.score_data import ScoreData
+from plop_ext.score_data import ScoreData, TypeScore, no_place_lines
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
 STRATEGIES = ("lowest", "inverse", "attention", "mlp", "all", "random")
@@ -151,38 +152,65 @@ def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str,
     if isinstance(types, Sequence):
         if not types:
             raise InputError(f"`types` is empty; name some of {', '.join(sorted(ranked))}")
-        unknown = sorted(set(types) - set(ranked))
-        if unknown:
-            raise InputError(f"`types`: there is no type `{unknown[0]}`; there are {', '.join(sorted(ranked))}")
+        named = {label for name in types for label in _named(scores, name)}
         if strategy != "lowest":
             raise InputError(f'`types` names the types, so strategy="{strategy}" has no effect; leave `strategy` out')
-        return _placement(scores, [label for label in ranked if label in set(types)], "types", "+".join(types))
+        return _placement(scores, [label for label in ranked if label in named], "types", "+".join(types))
     if isinstance(types, bool) or not isinstance(types, Integral) or not 1 <= types <= len(ranked):
         raise InputError(f"`types` must be between 1 and {len(ranked)}, the number of module types, got {types}")
     if strategy == "inverse":
         ranked.reverse()
     elif strategy == "random":
         random.Random(seed).shuffle(ranked)
-    return _placement(scores, ranked[:types], strategy, _label(strategy, types, seed))
+    chosen = ranked[:types]
+    limit = next(score.nfn for score in scores.by_type() if score.type == chosen[-1])
+    notes = _passed_over(scores, lambda item: _before(item.nfn, limit, strategy))
+    return _placement(scores, chosen, strategy, _label(strategy, types, seed), notes)
+
+
+def _named(scores: ScoreData, name: str) -> list[str]:
+    """Return the labels that a user's name of a type stands for: one type, or all roles of one."""
+    labels = [label for label in scores.types if name in (label, without_role(label))]
+    if labels:
+        return labels
+    for item in scores.no_place_by_type():
+        if name in (item.type, without_role(item.type)):
+            raise InputError(
+                f"`types`: `{name}` is no place for LoRA: {item.no_place}; to place LoRA there all the same, score "
+                "with `include` (plop score --include)"
+            )
+    raise InputError(f"`types`: there is no type `{name}`; there are {', '.join(sorted(scores.types))}")
+
+
+def _before(nfn: float, limit: float, strategy: str) -> bool:
+    """Return whether a strategy would choose `nfn` no later than `limit`; a random one has no order."""
+    return {"lowest": nfn <= limit, "inverse": nfn >= limit}.get(strategy, False)
+
+
+def _passed_over(scores: ScoreData, wanted: Callable[[TypeScore], bool]) -> list[str]:
+    """Return one line per reason for the types that are wanted, but no place for LoRA."""
+    return no_place_lines(item for item in scores.no_place_by_type() if wanted(item))
 
 
 def _by_module(
     scores: ScoreData, modules: int | float | None, max_nfn: float | None, strategy: str, seed: int
 ) -> Placement:
-    nfn = scores.nfn
-    total = len(nfn)
-    order = np.argsort(nfn, kind="stable")
+    nfn, candidates = scores.nfn, scores.candidates
+    total = len(candidates)
+    order = candidates[np.argsort(nfn[candidates], kind="stable")]
     if strategy == "inverse":
         order = order[::-1]
     elif strategy == "random":
-        order = np.array(random.Random(seed).sample(range(total), total))
+        order = candidates[random.Random(seed).sample(range(total), total)]
     if max_nfn is not None:
         if strategy != "lowest":
             raise InputError(f'`max_nfn` is a threshold, so strategy="{strategy}" has no effect; leave `strategy` out')
         chosen = [int(i) for i in order if nfn[i] <= max_nfn]
         if not chosen:
-            raise InputError(f"`max_nfn`={max_nfn} selects no module; the lowest NFN is {nfn.min():.4g}")
-        return _placement_of_modules(scores, chosen, "modules", f"nfn<={max_nfn:g}")
+            lowest = nfn[candidates].min()
+            raise InputError(f"`max_nfn`={max_nfn} selects no module; the lowest NFN is {lowest:.4g}")
+        notes = _passed_over(scores, lambda item: item.lowest <= max_nfn)
+        return _placement_of_modules(scores, chosen, "modules", f"nfn<={max_nfn:g}", notes)
     assert modules is not None
     if isinstance(modules, bool) or not isinstance(modules, Real):
         raise InputError(f"`modules` must be a number or a fraction, got {modules!r}")
@@ -195,7 +223,11 @@ def _by_module(
     if not 1 <= count <= total:
         raise InputError(f"`modules` must be between 1 and {total}, the number of scored modules, got {modules}")
     prefix = "" if strategy == "lowest" else f"{strategy} "
-    return _placement_of_modules(scores, [int(i) for i in order[:count]], strategy, prefix + label)
+    limit = nfn[order[count - 1]]
+    notes = _passed_over(
+        scores, lambda item: _before(item.highest if strategy == "inverse" else item.lowest, limit, strategy)
+    )
+    return _placement_of_modules(scores, [int(i) for i in order[:count]], strategy, prefix + label, notes)
 
 
 def _by_family(scores: ScoreData, strategy: str) -> Placement:
@@ -205,23 +237,31 @@ def _by_family(scores: ScoreData, strategy: str) -> Placement:
             f'strategy="{strategy}" selects nothing: no module type is recognized as {strategy}; '
             f"name the types ({', '.join(sorted(scores.types))})"
         )
-    return _placement(scores, labels, strategy, "all-linear" if strategy == "all" else strategy)
+    notes = _passed_over(scores, lambda item: strategy in ("all", item.family))
+    return _placement(scores, labels, strategy, "all-linear" if strategy == "all" else strategy, notes)
 
 
-def _placement(scores: ScoreData, labels: Sequence[str], strategy: str, label: str) -> Placement:
+def _placement(
+    scores: ScoreData, labels: Sequence[str], strategy: str, label: str, notes: Sequence[str] = ()
+) -> Placement:
     def wanted(name: str, module_type: str) -> bool:
         return any(group in name for group in labels) if scores.paper_script else module_type in labels
 
-    chosen = [i for i, module in enumerate(scores.modules) if wanted(module.name, module.type)]
-    return _make(scores, chosen, tuple(labels), strategy, label)
+    modules = scores.modules
+    chosen = [i for i in scores.candidates.tolist() if wanted(modules[i].name, modules[i].type)]
+    return _make(scores, chosen, tuple(labels), strategy, label, notes)
 
 
-def _placement_of_modules(scores: ScoreData, chosen: list[int], strategy: str, label: str) -> Placement:
+def _placement_of_modules(
+    scores: ScoreData, chosen: list[int], strategy: str, label: str, notes: Sequence[str]
+) -> Placement:
     held = {scores.modules[i].type for i in chosen}
-    return _make(scores, chosen, tuple(t for t in scores.types if t in held), strategy, label)
+    return _make(scores, chosen, tuple(t for t in scores.types if t in held), strategy, label, notes)
 
 
-def _make(scores: ScoreData, chosen: list[int], types: tuple[str, ...], strategy: str, label: str) -> Placement:
+def _make(
+    scores: ScoreData, chosen: list[int], types: tuple[str, ...], strategy: str, label: str, notes: Sequence[str]
+) -> Placement:
     modules = [scores.modules[i] for i in sorted(chosen)]
     targets = targets_of(modules)
     return Placement(
@@ -232,7 +272,7 @@ def _make(scores: ScoreData, chosen: list[int], types: tuple[str, ...], strategy
         model=str(scores.provenance["model"]["class"]),
         lora_targets=targets,
         fingerprints=fingerprints_of(targets, scores.modules),
-        notes=notes_of(modules, scores.modules),
+        notes=(*notes_of(modules, scores.modules), *notes),
     )
 
 

@@ -68,6 +68,7 @@ def write_page(
             statistics=statistics,
             by_name={} if statistics is None else {item.type: item for item in statistics.types},
             by_type=scores.by_type()[:_MOST_TYPES],
+            no_place=scores.no_place_by_type(),
             more_types=max(0, len(scores.types) - _MOST_TYPES),
             what_rows=what,
             rows=rows,
@@ -77,7 +78,7 @@ def write_page(
             figures=list(figures.values()),
             placements=placements,
             step=step,
-            unscored=tables.unscored_lines(scores),
+            left_out=tables.left_out_lines(scores),
             comparison=comparison,
             comparison_lines=[] if comparison is None else tables.against_lines(comparison),
         )

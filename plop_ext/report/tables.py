@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from plop_ext.score_data import no_place_lines
+
 if TYPE_CHECKING:
     from plop_ext.experiment.result import Comparison, ComparisonRow
     from plop_ext.placement import Placement
@@ -65,6 +67,12 @@ def scores_table(scores: Scores, chosen: Collection[str] = ()) -> Table:
             mark,
             style="bold" if mark else None,
         )
+    empty = [""] * (len(_INTERVAL_COLUMNS) if statistics is not None else 2)
+    for position, score in enumerate(scores.no_place_by_type()):
+        if position == 0:
+            table.add_section()
+        cells = empty if statistics is not None else [f"{score.lowest:.3f}", f"{score.highest:.3f}"]
+        table.add_row(score.type, f"{score.nfn:.3f}", "", *cells, str(score.modules), "no place", style="dim")
     return table
 
 
@@ -102,12 +110,12 @@ def confidence_lines(scores: Scores, k: int | None = None) -> list[str]:
     return lines
 
 
-def unscored_lines(scores: Scores) -> list[str]:
-    """Return one line per reason why modules have no score."""
+def left_out_lines(scores: Scores) -> list[str]:
+    """Return one line per reason why types are no place for LoRA, and per reason why modules have no score."""
     reasons: dict[str, list[str]] = {}
     for item in scores.unscored:
         reasons.setdefault(item.reason, []).append(f"{item.name} ({item.layer_class})")
-    return [
+    return no_place_lines(scores.no_place_by_type()) + [
         f"not scored, {reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for reason, names in reasons.items()
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,9 +55,14 @@ class ScoreData:
         """Full names of the scored modules, in the model's order."""
         return tuple(module.name for module in self.modules)
 
+    @cached_property
+    def candidates(self) -> NDArray[np.int64]:
+        """Positions of the modules that are candidates for LoRA (`ScoredModule.no_place` is empty)."""
+        return np.flatnonzero([not module.no_place for module in self.modules])
+
     @property
     def types(self) -> tuple[str, ...]:
-        """Type labels, lowest NFN first."""
+        """Labels of the types that are candidates for LoRA, lowest NFN first."""
         return tuple(score.type for score in self.by_type())
 
     @property
@@ -97,25 +102,35 @@ class ScoreData:
         return self.gain / self.baseline
 
     def by_type(self) -> tuple[TypeScore, ...]:
-        """Return one `TypeScore` per module type, lowest NFN first."""
+        """Return one `TypeScore` per module type that is a candidate for LoRA, lowest NFN first."""
         if self.paper_script:
             members = paper_script.groups(self.module_names)
             values = paper_script.group_nfn(self.modules, self.gain, members)
-        else:
-            members, nfn = members_by_type(self.modules), self.nfn
-            values = {label: float(nfn[places].mean()) for label, places in members.items()}
-        return score_types(self.modules, self.nfn, members, values)
+            return score_types(self.modules, self.nfn, members, values)
+        return self._types_of(self.candidates.tolist())
+
+    def no_place_by_type(self) -> tuple[TypeScore, ...]:
+        """Return one `TypeScore` per module type that is scored but no place for LoRA, lowest NFN first."""
+        return self._types_of([i for i, module in enumerate(self.modules) if module.no_place])
+
+    def _types_of(self, positions: Sequence[int]) -> tuple[TypeScore, ...]:
+        members, nfn = members_by_type(self.modules, positions), self.nfn
+        values = {label: float(nfn[places].mean()) for label, places in members.items()}
+        return score_types(self.modules, nfn, members, values)
 
     @cached_property
     def table(self) -> GainTable:
-        """The totals in the form that `plop_ext.statistics` reads.
+        """The totals of the candidates in the form that `plop_ext.statistics` reads.
 
         Raises:
             InputError: With `compat="paper-script"`, whose unweighted means have no such statistics.
         """
         if self.paper_script:
             raise InputError('scores with compat="paper-script" have no statistics; score without compat')
-        return GainTable.of_modules(self.totals, self.baseline, self.modules)
+        kept = self.candidates
+        return GainTable.of_modules(
+            self.totals.of_modules(kept), self.baseline[kept], [self.modules[i] for i in kept.tolist()]
+        )
 
     @cached_property
     def signal(self) -> Signal:
@@ -160,7 +175,7 @@ class ScoreData:
             tokens=self.totals.tokens.astype(np.int64),
             nfn=nfn,
             nfn_std=std,
-            type_nfn=self.table.type_means(nfn.T).T,
+            type_nfn=self.table.type_means(nfn[self.candidates].T).T,
         )
 
     @property

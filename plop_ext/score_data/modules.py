@@ -34,6 +34,7 @@ class ScoredModule:
         baseline_from: Source of b: the `"weight"`, the `"dequantized"` weight, the matrix by which a `"forward"` of
             the module's own multiplies, the forward of the `"identity"` if the weight cannot be read, or random inputs
             (`"probe"`).
+        no_place: Why the module is no place for LoRA; empty if it is a candidate.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ScoredModule:
     target: LoraTarget
     kind: str = "linear"
     baseline_from: str = "weight"
+    no_place: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ class SampleScores:
         ids: [S] id of each sample, in the order of the run.
         data: [S] name of the data of each sample, or None.
         modules: M module names.
-        types: T type labels, lowest NFN over all samples first.
+        types: T labels of the types that are candidates for LoRA, lowest NFN over all samples first.
         tokens: [M, S] counted tokens.
         nfn: [M, S] mean over the sample's counted tokens of gain over baseline; NaN without any.
         nfn_std: [M, S] standard deviation of the same over the sample's tokens.

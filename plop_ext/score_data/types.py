@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class TypeScore:
         lowest: Lowest module NFN.
         highest: Highest module NFN.
         family: `"attention"`, `"mlp"` or `"other"`.
+        no_place: Why the type is no place for LoRA; empty if it is a candidate.
     """
 
     type: str
@@ -31,13 +32,14 @@ class TypeScore:
     lowest: float
     highest: float
     family: str
+    no_place: str = ""
 
 
-def members_by_type(modules: Sequence[ScoredModule]) -> dict[str, list[int]]:
-    """Map each type's label to the positions of its modules."""
+def members_by_type(modules: Sequence[ScoredModule], positions: Iterable[int]) -> dict[str, list[int]]:
+    """Map each type's label to its positions among `positions`."""
     members: dict[str, list[int]] = {}
-    for position, module in enumerate(modules):
-        members.setdefault(module.type, []).append(position)
+    for position in positions:
+        members.setdefault(modules[position].type, []).append(position)
     return members
 
 
@@ -58,6 +60,24 @@ def score_types(
     found = []
     for label, positions in members.items():
         of_type = nfn[list(positions)]
-        kind = family(label, modules[positions[0]].name)
-        found.append(TypeScore(label, values[label], len(positions), float(of_type.min()), float(of_type.max()), kind))
+        first = modules[positions[0]]
+        found.append(
+            TypeScore(
+                label,
+                values[label],
+                len(positions),
+                float(of_type.min()),
+                float(of_type.max()),
+                family(label, first.name),
+                first.no_place,
+            )
+        )
     return tuple(sorted(found, key=lambda score: (score.nfn, score.type)))
+
+
+def no_place_lines(scores: Iterable[TypeScore]) -> list[str]:
+    """Return one line per reason why types are no place for LoRA."""
+    reasons: dict[str, list[str]] = {}
+    for score in scores:
+        reasons.setdefault(score.no_place, []).append(score.type)
+    return [f"scored, no place for LoRA: {', '.join(labels)}: {reason}" for reason, labels in reasons.items()]

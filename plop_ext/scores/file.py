@@ -30,13 +30,13 @@ def write(scores: ScoreData, path: str | os.PathLike[str], overwrite: bool = Fal
     statistics = None if scores.paper_script else scores.statistics()
     modules = _with_totals(scores.modules, scores.totals)
     if statistics is not None and statistics.samples > 1:
-        for entry, pair in zip(modules, statistics.module_intervals.tolist(), strict=True):
-            entry["nfn_interval"] = pair
+        for place, pair in zip(scores.candidates.tolist(), statistics.module_intervals.tolist(), strict=True):
+            modules[place]["nfn_interval"] = pair
     content = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "provenance": dict(scores.provenance),
-        "types": [vars(score) for score in scores.by_type()],
+        "types": [vars(score) for score in (*scores.by_type(), *scores.no_place_by_type())],
         "statistics": None if statistics is None else statistics.to_dict(),
         "samples": {"ids": scores.sample_ids.tolist(), "batches": scores.sample_batches.tolist()},
         "modules": modules,
@@ -111,7 +111,7 @@ def _check(scores: ScoreData) -> None:
         sizes = (module.in_features, module.out_features)
         _require(all(type(size) is int and size > 0 for size in sizes))
         _require(module.layer is None or (type(module.layer) is int and abs(module.layer) < 2**31))
-        texts = (module.name, module.type, module.kind, module.baseline_from)
+        texts = (module.name, module.type, module.kind, module.baseline_from, module.no_place)
         _require(all(isinstance(text, str) for text in texts))
         _require(_is_number(module.baseline) and module.baseline > 0)
         _require(module.weight_norm is None or _is_number(module.weight_norm))
@@ -122,6 +122,7 @@ def _check(scores: ScoreData) -> None:
     _require(scores.sample_ids.shape == scores.sample_batches.shape == (samples,))
     _check_totals(scores.totals, len(scores.modules), samples)
     _require(bool((scores.totals.tokens.sum(axis=1) > 0).all()))
+    _require(len(scores.candidates) > 0)
     if few is not None:
         _check_totals(few.totals, len(few.modules), samples)
         count = len(scores.modules) + len(few.modules)

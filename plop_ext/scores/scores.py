@@ -51,10 +51,14 @@ class Scores(ScoreData):
     ) -> Placement:
         """Choose where LoRA goes. Give at most one of `types`, `modules` and `max_nfn`.
 
+        Only candidates compete: matrices that cannot learn, or that wire the model, are scored but never chosen
+        (`no_place_by_type`). To make them candidates, name them in `include` of `score`.
+
         Args:
             types: Number of module types (default 3, as in the paper), their labels, or `"auto"`: the number nearest
                 to 3 at which the choice is stable under resampling; if there is none, 3 or the largest number within
-                the budget (`plop_ext.statistics.auto_k`).
+                the budget (`plop_ext.statistics.auto_k`). A label without its role stands for all roles: `q_proj` for
+                `q_proj@linear_attention` and `q_proj@full_attention`.
             modules: Choose single modules instead of types: their number (int), or a fraction of all modules (float
                 in (0, 1]).
             max_nfn: Choose all single modules with an NFN of at most `max_nfn`.

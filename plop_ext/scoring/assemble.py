@@ -64,6 +64,11 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
                 "check `attention_mask`, `labels` and `mask`"
             )
         raise InputError(f"no module could be scored; `{unscored[-1].name}`: {unscored[-1].reason}")
+    if all(module.no_place for module in modules):
+        raise InputError(
+            f"no candidate for LoRA could be scored; `{modules[0].name}` is none, because {modules[0].no_place}; "
+            "name in `include` what to score"
+        )
     few_tokens = FewTokenModules(tuple(few_token_modules), totals.of_modules(few), tuple(positions))
     return Scores(
         tuple(modules),
@@ -88,4 +93,5 @@ def _scored(layer: LinearLayer, norm: float, value: float, probed: bool) -> Scor
         layer.target,
         kind=layer.adapter.kind,
         baseline_from="probe" if probed else layer.adapter.weights,
+        no_place=layer.no_place,
     )

@@ -61,8 +61,9 @@ class StopWatch:
 
     def _table(self, totals: Totals) -> GainTable | None:
         experts = np.array([layer.adapter.routed for layer in self._layers])
+        competes = np.array([not layer.no_place for layer in self._layers])
         seen = totals.tokens.sum(axis=1) >= np.where(experts, MIN_EXPERT_TOKENS, 1)
-        kept = np.flatnonzero(seen & np.isfinite(self._baseline) & (self._baseline > 0))
+        kept = np.flatnonzero(competes & seen & np.isfinite(self._baseline) & (self._baseline > 0))
         if not len(kept):
             return None
         layers = [self._layers[i] for i in kept.tolist()]

@@ -13,11 +13,10 @@ import plop_ext
 from plop_ext import InputError
 from plop_ext.layers import LayerAdapter, Unsupported, adapter_for, discover, register_adapter
 from plop_ext.layers import adapter as registry
-from plop_ext.layers.routers import ROUTER, SINGLE_OUTPUT
+from plop_ext.layers.routers import ROUTER
 from plop_ext.module_types import family, label_types, module_path, suffixes
 from plop_ext.scoring.baseline import frobenius_norms
 from tests.support import tiny_models
-from tests.support.architectures import ARCHITECTURES
 from tests.support.tiny_models import Plain
 
 LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -156,8 +155,8 @@ def test_a_quantized_weight_is_not_taken_for_its_codes() -> None:
 @pytest.mark.parametrize(
     "name, out_features, config, reason",
     [
-        ("shared_gate", 1, None, SINGLE_OUTPUT),
-        ("anything", 1, {"num_experts": 4}, SINGLE_OUTPUT),
+        ("shared_gate", 1, None, ""),
+        ("gate", 1, {"num_experts": 4}, ""),
         ("anything", 2, None, ""),
         ("gate", 4, {"num_experts": 4}, ROUTER),
         ("router", 4, {"n_routed_experts": 8}, ROUTER),
@@ -166,11 +165,12 @@ def test_a_quantized_weight_is_not_taken_for_its_codes() -> None:
         ("gate_proj", 4, {"num_experts": 4}, ""),
     ],
 )
-def test_a_linear_gate_is_no_place_for_lora(
+def test_a_linear_router_is_not_scored(
     name: str, out_features: int, config: dict[str, int] | None, reason: str
 ) -> None:
     model = Holder(nn.Identity())
     model.layers[0][name] = nn.Linear(4, out_features)
+    model.layers[0]["up"] = nn.Linear(4, 8)
     model.config = SimpleNamespace(**config) if config else None
     found = discover(model)
     assert (f"layers.0.{name}" in {layer.name for layer in found.layers}) == (not reason)
@@ -183,21 +183,13 @@ def test_a_linear_gate_is_no_place_for_lora(
 
 def test_a_single_output_outside_the_blocks_is_a_head() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
-    assert [layer.name for layer in discover(model).layers] == ["0", "1"]
+    assert [(layer.name, layer.no_place) for layer in discover(model).layers] == [("0", ""), ("1", "")]
     router = nn.ModuleDict({"router": nn.ModuleDict({"classifier": nn.Linear(4, 4)})})
     model = Holder(router)
     model.config = SimpleNamespace(num_experts=4)
     assert [(item.name, item.reason) for item in discover(model).unscored] == [
         ("layers.0.other.router.classifier", ROUTER)
     ]
-
-
-def test_the_gate_of_a_shared_expert_is_reported() -> None:
-    model = ARCHITECTURES["qwen2_moe"].build()
-    reasons = {item.name: item.reason for item in discover(model).unscored}
-    for layer in range(2):
-        assert reasons[f"model.layers.{layer}.mlp.shared_expert_gate"] == SINGLE_OUTPUT
-        assert reasons[f"model.layers.{layer}.mlp.gate"] == ROUTER
 
 
 def test_weights_that_are_no_linear_map_are_not_mentioned() -> None:

@@ -262,10 +262,12 @@ def test_scope_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mamba_placements_leave_out_what_peft_refuses() -> None:
     case = ARCHITECTURES["mamba"]
-    scores = quietly(case.build(), [case.batch()])
-    placement = scores.place(strategy="all")
+    placement = quietly(case.build(), [case.batch()]).place(strategy="all")
     assert all(not name.endswith("out_proj") for name in placement.targets()["target_modules"])
     (note,) = placement.notes
+    assert note.startswith("scored, no place for LoRA: ") and "fused kernel" in note
+    scores = quietly(case.build(), [case.batch()], include=["in_proj", "out_proj"])
+    (note,) = scores.place(strategy="all").notes
     assert note.startswith("without LoRA: `backbone.layers.0.mixer.out_proj`")
     only = scores.place(types=["out_proj"])
     for refused in (only.targets, only.lora_config, lambda: only.rank_for(1000)):

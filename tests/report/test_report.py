@@ -55,8 +55,8 @@ def test_scores_table_lists_types_lowest_first_and_marks_the_chosen() -> None:
     assert "0.500" in lines[0] and "yes" in lines[0] and "yes" not in lines[1]
 
 
-def test_unscored_lines_name_module_and_reason() -> None:
-    assert tables.unscored_lines(make_scores(1)) == ["not scored, outside the repeated blocks: head (Linear)"]
+def test_left_out_lines_name_module_and_reason() -> None:
+    assert tables.left_out_lines(make_scores(1)) == ["not scored, outside the repeated blocks: head (Linear)"]
 
 
 @pytest.mark.parametrize("layers", [1, 4, 80])

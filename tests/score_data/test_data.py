@@ -75,7 +75,8 @@ def test_a_module_is_an_ordinary_linear_layer_unless_said() -> None:
 
 
 def test_members_keep_the_models_order_and_types_are_sorted_by_nfn_then_label() -> None:
-    assert members_by_type(MODULES) == {"q_proj": [0, 2], "up_proj": [1]}
+    assert members_by_type(MODULES, range(3)) == {"q_proj": [0, 2], "up_proj": [1]}
+    assert members_by_type(MODULES, [1, 2]) == {"up_proj": [1], "q_proj": [2]}
     members = {"b": [0], "a": [1, 2], "c": [2]}
     found = score_types(MODULES, np.array([1.0, 3.0, 2.0]), members, {"b": 1.0, "a": 1.0, "c": 0.5})
     assert [score.type for score in found] == ["c", "a", "b"]

@@ -111,13 +111,15 @@ def test_the_file_holds_the_totals_and_what_follows_from_them(tmp_path: Path) ->
     assert content["provenance"] == scores.provenance
     assert [score["type"] for score in content["types"]] == ["up_proj", "q_proj"]
     assert content["types"][1] == {
-        **{"type": "q_proj", "nfn": 2.5, "modules": 2, "lowest": 1.0, "highest": 4.0, "family": "attention"}
+        **{"type": "q_proj", "nfn": 2.5, "modules": 2, "lowest": 1.0, "highest": 4.0, "family": "attention"},
+        "no_place": "",
     }
     assert content["statistics"] == json.loads(json.dumps(scores.statistics().to_dict()))
     assert content["samples"] == {"ids": [7, 3], "batches": [0, 1]}
     assert content["modules"][0] == {
         **{"name": "layers.0.q_proj", "type": "q_proj", "layer": 0, "in_features": 4, "out_features": 8},
         **{"baseline": 0.5, "weight_norm": 2.0, "kind": "linear", "baseline_from": "weight"},
+        "no_place": "",
         "target": {"name": "layers.0.q_proj", "parameter": False, "size": 12, "shape": [4, 8], "refused": ""},
         "totals": {
             **{"sum_gain": [6.0, 2.0], "sum_gain_sq": [20.0, 4.0], "tokens": [2.0, 2.0]},

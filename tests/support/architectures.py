@@ -50,7 +50,7 @@ class Architecture:
         batch: Makes its inputs.
         packed: Leaf name to a function from the number of columns to each part's columns.
         kwargs: Arguments of `score`.
-        types: How many types it must have, as a check that the right layers were found.
+        types: How many types must compete for LoRA, as a check that the right layers were found.
     """
 
     build: Callable[[], nn.Module]
@@ -201,7 +201,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "MambaForCausalLM", "MambaConfig", vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=2, state_size=8
         ),
         text_batch,
-        3,
+        1,
     ),
     "mamba2": Architecture(
         from_config(
@@ -217,7 +217,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             chunk_size=8,
         ),
         text_batch,
-        2,
+        1,
     ),
     "mixtral": Architecture(
         from_config("MixtralForCausalLM", "MixtralConfig", **TEXT, num_local_experts=4, num_experts_per_tok=2),
@@ -329,7 +329,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             layer_types=["linear_attention", "full_attention"],
         ),
         text_batch,
-        13,
+        12,
     ),
     "falcon_h1": Architecture(
         from_config(
@@ -345,7 +345,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             head_dim=WIDTH,
         ),
         text_batch,
-        9,
+        8,
     ),
     "llama4": Architecture(
         from_config(

@@ -68,7 +68,7 @@ def _ticks(scores: Scores, label: str) -> np.ndarray[tuple[int], np.dtype[np.flo
     """Return the NFN of the type's modules, or of its layers if it has many modules."""
     table = scores.table
     members = np.flatnonzero(table.type_index == table.types.index(label))
-    values = scores.nfn[members]
+    values = scores.nfn[scores.candidates[members]]
     if len(values) <= _MOST_TICKS:
         return values
     _, place = np.unique(table.layer[members], return_inverse=True)
