@@ -63,7 +63,7 @@ page-test: setup
 # Tests of the quantization libraries, which this installs into .venv; without them `make test` skips those.
 quantized-test: setup
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[quantized]'
-	$(BIN)/python -m pytest tests/layers/test_quantized.py tests/models/test_formats.py tests/streaming/test_quantized.py
+	$(BIN)/python -m pytest tests/layers/test_quantized.py tests/models tests/streaming/test_quantized.py
 
 # Token ids as TRL's trainer prepares them; installs TRL into .venv. Without it `make test` skips these.
 trl-test: setup

@@ -126,13 +126,13 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
         )
     try:
         weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        names = {str(name) for name in weight_map.values()}
+        listed = {str(key): folder / str(name) for key, name in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"`{index}` is damaged; download or save it again") from error
-    for name in sorted(names):
-        if Path(name).name != name:
+    for path in listed.values():
+        if path != folder / path.name:
+            name = os.path.relpath(path, folder)
             raise InputError(f"`{index}` lists {name}, which is not a file of its folder; download or save it again")
-    listed = {key: folder / name for key, name in weight_map.items()}
     files = sorted(set(listed.values()))
     for path in files:
         if not path.is_file():

@@ -30,7 +30,8 @@ def explained(name: str, part: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, InputError, SetupError):
         raise
     except ImportError as error:
-        raise SetupError(f"`name_or_path` {name!r} needs a package: {first_line(error)}; install it") from error
+        fix = "pip install gguf" if "gguf" in str(error) else "install it"
+        raise SetupError(f"`name_or_path` {name!r} needs a package: {first_line(error)}; {fix}") from error
     except Exception as error:
         if "attn_implementation" in str(error):
             raise InputError(f"`attn_implementation` does not suit {name!r}: {first_line(error)}") from error
