@@ -23,6 +23,7 @@ from plop_ext.layers.scope import scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.streams import TEXT, ModelStreams
 from plop_ext.layers.targets import Adaptable, lora_targets
+from plop_ext.layers.unread import UNREAD, unread_blocks
 from plop_ext.layers.walk import base_model, base_modules, plain_class
 from plop_ext.lora_target import LoraTarget
 from plop_ext.module_types import ModulePath, as_patterns, label_types, module_path, suffixes, with_role
@@ -132,8 +133,8 @@ def discover(
     blocks, all linear layers are found. In a model with LoRA adapters, the base layers are found, under their names
     without adapters.
 
-    The layers of the table in `plop_ext.layers.no_place` are found too, with the reason why they are no place for
-    LoRA. Layers that `include` names are candidates all the same.
+    The layers of the table in `plop_ext.layers.no_place`, and those of blocks that the model does not read, are found
+    too, with the reason why they are no place for LoRA. Layers that `include` names are candidates all the same.
 
     Args:
         model: Any module.
@@ -196,7 +197,11 @@ def discover(
         raise InputError(f"`model` ({type(model).__name__}) has no linear layer to score{_not_scored(unscored)}")
 
     judged = include is None and not everything
-    no_place = [candidate.no_place if judged else "" for candidate in chosen]
+    unread = unread_blocks(modules)
+    no_place = [
+        candidate.no_place or (UNREAD if candidate.name.startswith(unread) else "") if judged else ""
+        for candidate in chosen
+    ]
     if all(no_place):
         raise InputError(
             f"`model` ({type(model).__name__}) has no linear layer for LoRA; `{chosen[0].name}`: {no_place[0]}; name "

@@ -11,6 +11,7 @@ import plop_ext.layers.adapter as adapter_module
 from plop_ext.layers.no_place import SINGLE_OUTPUT, TABLE
 from plop_ext.layers.packed_weights import _LAYOUTS
 from plop_ext.layers.targets import _REFUSED_LEAVES, _REFUSING_MODELS, _REWRITTEN_FAMILIES, _REWRITTEN_LEAVES
+from plop_ext.layers.unread import UNREAD
 from plop_ext.score_data.modules import MIN_EXPERT_TOKENS
 from tests.support.paths import ROOT
 
@@ -35,11 +36,11 @@ def test_every_entry_of_what_is_no_place_for_lora_is_in_the_table() -> None:
     def names(cell: str) -> tuple[str, ...]:
         return tuple(re.findall(r"`([^`]+)`", cell))
 
-    *listed, single = rows("No place for LoRA")
+    *listed, unread, single = rows("No place for LoRA")
     assert [(names(row[0]), names(row[1]), row[2]) for row in listed] == [
         (entry.owners, entry.attributes, entry.reason) for entry in TABLE
     ]
-    assert single[2] == SINGLE_OUTPUT
+    assert (unread[2], single[2]) == (UNREAD, SINGLE_OUTPUT)
 
 
 def test_every_kind_is_in_the_table() -> None:

@@ -28,6 +28,15 @@ def scored(case: Architecture) -> tuple[nn.Module, dict[str, torch.Tensor], Scor
     return model, batch, scores
 
 
+def without_gradient(adapted: nn.Module, batch: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the matrices B of LoRA whose gradient is exactly zero, or that the forward does not call."""
+    output = adapted(**batch)
+    values = [value for value in output.values() if isinstance(value, torch.Tensor) and value.requires_grad]
+    sum((value * torch.randn_like(value)).mean() for value in values).backward()  # type: ignore[union-attr]
+    matrices = {name: weight.grad for name, weight in adapted.named_parameters() if "lora_B" in name}
+    return [name for name, gradient in matrices.items() if gradient is None or not gradient.any()]
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name: str, tmp_path: Path) -> None:
     from peft import PeftModel, get_peft_model
@@ -61,6 +70,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         adapted = get_peft_model(model, placement.lora_config(r=2))
     placement.verify(adapted)
+    assert without_gradient(adapted, batch) == []
     trainable = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert trainable == placement.num_parameters(2)
     adapted.save_pretrained(tmp_path)
