@@ -27,17 +27,25 @@ _STATES = frozenset(
 
 
 class Fed(Protocol):
-    """A hook that has to learn once whether its module is fed by another stream."""
+    """A hook that has to learn whether its module is fed by another stream.
+
+    Attributes:
+        fed: Whether it is; None to ask at each call.
+        answers: What it was told so far.
+        stream: The stream in which the module sits.
+    """
 
     fed: bool | None
+    answers: set[bool]
     stream: str
 
 
 class Feeding:
     """The states of other streams that the running modules have received.
 
-    A module is fed by another stream if its input is one of these states. Modules keep their stream, so each is asked
-    once, and the hooks that watch the blocks around it are removed as soon as all modules inside have been called.
+    A module is fed by another stream if its input is one of these states. Modules keep their stream, so the hooks that
+    watch a block are removed once all modules inside have been called. Only a block with a module that reads both its
+    own and another stream is watched further.
     """
 
     def __init__(self) -> None:
@@ -60,6 +68,8 @@ class Feeding:
                     continue
                 inside = [hooks[child] for child in module.modules() if child in hooks]
                 inside = [hook for hook in inside if hook.stream in (TEXT, DECODER, OUTSIDE)]
+                for hook in inside:
+                    hook.fed = None
                 if inside:
                     stack.enter_context(_Watch(self._received, accepted[kind], inside).attached(module))
             try:
@@ -95,7 +105,12 @@ class _Watch:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._depths:
             del self._received[self._depths.pop() :]
-        if not self._depths and all(hook.fed is not None for hook in self._inside):
+        if self._depths:
+            return
+        for hook in self._inside:
+            if len(hook.answers) == 1:
+                (hook.fed,) = hook.answers
+        if all(hook.fed is not None for hook in self._inside):
             self._stack.close()
 
 

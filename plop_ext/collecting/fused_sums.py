@@ -52,7 +52,7 @@ class FusedSums:
         layers = [layer for module in modules for _, layer in self._recording.layers_of.get(module, ())]
         return (
             not self._recording.last_call_only
-            and not batch.tokens.streams.time_first(self._stream, x.shape)
+            and not batch.tokens.streams.time_first(self._stream, False, x.shape)
             and isinstance(batch.tokens.map_for(self._reading(x), x.device), TokenMap)
             and all((layer.split is None) == (len(modules) == 2) for layer in layers)
             and all(is_plain_product(layer.adapter) for layer in layers)

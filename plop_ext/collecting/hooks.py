@@ -27,13 +27,15 @@ class Hook:
 
     Attributes:
         stream: The stream in which the module sits.
-        fed: Whether it reads another stream; None before its first call.
+        fed: Whether it reads another stream; None to ask at each call (`Feeding`).
+        answers: The answers so far.
     """
 
     def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers) -> None:
         self.recording = recording
         self.stream = layers[0][1].stream
-        self.fed: bool | None = None
+        self.fed: bool | None = False
+        self.answers: set[bool] = set()
         self._layers = layers
         self._adapter = layers[0][1].adapter
         # Read now, not in the forward: when the hook runs, accelerate's offload has already removed the bias.
@@ -56,9 +58,11 @@ class Hook:
             reason = "its input or output is no tensor; see plop_ext.layers.register_adapter"
             batch.notes.leave_out(self._layers, reason)
             return
-        if self.fed is None:
-            self.fed = self.recording.feeding.feeds(x)
-        batch.observe(module, self._layers, x, adapter.input_sumsq(module, x), y, self._bias_of(y), self.fed)
+        fed = self.fed
+        if fed is None:
+            fed = self.recording.feeding.feeds(x)
+            self.answers.add(fed)
+        batch.observe(module, self._layers, x, adapter.input_sumsq(module, x), y, self._bias_of(y), fed)
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
         """Return the bias as it was added to `y`: autocast rounds it to the type of the computation first."""

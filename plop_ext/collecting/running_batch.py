@@ -135,7 +135,7 @@ class RunningBatch:
         token_map = self.map_for(Reading(stream, rows, fed, len(x) if after else 0, after), y.device, layers)
         if token_map is None:
             return None
-        time_first = x_sumsq is None and len(y_shape) == 3 and self.tokens.streams.time_first(stream, x_shape)
+        time_first = x_sumsq is None and len(y_shape) == 3 and self.tokens.streams.time_first(stream, fed, x_shape)
         are_rows = x_shape == x.shape and y_shape == y.shape
         return _Call(token_map, self.arena_for(y.device, y.dtype), are_rows, time_first)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from plop_ext.errors import InputError
 from plop_ext.layers.streams import AUDIO, DECODER, ENCODER, OUTSIDE, TEXT, VISION
@@ -62,13 +63,11 @@ class BatchStreams:
         """Return whether the rows of a stream are the tokens of sequences."""
         return isinstance(self._stream(stream, False), Sequences)
 
-    def time_first(self, stream: str, shape: torch.Size) -> bool:
+    def time_first(self, stream: str, fed: bool, shape: torch.Size) -> bool:
         """Return whether an input of `shape` is [T, B, K], by the [B, T] of its stream; if T = B, assume [B, T, K]."""
-        found = self._stream(stream, False)
-        if not isinstance(found, Sequences) or len(shape) != 3:
-            return False
-        size, length = found.shape
-        return size != length and shape[0] == length and shape[1] == size
+        found = self._stream(stream, fed)
+        streams = found.streams if isinstance(found, Among) else [found]
+        return any(isinstance(each, Sequences) and each.time_first(shape) for each in streams)
 
     def _stream(self, stream: str, fed: bool) -> Stream:
         if fed and stream in (TEXT, DECODER):
@@ -173,9 +172,10 @@ class StreamReader:
         return self._sequences(shape, counted)
 
     def _sequences(self, shape: tuple[int, int], counted: Tensor | None, packed: Tensor | None = None) -> Sequences:
-        facts = self._facts
         counted = None if self._mask == "all" else counted
-        return Sequences(shape, counted, packed, facts.virtual, facts.multiples, facts.latents)
+        tokens = torch.ones(shape, dtype=torch.bool) if counted is None else counted
+        layouts = () if packed is not None else tuple(_layouts(tokens, self._facts))
+        return Sequences(shape, counted, packed, layouts, self._facts.latents)
 
     def _attention(self, fields: Mapping[str, Any]) -> Tensor | None:
         """Return [B, T] bool of the tokens that are no padding; None if there is no mask."""
@@ -202,6 +202,21 @@ class StreamReader:
                 "pass mask='attention'"
             )
         return labels != _IGNORED
+
+
+def _layouts(tokens: Tensor, facts: ModelFacts) -> Iterator[Tensor]:
+    """Yield [B, L] bool: which rows count where a model adds rows to the tokens [B, T] of each sequence."""
+    length = tokens.shape[1]
+    if facts.virtual:
+        yield functional.pad(tokens, (facts.virtual, 0))
+    for number in sorted(facts.before):
+        yield functional.pad(tokens, (number, 0), value=True)
+    for number in sorted(facts.after):
+        yield functional.pad(tokens, (0, number), value=True)
+    for number in sorted({-length % multiple for multiple in facts.multiples} - {0}):
+        yield functional.pad(tokens, (0, number))
+    for number in sorted(facts.repeats):
+        yield tokens.repeat(1, number)
 
 
 def batch_size(batch: Any) -> int:

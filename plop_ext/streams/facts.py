@@ -30,6 +30,10 @@ _LENGTHS = (
     "_get_output_length",
 )
 
+# Models that put the rows of the image before the tokens of the text, or a class token after them.
+_STARTS_WITH_IMAGE = frozenset({"git"})
+_ENDS_WITH_CLASS = frozenset({"videoprism_text_model"})
+
 Lengths = Callable[[Tensor], Tensor]
 
 
@@ -43,8 +47,11 @@ class ModelFacts:
         pad_token_id: Id of padding in the decoder's ids, or None.
         placeholders: Ids in `input_ids` that stand for images, videos and clips.
         patch_sizes: Sizes of an image patch, in pixels.
-        virtual: Rows that prompt tuning puts before the tokens.
-        multiples: The model may pad sequences to a multiple of one of these.
+        virtual: Rows that prompt tuning puts before the tokens of a sequence, and that do not count.
+        before: Numbers of rows of the model's own that stand before the tokens: prompts, or an image.
+        after: Numbers of rows of the model's own that stand after them.
+        repeats: The model may read each token this many times, sequence by sequence.
+        multiples: The model may pad sequences on the right to a multiple of one of these.
         latents: Numbers of learned rows.
         lengths: Functions from the length of a sound clip to the number of its rows.
     """
@@ -55,6 +62,9 @@ class ModelFacts:
     placeholders: dict[str, frozenset[int]]
     patch_sizes: frozenset[int]
     virtual: int
+    before: frozenset[int]
+    after: frozenset[int]
+    repeats: frozenset[int]
     multiples: frozenset[int]
     latents: frozenset[int]
     lengths: tuple[Lengths, ...]
@@ -68,6 +78,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
         return frozenset(n for config in configs for name in names for n in _integers(getattr(config, name, None)))
 
     streams = ModelStreams(model)
+    kinds = {getattr(config, "model_type", None) for config in configs}
     root: Any = base_model(model)
     pad = getattr(getattr(root, "config", None), "pad_token_id", None)
     return ModelFacts(
@@ -77,6 +88,9 @@ def facts_of(model: nn.Module) -> ModelFacts:
         placeholders={what: numbers(names) for what, names in _PLACEHOLDERS.items()},
         patch_sizes=numbers(("patch_size",)) - {0},
         virtual=_virtual_tokens(model),
+        before=numbers(("prompt_length",)) | frozenset(_image_rows(configs) if kinds & _STARTS_WITH_IMAGE else ()),
+        after=frozenset({1}) if kinds & _ENDS_WITH_CLASS else frozenset(),
+        repeats=frozenset(n + more for n in numbers(("ngram",)) for more in (0, 1)) - {1},
         multiples=numbers(_MULTIPLES) - {0, 1},
         latents=numbers(_LATENTS) - {0},
         lengths=tuple(_lengths(base_model(model), configs)),
@@ -90,6 +104,14 @@ def _configs(config: Any) -> Iterator[Any]:
     for inner in getattr(config, "__dict__", {}).values():
         if hasattr(inner, "to_dict"):
             yield from _configs(inner)
+
+
+def _image_rows(configs: list[Any]) -> Iterator[int]:
+    """Yield the numbers of patches of an image, with a class token."""
+    for config in configs:
+        size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+        if isinstance(size, int) and isinstance(patch, int) and patch:
+            yield (size // patch) ** 2 + 1
 
 
 def _integers(value: Any) -> Iterator[int]:
@@ -117,12 +139,17 @@ def _lengths(model: nn.Module, configs: list[Any]) -> Iterator[Lengths]:
         if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
             for stages in range(1, len(kernels) + 1):
                 yield partial(_by_convolutions, kernels[:stages], strides[:stages])
+        for name in ("adaptor", "adapter"):
+            kernel, stride = getattr(config, f"{name}_kernel_size", None), getattr(config, f"{name}_stride", None)
+            if isinstance(kernel, int) and isinstance(stride, int):  # padded by half the kernel on both sides
+                yield partial(_by_convolutions, (kernel - 2 * (kernel // 2),), (stride,))
     yield partial(_by_convolutions, (1,), (2,))  # Whisper, whose second convolution has a stride of 2 and is padded
 
 
-def _by_method(method: Lengths, part: int, lengths: Tensor) -> Tensor:
-    found: Any = method(lengths.clone())
-    return found[part] if isinstance(found, tuple) else found
+def _by_method(method: Callable[[Tensor], Any], part: int, lengths: Tensor) -> Tensor:
+    """Return the lengths that a model's method gives for one clip after the other, as some take no more than one."""
+    found = [method(length.clone()) for length in lengths]
+    return torch.tensor([int(each[part] if isinstance(each, tuple) else each) for each in found])
 
 
 def _by_convolutions(kernels: Sequence[int], strides: Sequence[int], lengths: Tensor) -> Tensor:

@@ -160,4 +160,8 @@ def _of_pixels(
             for size in sorted(facts.patch_sizes) or _STRIDES:
                 pooled = functional.max_pool2d(valid.float().unsqueeze(1), size, ceil_mode=not facts.patch_sizes)
                 flags.append(pooled.flatten(1).bool())
+    question = fields.get("qformer_attention_mask")
+    if isinstance(question, Tensor) and len(question) == items and not count_all:  # tokens beside the queries
+        asked = question.bool()
+        flags += [asked, *(functional.pad(asked, (number, 0), value=True) for number in sorted(facts.latents))]
     return Items(what, count, flags=tuple(flags), padded=padded, latents=facts.latents)

@@ -24,12 +24,10 @@ class Rows(NamedTuple):
         starts: [S + 1] int64 on the CPU, ascending: sample s owns the rows from starts[s] to starts[s + 1]. Rows
             before the first and after the last start belong to no sample.
         counted: [R] bool, on any device; None if all rows count.
-        masked: Whether the rows are the tokens to which the mask of the batch applies.
     """
 
     starts: Tensor
     counted: Tensor | None
-    masked: bool = False
 
 
 class Stream(Protocol):
@@ -47,38 +45,39 @@ class Sequences:
         shape: (B, T).
         counted: [B, T] bool; None if every token counts.
         packed: [S + 1] int64 on the CPU, where each sample starts in the flattened [B * T]; None if row b is sample b.
-        virtual: Rows that prompt tuning puts before the tokens of each sequence.
-        multiples: The model may pad T on the right to a multiple of one of these.
+        layouts: [B, L] bool each, which rows count where a model adds rows to each sequence.
         latents: Numbers of learned rows per sequence, which are no tokens.
     """
 
     shape: tuple[int, int]
     counted: Tensor | None = None
     packed: Tensor | None = None
-    virtual: int = 0
-    multiples: Collection[int] = ()
+    layouts: Sequence[Tensor] = ()
     latents: Collection[int] = ()
 
     @property
     def samples(self) -> int:
         return self.shape[0] if self.packed is None else len(self.packed) - 1
 
+    def time_first(self, shape: torch.Size) -> bool:
+        """Return whether an input of `shape` is [T, B, K]; if T = B, assume [B, T, K]."""
+        size, length = self.shape
+        return len(shape) == 3 and size != length and tuple(shape[:2]) == (length, size)
+
     def rows(self, rows: int) -> Rows | str:
         size, length = self.shape
         if rows == size * length:
             starts = torch.arange(size + 1) * length if self.packed is None else self.packed
-            return Rows(starts, None if self.counted is None else self.counted.reshape(-1), self.counted is not None)
+            return Rows(starts, None if self.counted is None else self.counted.reshape(-1))
         if size == 0 or rows % size:
             return f"cannot be assigned to {self.samples} samples"
         if self.packed is not None:
             return f"are not the {size * length} tokens of the packed batch"
         each = rows // size
         starts = torch.arange(size + 1) * each
-        before = self.virtual if each == length + self.virtual else 0
-        if before or any(each == -(-length // multiple) * multiple for multiple in self.multiples):
-            counted = torch.ones(self.shape, dtype=torch.bool) if self.counted is None else self.counted
-            counted = torch.nn.functional.pad(counted, (before, each - length - before))
-            return Rows(starts, counted.reshape(-1), masked=True)
+        for layout in self.layouts:
+            if each == layout.shape[1]:
+                return Rows(starts, layout.reshape(-1))
         # Pooled and learned rows belong to a whole sequence. All others are made of some tokens, and which of them are
         # padding cannot be told.
         if each == 1 or each in self.latents or self.counted is None or bool(self.counted.all()):
@@ -125,11 +124,11 @@ class Items:
             return f"come from no {self.what} of the batch" if rows else Rows(_cumulated(self.count), None)
         for flags in self.flags:
             if rows == flags.numel():
-                return Rows(_cumulated(self.count * flags.shape[1]), flags.reshape(-1), masked=True)
+                return Rows(_cumulated(self.count * flags.shape[1]), flags.reshape(-1))
         for flags in self.flags:
             if rows == int(flags.sum()):
                 per_item = flags.sum(dim=1).cpu()
-                return Rows(_cumulated(per_item)[_cumulated(self.count)], None, masked=True)
+                return Rows(_cumulated(per_item)[_cumulated(self.count)], None)
         if self.sizes is not None:
             found = _merged(self.sizes, rows)
             added, rest = divmod(rows - int(self.sizes.sum()), items)
