@@ -20,7 +20,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
     parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the placement as JSON")
     parser.add_argument(
-        "--types", default=None, help="number of module types (default: 3), auto, or names such as v_proj,o_proj"
+        "--types",
+        default=None,
+        help="number of module types (default: 3), auto, or names such as v_proj,o_proj; a name without its role "
+        "(q_proj for q_proj@linear_attention) stands for all roles",
     )
     parser.add_argument(
         "--modules",

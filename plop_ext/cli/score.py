@@ -75,7 +75,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=None,
         metavar="NAME",
-        help="score only modules whose name ends with NAME; repeatable",
+        help="score only modules whose name ends with NAME, and let all of them compete for LoRA; repeatable",
     )
     parser.add_argument(
         "--exclude",

@@ -92,8 +92,9 @@ def score(
             matrices with at most 128 outputs or inputs the exact mean; `"probe"`: measured on random inputs, as in the
             paper.
         probes: Number of random inputs per module for `"probe"`.
-        include: Names, or ends of names from a dot on; only the modules with such a name are scored. Default: all
-            modules inside repeated blocks.
+        include: Names, or ends of names from a dot on; only the modules with such a name are scored. All of them
+            compete for LoRA. Default: all modules inside repeated blocks, of which those that cannot learn, or that
+            are wiring of the model, do not compete (`Scores.no_place_by_type`).
         exclude: Names, or ends of names from a dot on; the modules with such a name are not scored.
         scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
             adapters off a vision tower.

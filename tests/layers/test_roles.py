@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plop_ext import InputError, score
+from plop_ext import InputError, Scores, score
 from plop_ext.layers import discover
 from plop_ext.layers.roles import Traits, roles_of
 from plop_ext.module_types import family, with_role, without_role
@@ -150,6 +150,15 @@ def test_a_name_without_role_stands_for_all_roles() -> None:
         InputError, match=r"there is no type `q_proj@sparse`; there are o_proj@full, o_proj@linear, q_"
     ):
         scores.place(types=["q_proj@sparse"])
+
+
+def test_merged_runs_keep_the_roles() -> None:
+    model = Hybrid(["linear", "linear", "full", "linear"])
+    parts = [score(model, [torch.randn(4, 30, 8)], stop=None, progress=False, data_name=name) for name in "ab"]
+    merged = Scores.merge(parts)
+    assert set(merged.types) == {"up", *(f"{leaf}_proj@{kind}" for leaf in "qo" for kind in ("linear", "full"))}
+    whole = merged.nfn[[module.type == "q_proj@linear" for module in merged.modules]]
+    assert {item.type: item.nfn for item in merged.by_type()}["q_proj@linear"] == pytest.approx(whole.mean())
 
 
 def test_kimi_linear() -> None:
