@@ -7,6 +7,7 @@ pipe or a descriptor such as /dev/stdout cannot be renamed to; it is written thr
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from plop_ext.errors import InputError, OutputError, first_line, reason
 
@@ -222,11 +225,11 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], overwri
     Raises:
         OutputError: If `path` cannot be written, or is another file and `overwrite` is false.
     """
-    text = json.dumps(content, indent=1) + "\n"
     if not overwrite:
         with writing(path):
             _check_replaceable(path, f'{content["format"]}"')
-    write_text_atomic(path, text)
+    entries = ",\n".join(f" {json.dumps(key)}: {_lines(value)}" for key, value in content.items())
+    write_text_atomic(path, f"{{\n{entries}\n}}\n")
 
 
 def save_or_rescue(write: Callable[[Path], object], path: str | os.PathLike[str]) -> None:
@@ -249,6 +252,18 @@ def save_or_rescue(write: Callable[[Path], object], path: str | os.PathLike[str]
         raise
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Turn the garbage collector off within the block, which makes many objects and no garbage."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def read_json(path: str | os.PathLike[str], file_format: str, version: int, writer: str) -> dict[str, Any]:
     """Read a JSON file that this package wrote, and check its format and version.
 
@@ -256,7 +271,7 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
         InputError: If the file cannot be read, is not JSON, is another kind of file, or has another version.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = _parse(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {reason(error)}; name a file written by {writer}") from error
     except (ValueError, RecursionError) as error:  # also invalid UTF-8, numbers of over 4,300 digits, endless nesting
@@ -270,6 +285,22 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
             f"write it again with {writer}"
         )
     return content
+
+
+def _parse(content: bytes) -> Any:
+    """Parse JSON."""
+    with uncollected():
+        try:
+            return orjson.loads(content)
+        except orjson.JSONDecodeError:  # also NaN, which Python's own module reads
+            return json.loads(content.decode())
+
+
+def _lines(value: Any) -> str:
+    """Return a value as JSON on one line, or a list of objects with one of them on each."""
+    if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+        return json.dumps(value)
+    return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
 
 
 def _descriptor(destination: Path) -> int | None:

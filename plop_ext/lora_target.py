@@ -50,7 +50,7 @@ class LoraTarget:
         """
         target = cls(**{**fields, "shape": tuple(fields["shape"])})
         extents = (target.size, *target.shape)
-        sizes_fit = len(target.shape) >= 2 and all(type(extent) is int and extent > 0 for extent in extents)
+        sizes_fit = len(target.shape) >= 2 and set(map(type, extents)) == {int} and min(extents) > 0
         texts_fit = isinstance(target.name, str) and isinstance(target.refused, str)
         if not (sizes_fit and texts_fit and type(target.parameter) is bool):
             raise ValueError(f"no LoRA target: {target}")

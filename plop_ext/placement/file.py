@@ -22,7 +22,7 @@ PlacementT = TypeVar("PlacementT", bound=PlacementData)
 
 def write(placement: PlacementData, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write JSON to `path`; see `Placement.save`."""
-    content = {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(placement)}
+    content = {"format": FORMAT, "version": FORMAT_VERSION, **_fields(placement)}
     write_json(path, content, overwrite)
 
 
@@ -45,6 +45,14 @@ def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error
+
+
+def _fields(placement: PlacementData) -> dict[str, Any]:
+    """Return the fields, ready for JSON; `dataclasses.asdict` would copy every name."""
+    values = {field.name: getattr(placement, field.name) for field in dataclasses.fields(PlacementData)}
+    values["lora_targets"] = [vars(target) for target in placement.lora_targets]
+    values["fingerprints"] = {name: vars(item) for name, item in placement.fingerprints.items()}
+    return values
 
 
 def _fingerprint(fields: Mapping[str, Any]) -> Fingerprint:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plop_ext.errors import InputError
-from plop_ext.files import read_json, write_json
+from plop_ext.files import read_json, uncollected, write_json
 from plop_ext.lora_target import LoraTarget
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.totals import TOTALS_FIELDS, Totals
@@ -67,8 +67,9 @@ def read(cls: type[ScoresT], path: str | os.PathLike[str]) -> ScoresT:
     """Read a file that `write` wrote as a `cls`; derived figures are recomputed."""
     content = read_json(path, FORMAT, FORMAT_VERSION, "`plop score`")
     try:
-        scores = _parse(cls, content)
-        _check(scores)
+        with uncollected():
+            scores = _parse(cls, content)
+            _check(scores)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"`{path}` is a damaged scores file; write it again with `plop score`") from error
     return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from plop_ext.totals import Totals
 
 Floats = NDArray[np.float64]
+
+# Groups of modules that are resampled together, which bounds the memory.
+_BLOCK = 4096
 
 
 class Module(Protocol):
@@ -23,6 +27,23 @@ class Module(Protocol):
     def layer(self) -> int | None: ...
     @property
     def out_features(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Groups of modules of one type with the same tokens.
+
+    Attributes:
+        types: [G] position of the type.
+        gain: [G, S] sum over the modules of their gains over their baselines.
+        tokens: [G, S] tokens that each of the modules counted.
+        modules: [G] number of modules.
+    """
+
+    types: NDArray[np.int64]
+    gain: Floats
+    tokens: Floats
+    modules: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +91,9 @@ class GainTable:
         layers: Sequence[int | None],
     ) -> GainTable:
         """Make a table from one type label and one block index (or None) per module; types are sorted by NFN."""
-        labels = tuple(dict.fromkeys(types))
-        index = np.array([labels.index(label) for label in types], dtype=np.int64)
+        places = {label: place for place, label in enumerate(dict.fromkeys(types))}
+        labels = tuple(places)
+        index = np.array([places[label] for label in types], dtype=np.int64)
         layer = np.array([-1 if value is None else value for value in layers], dtype=np.int64)
         table = cls(sum_gain, tokens, baseline, out_features, labels, index, layer)
         values = table.type_nfn(table.all_samples)[0]
@@ -108,18 +130,36 @@ class GainTable:
         """Return [R, T] NFN of each type: the mean of its modules that have tokens left."""
         # Few samples have few distinct resamples: 4 samples have 35, and a bootstrap takes 1000.
         distinct, place = np.unique(weights, axis=0, return_inverse=True)
-        return self.type_means(self.module_nfn(distinct))[place.reshape(-1)]
+        groups = self._groups
+        sums, counts = np.zeros((len(self.types), len(distinct))), np.zeros((len(self.types), len(distinct)))
+        for start in range(0, len(groups.modules), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            tokens = groups.tokens[part] @ distinct.T
+            gain = groups.gain[part] @ distinct.T
+            size = groups.modules[part, None]
+            known = tokens > 0
+            np.add.at(sums, groups.types[part], np.divide(gain, tokens, out=np.zeros_like(gain), where=known))
+            np.add.at(counts, groups.types[part], np.where(known, size, 0.0))
+        return _means(sums, counts).T[place.reshape(-1)]
+
+    @cached_property
+    def _groups(self) -> _Groups:
+        """The modules that share a type and saw the same tokens, whose gains can be added before any resampling."""
+        streams: dict[bytes, int] = {}
+        stream = np.array([streams.setdefault(row.tobytes(), len(streams)) for row in self.tokens], dtype=np.int64)
+        keys, first, group = np.unique(self.type_index * len(streams) + stream, return_index=True, return_inverse=True)
+        gain = np.zeros((len(keys), self.samples))
+        np.add.at(gain, group, self.sum_gain / self.baseline[:, None])
+        sizes = np.bincount(group).astype(np.float64)
+        return _Groups(self.type_index[first], gain, self.tokens[first], sizes)
 
     def type_means(self, modules: Floats) -> Floats:
         """Return [R, T] means over the modules of each type from [R, M] values; NaN modules are excluded."""
-        member = np.zeros((len(self.baseline), len(self.types)))
-        member[np.arange(len(self.baseline)), self.type_index] = 1.0
         known = np.isfinite(modules)
-        if known.all():
-            return (modules @ member) / member.sum(axis=0)
-        counts = known.astype(np.float64) @ member
-        sums = np.where(known, modules, 0.0) @ member
-        return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+        sums, counts = np.zeros((len(self.types), len(modules))), np.zeros((len(self.types), len(modules)))
+        np.add.at(sums, self.type_index, np.where(known, modules, 0.0).T)
+        np.add.at(counts, self.type_index, known.T.astype(np.float64))
+        return _means(sums, counts).T
 
     def layer_sums(self) -> tuple[NDArray[np.int64], Floats, Floats]:
         """Return the distinct layers [L], and per type and layer [T, L] the sum and the number of its modules' NFN."""
@@ -129,3 +169,7 @@ class GainTable:
         np.add.at(sums, (self.type_index, position), nfn)
         np.add.at(counts, (self.type_index, position), 1.0)
         return layers, sums, counts
+
+
+def _means(sums: Floats, counts: Floats) -> Floats:
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)

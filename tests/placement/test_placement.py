@@ -297,7 +297,10 @@ def test_every_field_is_kept_in_a_readable_file(tmp_path: Path) -> None:
     placement.save(path)
     assert Placement.load(path) == placement
     content = {"format": "plop_ext.placement", "version": 2, **dataclasses.asdict(placement)}
-    assert path.read_text() == json.dumps(content, indent=1) + "\n"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(content))
+    lines = path.read_text().splitlines()
+    assert lines[:3] == ["{", ' "format": "plop_ext.placement",', ' "version": 2,'] and lines[-1] == "}"
+    assert lines.index(' "lora_targets": [') + 2 == lines.index(" ],")  # a target on each line
 
 
 def test_other_files(tmp_path: Path) -> None:

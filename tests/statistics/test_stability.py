@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,27 @@ def test_mean_tau_is_over_pairs_of_different_resamples() -> None:
     assert stability.mean_tau(np.array([[1.0, 2.0], [1.0, 2.0]])) == 1.0
     assert stability.mean_tau(np.array([[1.0, 2.0], [2.0, 1.0]])) == -1.0
     assert stability.mean_tau(np.array([[1.0], [2.0]])) == 1.0
+
+
+def test_tau_is_the_mean_of_the_products_of_signs_also_with_ties() -> None:
+    generator = np.random.default_rng(0)
+    for n in (2, 3, 5, 8, 17):
+        for levels in (3, 10**6):
+            first, second = (generator.integers(0, levels, (20, n)).astype(float) for _ in range(2))
+            pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+            expected = [
+                np.mean([np.sign(a[j] - a[i]) * np.sign(b[j] - b[i]) for i, j in pairs])
+                for a, b in zip(first, second, strict=True)
+            ]
+            np.testing.assert_array_equal(stability.tau_between(first, second), expected)
+            both = [stability.tau_between(first[[a]], first[[b]])[0] for a in range(20) for b in range(20) if a != b]
+            assert stability.mean_tau(first) == pytest.approx(np.mean(both), rel=1e-12)
+
+
+def test_two_thousand_types_need_no_table_of_pairs() -> None:
+    values = np.random.default_rng(0).random((40, 2000))
+    started = time.process_time()
+    stability.tau_between(values, values[::-1])
+    stability.same_lowest(values, values[::-1])
+    # A table of pairs by resamples has 80 million entries here and takes over 4 s.
+    assert time.process_time() - started < 2
