@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,18 +26,22 @@ _STATES = frozenset(
 )
 
 
-class Fed(Protocol):
-    """A hook that has to learn whether its module is fed by another stream.
+class Fed:
+    """The hook of a module that may be fed by another stream than the one in which it sits.
+
+    Args:
+        stream: The stream in which the module sits.
 
     Attributes:
-        fed: Whether it is; None to ask at each call.
-        answers: What it was told so far.
-        stream: The stream in which the module sits.
+        stream: As given.
+        fed: Whether the module is fed by another stream; None to ask at each call (`Feeding.ask`).
+        answers: The answers so far.
     """
 
-    fed: bool | None
-    answers: set[bool]
-    stream: str
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+        self.fed: bool | None = False
+        self.answers: set[bool] = set()
 
 
 class Feeding:
@@ -51,9 +55,11 @@ class Feeding:
     def __init__(self) -> None:
         self._received: list[Tensor] = []
 
-    def feeds(self, x: Tensor) -> bool:
-        """Return whether `x`, or a view of it, was received from another stream."""
-        return any(x.data_ptr() == state.data_ptr() and x.numel() == state.numel() for state in self._received)
+    def ask(self, hook: Fed, x: Tensor) -> bool:
+        """Return whether the input `x` of a hook's module, or what it is a view of, was received from elsewhere."""
+        fed = any(x.data_ptr() == state.data_ptr() and x.numel() == state.numel() for state in self._received)
+        hook.answers.add(fed)
+        return fed
 
     @contextmanager
     def watching(self, model: nn.Module, hooks: Mapping[nn.Module, Fed]) -> Iterator[None]:

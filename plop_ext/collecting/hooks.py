@@ -11,31 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.collecting import routed_experts
+from plop_ext.collecting.feeding import Fed
 from plop_ext.collecting.notes import IndexedLayers
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import Reading
 from plop_ext.layers import ProductAdapter, Unsupported, weights_in_place
 
 
-class Hook:
+class Hook(Fed):
     """Forward hook of one module. The hook returns None, because any other value would replace the module's output.
 
     Args:
         recording: The recording to write to.
         module: The module.
         layers: The scored layers of the module, with their rows in the totals.
-
-    Attributes:
-        stream: The stream in which the module sits.
-        fed: Whether it reads another stream; None to ask at each call (`Feeding`).
-        answers: The answers so far.
     """
 
     def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers) -> None:
+        super().__init__(layers[0][1].stream)
         self.recording = recording
-        self.stream = layers[0][1].stream
-        self.fed: bool | None = False
-        self.answers: set[bool] = set()
         self._layers = layers
         self._adapter = layers[0][1].adapter
         # Read now, not in the forward: when the hook runs, accelerate's offload has already removed the bias.
@@ -60,8 +54,7 @@ class Hook:
             return
         fed = self.fed
         if fed is None:
-            fed = self.recording.feeding.feeds(x)
-            self.answers.add(fed)
+            fed = self.recording.feeding.ask(self, x)
         batch.observe(module, self._layers, x, adapter.input_sumsq(module, x), y, self._bias_of(y), fed)
 
     def _bias_of(self, y: Tensor) -> Tensor | None:
@@ -101,7 +94,7 @@ class ExpertsObserver:
         )
 
 
-class ProductHook:
+class ProductHook(Fed):
     """Stands for the forward of a module: runs the module's own, and records the product that it computes.
 
     Args:
@@ -109,17 +102,12 @@ class ProductHook:
         module: The module.
         layers: The scored layers of the module, with their rows in the totals.
         adapter: Their adapter.
-
-    Attributes:
-        stream: As of `Hook`.
-        fed: As of `Hook`.
     """
 
     def __init__(
         self, recording: Recording, module: nn.Module, layers: IndexedLayers, adapter: ProductAdapter
     ) -> None:
-        self.stream = layers[0][1].stream
-        self.fed: bool | None = None
+        super().__init__(layers[0][1].stream)
         self._recording = recording
         self._module = module
         self._forward = module.forward
@@ -138,10 +126,11 @@ class ProductHook:
             batch.notes.leave_out(self._layers, product)
             return result
         x = adapter.input(module, args, kwargs)
-        if self.fed is None:
-            self.fed = self._recording.feeding.feeds(x)
+        fed = self.fed
+        if fed is None:
+            fed = self._recording.feeding.ask(self, x)
         rows, sumsq, y, bias = adapter.rows(product, x)
-        batch.observe(module, self._layers, rows, sumsq, y, bias, self.fed)
+        batch.observe(module, self._layers, rows, sumsq, y, bias, fed)
         return result
 
 

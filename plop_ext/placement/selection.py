@@ -18,7 +18,7 @@ from plop_ext.placement.enough_samples import warn_of_too_few_samples
 from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
-from plop_ext.placement.targets import notes_of, targets_of
+from plop_ext.placement.targets import lines_of_experts, notes_of, targets_of
 from plop_ext.score_data import ScoreData, TypeScore, no_place_lines
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
@@ -238,7 +238,10 @@ def _by_family(scores: ScoreData, strategy: str) -> Placement:
             f"name the types ({', '.join(sorted(scores.types))})"
         )
     notes = _passed_over(scores, lambda item: strategy in ("all", item.family))
-    return _placement(scores, labels, strategy, "all-linear" if strategy == "all" else strategy, notes)
+    placement = _placement(scores, labels, strategy, "all-linear" if strategy == "all" else strategy, notes)
+    if strategy != "all":
+        return placement
+    return replace(placement, notes=(*placement.notes, *lines_of_experts(scores, placement.lora_targets)))
 
 
 def _placement(

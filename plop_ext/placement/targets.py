@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from plop_ext.lora_target import LoraTarget
-from plop_ext.score_data import ScoredModule
+from plop_ext.score_data import ScoreData, ScoredModule
+from plop_ext.score_data.modules import FEW_ROUTED
 
 
 def targets_of(chosen: Iterable[ScoredModule]) -> tuple[LoraTarget, ...]:
@@ -38,6 +39,24 @@ def notes_of(chosen: Sequence[ScoredModule], everything: Iterable[ScoredModule])
             f"{count} scored part{'s' if count > 1 else ''} that {'were' if count > 1 else 'was'} not chosen"
         )
     return tuple(notes)
+
+
+def lines_of_experts(scores: ScoreData, placed: Iterable[LoraTarget]) -> list[str]:
+    """Return one line per reason for experts that get no LoRA, because they have no score.
+
+    Args:
+        scores: The scores.
+        placed: The targets of the placement. An expert without a score is adapted with the others of its layer.
+    """
+    reasons: dict[str, list[str]] = {}
+    known = {target.name for target in placed}
+    for module in scores.few_tokens.modules if scores.few_tokens is not None else ():
+        if module.target.name not in known:
+            reasons.setdefault(FEW_ROUTED, []).append(module.name)
+    for item in scores.unscored:
+        if item.wanted and item.reason != FEW_ROUTED and "experts" in item.name.split("."):
+            reasons.setdefault(item.reason, []).append(item.name)
+    return [f"without LoRA: {_some(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _some(names: list[str]) -> str:

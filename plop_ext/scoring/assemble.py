@@ -9,12 +9,16 @@ import numpy as np
 
 from plop_ext.errors import InputError
 from plop_ext.layers import Discovery, LinearLayer
+from plop_ext.layers.streams import AUDIO, VISION
 from plop_ext.score_data import FewTokenModules, ScoredModule
 from plop_ext.score_data.modules import FEW_ROUTED, MIN_EXPERT_TOKENS, few_routed_detail
 from plop_ext.scores import Scores
 from plop_ext.scoring.nonfinite import find_nonfinite
 from plop_ext.scoring.outcome import Outcome
 from plop_ext.unscored import UnscoredModule
+
+# What the rows of a stream come from, and the fields of a batch that hold it.
+_OTHER_STREAMS = {VISION: ("image", "`pixel_values`"), AUDIO: ("sound", "`input_features` or `input_values`")}
 
 
 def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> Scores:
@@ -59,6 +63,12 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
                     f"no token counts: `token_step`={step} reads one token in {step}, and none of these counts; "
                     "lower `token_step`, or check `attention_mask`, `labels` and `mask`"
                 )
+            for stream, (what, fields) in _OTHER_STREAMS.items():
+                if all(layer.stream == stream for layer in found.layers):
+                    raise InputError(
+                        f"no {what} reaches a layer to score: the batches of `dataloader` hold none, or padding only; "
+                        f"pass {fields}, as the model's processor returns them"
+                    )
             raise InputError(
                 "no token counts: every token of `dataloader` is masked, or no linear layer was called; "
                 "check `attention_mask`, `labels` and `mask`"

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 # Fewest counted tokens of a sample without a warning.
 FEW_TOKENS = 16
+# What a sample may lack, by the scope of a run.
+_ITEMS = {"vision": "image", "audio": "sound"}
 
 
 def warn_about(scores: Scores, outcome: Outcome) -> None:
@@ -32,6 +34,11 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
         )
     # The tokens that a sample holds, not those that were read.
     few = int((per_sample * step < FEW_TOKENS).sum()) - unread
+    part = _ITEMS.get(scores.provenance["settings"].get("scope", ""))
+    without = int((per_sample == 0).sum()) if part is not None and step == 1 else 0
+    if without:
+        few -= without
+        logger.info("%d of %d samples hold no %s", without, len(per_sample), part)
     if few:
         warn(
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "
@@ -56,9 +63,13 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
     few_routed = [item for item in scores.unscored if item.reason == FEW_ROUTED]
     if few_routed:
         scored = sum(module.kind == ExpertsAdapter.kind for module in scores.modules)
+        stop = scores.provenance.get("stop") or {}
+        remedy = "use more samples"
+        if stop.get("settled"):
+            remedy = "the choice settled without them; to score them too, give `max_samples` instead of `stop`"
         warn(
             f"{len(few_routed)} expert projections of {len(few_routed) + scored} are not scored: fewer than "
-            f"{MIN_EXPERT_TOKENS} tokens were routed to each; use more samples"
+            f"{MIN_EXPERT_TOKENS} tokens of {len(scores.sample_ids)} samples were routed to each; {remedy}"
         )
     missing = [item for item in scores.unscored if item.wanted and item not in few_routed]
     if missing:

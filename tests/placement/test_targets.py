@@ -12,7 +12,10 @@ from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement
 from plop_ext.placement.targets import notes_of, targets_of
 from plop_ext.score_data import ScoredModule
+from plop_ext.score_data.modules import FEW_ROUTED
+from plop_ext.unscored import UnscoredModule
 from tests.support.gain_tables import scores, table
+from tests.support.made_scores import few_tokens, made
 from tests.support.scored_modules import scored_module
 
 
@@ -67,6 +70,27 @@ def test_what_peft_refuses_is_named_by_reason() -> None:
 def placed(**fields: Any) -> Placement:
     made = {"modules": ("a",), "types": ("t",), "strategy": "types", "label": "t", "model": "M", "lora_targets": ()}
     return Placement(**{**made, **fields})
+
+
+def test_all_names_the_experts_that_it_leaves_out_and_why() -> None:
+    experts = few_tokens()
+    shared = replace(experts.modules[0].target, name="layers.0.q_proj")
+    with_the_others = replace(experts.modules[0], target=shared)
+    scored = made(
+        few_tokens=replace(experts, modules=(with_the_others, experts.modules[1])),
+        unscored=(
+            UnscoredModule("layers.1.experts", "Odd", "no adapter reads its class"),
+            UnscoredModule("conv", "Conv1d", "never called"),
+            UnscoredModule("layers.0.experts.1", "Experts", FEW_ROUTED),
+            UnscoredModule("lm_head", "Linear", "outside the repeated blocks", wanted=False),
+        ),
+    )
+    notes = scored.place(strategy="all").notes
+    assert notes == (
+        "without LoRA: `layers.0.experts.1`: too few tokens were routed to it",
+        "without LoRA: `layers.1.experts`: no adapter reads its class",
+    )
+    assert scored.place(strategy="attention").notes == ()
 
 
 def test_a_placement_without_a_target_says_why() -> None:

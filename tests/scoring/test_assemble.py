@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_no_module_with_a_score_is_an_error(
     with pytest.raises(InputError) as caught:
         assembled([found_layer("a"), found_layer("b")], outcome, step=step)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [("vision", "no image reaches .* pass `pixel_values`"), ("audio", "no sound reaches .* pass `input_features`")],
+)
+def test_a_run_over_batches_without_images_says_so(stream: str, message: str) -> None:
+    layers = [replace(found_layer(name), stream=stream) for name in "ab"]
+    with pytest.raises(InputError, match=message):
+        assembled(layers, run_outcome(make_totals(2, 1)))
 
 
 @pytest.mark.parametrize("missing", ["baselines", "norms"])

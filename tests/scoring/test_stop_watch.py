@@ -130,3 +130,30 @@ def test_without_any_module_nothing_is_evaluated(tables: list[GainTable]) -> Non
     made = watch()
     assert not made.look([one_sample((0, 0, 0))], 4)
     assert tables == [] and made.stability is None and not made.first_is_due(4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "settled_first", "stops_at"), [("64 samples", 4, 64), ("4 times as many as settled", 20, 80)]
+)
+def test_experts_with_too_few_tokens_delay_the_stop_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: str, settled_first: int, stops_at: int
+) -> None:
+    monkeypatch.setattr(stopping, "set_stability", lambda table, rule: 1.0)
+    made = watch(min_samples=settled_first)
+    totals = one_sample((1, 1, 15))
+    stopped = [samples for samples in range(settled_first, 200) if made.look([totals], samples)]
+    assert stopped[0] == stops_at, limit
+
+
+def test_a_run_stops_once_all_experts_have_enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "set_stability", lambda table, rule: 1.0)
+    made = watch()
+    assert not made.look([one_sample((1, 1, 3))] * 5, 5)
+    assert made.look([one_sample((1, 1, 3))] * 6, 6)
+
+
+def test_a_run_that_no_longer_is_stable_reads_on_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = watch()
+    for stability, samples, stops in ((1.0, 4, False), (0.5, 64, False), (1.0, 80, True)):
+        monkeypatch.setattr(stopping, "set_stability", lambda table, rule, value=stability: value)
+        assert made.look([one_sample((1, 1, 15))], samples) is stops

@@ -79,7 +79,8 @@ def test_nothing_is_said_without_a_cause(recwarn: pytest.WarningsRecorder, argum
         ),
         (
             {"experts": 2, "unscored": [UnscoredModule("e", "Experts", FEW_ROUTED, "3 of at least 16")] * 2},
-            "2 expert projections of 4 are not scored: fewer than 16 tokens were routed to each; use more samples",
+            "2 expert projections of 4 are not scored: fewer than 16 tokens of 3 samples were routed to each; use "
+            "more samples",
         ),
         (
             {"unscored": [UnscoredModule(name, "Odd", f"reason {name}") for name in "xyz"]},
