@@ -19,7 +19,7 @@ from plop_ext.layers.no_place import SINGLE_OUTPUT, reason_against
 from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.roles import Traits, roles_of
 from plop_ext.layers.routers import ROUTER, is_router, is_router_class
-from plop_ext.layers.scope import scope_of
+from plop_ext.layers.scope import LANGUAGE, parts_with, scope_of
 from plop_ext.layers.split import Split
 from plop_ext.layers.streams import TEXT, ModelStreams
 from plop_ext.layers.targets import Adaptable, lora_targets
@@ -72,10 +72,17 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What `discover` found."""
+    """What `discover` found.
+
+    Attributes:
+        layers: The layers to score.
+        unscored: All other modules with a weight of two or more dimensions.
+        scope: Part of the model that was searched: that asked for, or another one of a model without language.
+    """
 
     layers: tuple[LinearLayer, ...]
     unscored: tuple[UnscoredModule, ...]
+    scope: str = LANGUAGE
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,8 @@ def discover(
         include: Score exactly the layers whose name ends with one of these at a dot (PEFT's `target_modules` rule).
             Name a part as `qkv_proj.q` and experts as `experts.up_proj`, or either by the module's name.
         exclude: Do not score the layers whose name ends with one of these at a dot.
-        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. Ignored for layers that
-            `include` names.
+        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"`, `"other"` or `"all"`. In a model
+            without a language part, the default is the part that it has. Ignored for layers that `include` names.
         everything: Score the layers of the published script: every `nn.Linear`, including heads, packed weights as
             one matrix.
 
@@ -167,6 +174,10 @@ def discover(
     has_blocks = any(path.layer is not None for path in paths)
     has_blocks = has_blocks or any(module_path(item.name, lists).layer is not None for item in unscored)
     in_blocks_only = has_blocks and not everything
+    searched = [path.name for path in paths if path.layer is not None or not in_blocks_only]
+    if scope == LANGUAGE and include is None and searched and not any(map(in_scope, searched)):
+        scope = parts_with(model, searched)
+        in_scope = scope_of(model, scope)
     chosen: list[_Candidate] = []
     left_out: dict[str, UnscoredModule] = {}
     for candidate in candidates:
@@ -229,7 +240,7 @@ def discover(
         )
         for candidate, label, role, target, reason in zip(chosen, labels, roles, targets, no_place, strict=True)
     )
-    return Discovery(layers, tuple(unscored))
+    return Discovery(layers, tuple(unscored), scope)
 
 
 def _candidates(

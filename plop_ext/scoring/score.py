@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -29,7 +30,7 @@ from plop_ext.scoring.extent import available_samples, extent
 from plop_ext.scoring.journal import Journal
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
-from plop_ext.scoring.warn_about import warn_about
+from plop_ext.scoring.warn_about import warn_about, warn_of_scope
 from plop_ext.statistics import StopRule
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,9 @@ def score(
             compete for LoRA. Default: all modules inside repeated blocks, of which those that cannot learn, or that
             are wiring of the model, do not compete (`Scores.no_place_by_type`).
         exclude: Names, or ends of names from a dot on; the modules with such a name are not scored.
-        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
-            adapters off a vision tower.
+        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"`, `"other"` (such as the expert of a
+            robot's actions) or `"all"`. The default keeps adapters off a vision tower. In a model without a language
+            part, the default is the part that it has, and a warning says so.
         token_step: Read every `token_step`-th position of the padded batch, from a first position that is drawn for
             each batch. Means stay unbiased; 8 saves most of the overhead, and the means of samples scatter slightly
             more. If a sample has fewer counted tokens in a row than `token_step`, such as a short completion, none of
@@ -159,6 +161,8 @@ def score(
 
     with random_state(), evaluating(model):
         found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
+        warn_of_scope(scope, found.scope)
+        settings = replace(settings, scope=found.scope)
         collector = Collector(model, found.layers, last_call_only=compat is not None)
         forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
         with progress_bar("reading weights", len(found.layers), progress) as advance:

@@ -18,6 +18,12 @@ FEW_TOKENS = 16
 _ITEMS = {"vision": "image", "audio": "sound"}
 
 
+def warn_of_scope(asked: str, found: str) -> None:
+    """Warn if another part of the model was searched than the one that was asked for."""
+    if found != asked:
+        warn(f'`scope`="{asked}": the model has no {asked} part with layers to score; scored with scope="{found}"')
+
+
 def warn_about(scores: Scores, outcome: Outcome) -> None:
     """Warn of each problem of the result."""
     fast = scores.provenance.get("fast")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from plop_ext.scores import Scores
 from plop_ext.scoring.assemble import assemble
 from plop_ext.scoring.describe import describe_run
 from plop_ext.scoring.digest import data_hash, digest
-from plop_ext.scoring.warn_about import warn_about
+from plop_ext.scoring.warn_about import warn_about, warn_of_scope
 from plop_ext.streaming import plan, skeleton
 from plop_ext.streaming.run import Stream, collect_batches, join, streaming
 from plop_ext.streaming.state import State
@@ -142,6 +143,8 @@ def score_streaming(
         exclude=exclude,
         scope=scope,
     )
+    warn_of_scope(scope, model.found.scope)
+    settings = replace(settings, scope=model.found.scope)
     data = collect_batches(dataloader, settings, StreamReader(model.model, settings.mask))
     weights = Weights(model, checkpoint)
     figures = plan.make(model, weights, [batch.extent for batch in data.batches], chosen)

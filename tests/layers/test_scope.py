@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from plop_ext import InputError, score
 from plop_ext.layers import discover
-from tests.support.architecture_parts import PLAIN, TEXT, VISION, finished
+from tests.support.architecture_parts import PLAIN, TEXT, VISION, finished, image_batch
 
 
 def names(model: nn.Module, scope: str) -> set[str]:
@@ -115,3 +116,109 @@ def test_the_vision_tower_inside_a_retriever_is_vision() -> None:
     model.to_empty(device="cpu")
     assert not any("vision" in name for name in names(model, "language"))
     assert all("vision" in name for name in names(model, "vision"))
+
+
+def multimodal(**parts: nn.Module) -> Any:
+    """A vision-language model of the classes of Llava, with further parts of any name."""
+    import transformers
+
+    model: Any = nn.Module()
+    model.config = transformers.LlavaConfig()
+    model.vision_tower, model.language_model = Tower(model.config.vision_config), Tower(model.config.text_config)
+    for name, part in parts.items():
+        setattr(model, name, part)
+    return model
+
+
+class Blocks(nn.Module):
+    """Repeated layers without a configuration of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+
+@pytest.mark.parametrize(
+    "name", ["aligner", "connector", "resampler", "merger", "vqmodel", "multi_modal_projector", "x"]
+)
+def test_what_lies_between_a_tower_and_the_language_model_is_of_the_tower(name: str) -> None:
+    model = multimodal(**{name: Blocks()})
+    assert names(model, "language") == {"language_model.blocks.0", "language_model.blocks.1"}
+    assert {f"{name}.layers.0", f"{name}.layers.1"} < names(model, "vision")
+
+
+def test_a_projector_of_sound_is_audio_whatever_its_name() -> None:
+    import transformers
+
+    model: Any = nn.Module()
+    model.config = transformers.Qwen2AudioConfig()
+    model.audio_tower, model.language_model = Tower(model.config.audio_config), Tower(model.config.text_config)
+    model.multi_modal_projector = Blocks()
+    assert "multi_modal_projector.layers.0" in names(model, "audio")
+
+
+def test_the_expert_of_actions_is_another_part() -> None:
+    import transformers
+
+    model = multimodal(dit=Tower(transformers.LlamaConfig()), action_in=Blocks())
+    model.config.dit_config = transformers.LlamaConfig()
+    assert names(model, "language") == {"language_model.blocks.0", "language_model.blocks.1"}
+    assert names(model, "other") == {f"{part}.{n}" for part in ("action_in.layers", "dit.blocks") for n in (0, 1)}
+
+
+def test_a_codec_beside_layers_that_the_model_holds_itself_is_audio() -> None:
+    import transformers
+
+    model: Any = nn.Module()
+    model.config = transformers.CsmConfig()
+    model.codec_model, model.backbone = Tower(model.config.codec_config), Blocks()
+    assert names(model, "language") == {"backbone.layers.0", "backbone.layers.1"}
+    assert names(model, "audio") == {"codec_model.blocks.0", "codec_model.blocks.1"}
+
+
+def test_an_encoder_of_speech_that_only_its_name_tells_is_audio() -> None:
+    import transformers
+
+    small = {"vocab_size": 64, "hidden_size": 16, "encoder_layers": 1, "decoder_layers": 1, "speech_encoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "speech_encoder_attention_heads": 2}
+    with torch.device("meta"):
+        model = transformers.SeamlessM4TForSpeechToText(transformers.SeamlessM4TConfig(**small, **heads))
+    model.to_empty(device="cpu")
+    assert {name.split(".")[0] for name in names(model, "audio")} == {"speech_encoder"}
+    assert {name.split(".")[0] for name in names(model, "language")} == {"text_decoder"}
+
+
+def clip_classifier() -> nn.Module:
+    import transformers
+
+    config = transformers.CLIPConfig(vision_config=VISION, text_config=TEXT)
+    return finished(transformers.CLIPForImageClassification(config))
+
+
+def test_a_model_whose_language_part_is_empty_is_scored_by_the_part_that_it_has() -> None:
+    model = clip_classifier()
+    found = discover(model)
+    assert found.scope == "vision" and names(model, "vision") == {layer.name for layer in found.layers}
+    assert all(name.startswith("vision_model.encoder") for name in names(model, "vision"))
+    with pytest.warns(
+        UserWarning, match='the model has no language part with layers to score; scored with scope="vision"'
+    ):
+        scores = score(model, [image_batch()], progress=False)
+    assert scores.provenance["settings"]["scope"] == "vision" and len(scores.modules) == 12
+
+
+def test_a_model_of_several_parts_without_language_is_scored_as_a_whole() -> None:
+    import transformers
+
+    model: Any = nn.Module()
+    model.config = transformers.Qwen2AudioConfig()
+    model.config.vision_config = transformers.CLIPVisionConfig()
+    model.ears, model.eyes = Tower(model.config.audio_config), Tower(model.config.vision_config)
+    found = discover(model)
+    assert found.scope == "all" and len(found.layers) == 4
+
+
+def test_what_is_asked_for_by_name_is_in_no_other_scope() -> None:
+    assert discover(clip_classifier(), include="classifier").scope == "language"
+    with pytest.raises(InputError, match="it has: language, vision"):
+        discover(clip_classifier(), scope="audio")
