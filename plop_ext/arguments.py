@@ -7,6 +7,10 @@ from typing import Any
 
 from plop_ext.errors import InputError
 
+# Numbers above these are mistakes: they would take days, or more memory than there is.
+MOST_SAMPLES = 1_000_000
+MOST_PROBES = 16_384
+
 
 def check_seed(**values: Any) -> None:
     """Check that seeds are in the range of numpy's generators."""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plop_ext.arguments import check_whole
 from plop_ext.cli import options, outputs, stream
 from plop_ext.cli.inputs import inputs_hash
 from plop_ext.cli.options import console
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> None:
     from plop_ext.streaming.state import remove
 
     stream.check(args)
+    _check_numbers(args)
     if args.resume and not args.output:
         raise InputError("`--resume` needs `--output`, the file of the run to continue")
     rule = _stop_rule(args)
@@ -137,6 +139,14 @@ def run(args: argparse.Namespace) -> None:
     if args.stream:
         console.print(stream.peaks_line(scores.provenance["streaming"]), highlight=False)
     _show(args, scores)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Check numbers and choices before the model is loaded."""
+    from plop_ext.score_data.settings import NAMES, Settings
+
+    check_whole(batch_size=args.batch_size, max_length=args.max_length, pad_to_multiple_of=args.pad_to_multiple_of)
+    Settings(max_samples=args.samples, **{name: getattr(args, name) for name in NAMES if name != "max_samples"})
 
 
 def _inputs(args: argparse.Namespace) -> str | None:

@@ -13,6 +13,9 @@ from plop_ext.data.encoding import Encoded
 from plop_ext.data.formats import IGNORED
 from plop_ext.errors import InputError
 
+# Batches may be padded to the maximum length that samples usually have, or to twice that of the longest one.
+_USUAL_LENGTH = 4096
+
 
 class Batches:
     """Batches of encoded samples, padded on the right; every iteration yields the same batches. See `batches`."""
@@ -71,7 +74,8 @@ def batches(
         sort: Put samples of similar length together, longest first. This minimizes padding, and if memory is too
             small, the first batch fails. Turn it off if the order matters.
         pad_to_multiple_of: Pad further, to the next multiple of this many tokens, so that batches have few distinct
-            lengths; with the samples' maximum length, all batches have one length. For `score(graph=True)`.
+            lengths; with the samples' maximum length, all batches have one length. For `score(graph=True)`. At most
+            4096, or twice the length of the longest sample.
 
     Returns:
         An iterable with a length. Its batches are dicts of int64 tensors on the CPU: `input_ids`, `attention_mask` and
@@ -84,9 +88,11 @@ def batches(
     """
     if not encoded:
         raise InputError("`encoded` is empty; give at least one sample")
-    check_whole(batch_size=batch_size, pad_to_multiple_of=pad_to_multiple_of)
+    check_whole(batch_size=batch_size)
     if pad_token_id is None:
         raise InputError("`pad_token_id` is None; give an id, such as the tokenizer's eos_token_id")
+    longest = max(len(sample["input_ids"]) for sample in encoded)
+    check_whole(most=max(_USUAL_LENGTH, 2 * longest), pad_to_multiple_of=pad_to_multiple_of)
     return Batches(encoded, batch_size, pad_token_id, sort, pad_to_multiple_of)
 
 

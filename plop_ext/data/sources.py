@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from plop_ext import demo_assets
-from plop_ext.arguments import check_whole
+from plop_ext.arguments import MOST_SAMPLES, check_whole
 from plop_ext.data import folders, readers
 from plop_ext.data.rows import Row, Rows
 from plop_ext.demo_assets import arithmetic
@@ -53,7 +53,7 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         >>> sorted(load_rows("arithmetic", max_samples=1)[0])
         ['completion', 'prompt']
     """
-    check_whole(max_samples=max_samples)
+    check_whole(most=MOST_SAMPLES, max_samples=max_samples)
     rows = _rows(source, split, max_samples)
     if not rows:
         raise InputError(f"`source` {source} holds no rows; give a data set with at least one")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.fingerprint import Fingerprint
-from plop_ext.placement.ranks import DEFAULT_RANK
+from plop_ext.placement.ranks import DEFAULT_RANK, check_rank
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,9 @@ class PlacementData:
         """Return the rank of each target, by name: `r` for all targets, or by default the ranks of the placement.
 
         Raises:
-            InputError: If `r` is below 1.
+            InputError: If `r` is below 1, or above the rank that an update of any target can have.
         """
-        if r is not None and r < 1:
-            raise InputError(f"`r` must be at least 1, got {r}")
+        check_rank(r, self.lora_targets)
         return {target.name: self.ranks.get(target.name, self.r) if r is None else r for target in self.lora_targets}
 
     def num_parameters(self, r: int | None = None) -> int:

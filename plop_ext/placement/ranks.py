@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from plop_ext.arguments import check_whole
 from plop_ext.errors import InputError
+from plop_ext.lora_target import LoraTarget
 
 DEFAULT_RANK = 16
 
@@ -52,7 +54,15 @@ def most_common(ranks: Mapping[str, int]) -> int:
     return max(counts, key=lambda rank: (counts[rank], rank))
 
 
-def check_rank(r: int | None) -> None:
-    """Check that a rank is at least 1."""
-    if r is not None and r < 1:
-        raise InputError(f"`r` must be at least 1, got {r}")
+def check_rank(r: int | None, targets: Iterable[LoraTarget] = ()) -> None:
+    """Check that a rank is at least 1, and at most the largest that an update of one of the targets can have.
+
+    A rank above that of a smaller target costs parameters without a use, but a single rank for all is common.
+    """
+    check_whole(r=r)
+    widest = max((target.max_rank for target in targets), default=None)
+    if r is None or widest is None:
+        return
+    most = max(widest, DEFAULT_RANK)
+    if r > most:
+        raise InputError(f"`r` must be at most {most}, got {r}: an update of the largest target has rank {widest}")

@@ -80,6 +80,7 @@ def select(
             _require_signal(scores, strategy, asked=True)
         candidates = [partial(_by_type, scores, types, strategy, seed)]
     placement = _with_ranks(scores, candidates, budget, r, ranks)
+    check_rank(r, placement.lora_targets)
     if len(candidates) > 1 and len(placement.types) < len(candidates):
         fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
         reason = f"{reason}; {fewer}" if reason else fewer

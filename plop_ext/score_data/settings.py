@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
-from plop_ext.arguments import check_whole
+from plop_ext.arguments import MOST_PROBES, MOST_SAMPLES, check_whole
 from plop_ext.errors import InputError
 from plop_ext.module_types import as_patterns
 
@@ -44,7 +44,9 @@ class Settings:
                 raise InputError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.compat not in (None, "paper-script"):
             raise InputError(f"`compat` must be None or 'paper-script', got {self.compat!r}")
-        check_whole(max_samples=self.max_samples, token_step=self.token_step, probes=self.probes)
+        check_whole(token_step=self.token_step)
+        check_whole(most=MOST_SAMPLES, max_samples=self.max_samples)
+        check_whole(most=MOST_PROBES, probes=self.probes)
         for name in ("max_samples", "token_step", "probes", "seed"):
             value = getattr(self, name)
             if isinstance(value, Integral):  # numpy's integers cannot be written as JSON

@@ -70,3 +70,13 @@ def test_every_token_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "token" in refusal([*arguments, "--mask", "completion", "--max-length", "32"], capsys)
     skipped = refusal([*arguments, "--token-step", "100000"], capsys)
     assert "no token counts" in skipped and "reads one token in 100000" in skipped
+
+
+@pytest.mark.parametrize(
+    "option", [["--samples", "9" * 20], ["--probes", "9" * 12], ["--pad-to-multiple-of", "0"]], ids=str
+)
+def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(
+    option: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert option[0] in refusal(["score", "plop-tiny", "arithmetic", *option], capsys)

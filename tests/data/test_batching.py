@@ -63,6 +63,8 @@ class TestBatches:
             batches(SAMPLES, batch_size=0, pad_token_id=PAD)
         with pytest.raises(InputError, match="`pad_to_multiple_of` must be at least 1, got 0"):
             batches(SAMPLES, pad_token_id=PAD, pad_to_multiple_of=0)
+        with pytest.raises(InputError, match="`pad_to_multiple_of` must be at most 4096, got 100000"):
+            batches(SAMPLES, pad_token_id=PAD, pad_to_multiple_of=100_000)
         with pytest.raises(InputError, match="`pad_token_id` is None; give an id"):
             batches(SAMPLES, pad_token_id=None)
 

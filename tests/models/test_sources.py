@@ -42,7 +42,7 @@ def write_adapter(base: Path, folder: Path, **config: Any) -> Any:
     return adapted.eval()
 
 
-def test_an_adapter_is_loaded_on_its_base_and_said(
+def test_an_adapter_is_loaded_on_its_base_with_a_line_that_says_so(
     saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Scored are the weights of the base model, on the inputs that the adapted model gives them."""
@@ -167,7 +167,7 @@ def test_shards_of_a_trainer_are_named(shards: str, message: str, saved: Path, t
         find(str(folder))
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "x\0y", "a/" + "b" * 300, "~nobody-by-this-name/model"])
+@pytest.mark.parametrize("name", ["a" * 300, "x\0y", "a/" + "b" * 300, "~unknown-user/model"])
 def test_names_that_no_file_can_have(name: str) -> None:
     with pytest.raises((InputError, SetupError)) as caught:
         find(name)

@@ -8,8 +8,10 @@ from fractions import Fraction
 import pytest
 
 from plop_ext.errors import InputError
+from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.exports.peft import alpha_pattern
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, largest_rank, most_common
+from tests.support.made_scores import made
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 64])
@@ -79,3 +81,29 @@ def test_a_rank_below_1_is_refused() -> None:
     check_rank(1)
     with pytest.raises(InputError, match="`r` must be at least 1, got 0"):
         check_rank(0)
+
+
+def test_a_rank_that_no_update_can_have_is_refused() -> None:
+    narrow, wide = LoraTarget.of_module("a", 512, 8), LoraTarget.of_module("b", 512, 64)
+    check_rank(64, [narrow, wide])
+    with pytest.raises(
+        InputError, match=r"`r` must be at most 64, got 65: an update of the largest target has rank 64"
+    ):
+        check_rank(65, [narrow, wide])
+    check_rank(DEFAULT_RANK, [narrow])  # the default is never a mistake
+    with pytest.raises(InputError, match=r"`r` must be at most 16, got 1000000000: .* has rank 8"):
+        check_rank(10**9, [narrow])
+    check_rank(10**9, [])
+
+
+def test_every_use_of_a_rank_is_bounded() -> None:
+    placed = made().place(types=1)
+    too_much = max(target.max_rank for target in placed.lora_targets) + 100
+    for use in (
+        lambda: made().place(types=1, r=too_much),
+        lambda: placed.lora_config(r=too_much),
+        lambda: placed.num_parameters(too_much),
+        lambda: placed.cost("float32", 1, 1, r=too_much),
+    ):
+        with pytest.raises(InputError, match=f"`r` must be at most .*, got {too_much}"):
+            use()

@@ -83,6 +83,8 @@ def test_the_published_script_decides_what_it_decides() -> None:
         ({"compat": "paper"}, "`compat` must be None or 'paper-script', got 'paper'"),
         ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
         ({"token_step": 0}, "`token_step` must be at least 1, got 0"),
+        ({"max_samples": 10**20}, "`max_samples` must be at most 1000000, got 100000000000000000000"),
+        ({"probes": 10**12}, "`probes` must be at most 16384, got 1000000000000"),
         ({"probes": 1.5}, "`probes` must be a whole number, got 1.5"),
         ({"include": [3]}, "`include` must hold names, got 3"),
         ({"exclude": [None]}, "`exclude` must hold names, got None"),

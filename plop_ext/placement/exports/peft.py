@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plop_ext._warnings import warn
 from plop_ext.errors import InputError, SetupError
 from plop_ext.placement.data import PlacementData
+from plop_ext.placement.ranks import check_rank
 from plop_ext.placement.round_trip import check_round_trip
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def export(placement: PlacementData, r: int | None = None, lora_alpha: int | Non
     if r is not None and placement.ranks:
         raise InputError("`r`: every module of this placement has its own rank; leave `r` out")
     selected = targets(placement)
+    check_rank(r, placement.lora_targets)
     for name in ("lora_dropout", "use_dora", "lora_bias"):
         if "target_parameters" in selected and kwargs.get(name):
             raise InputError(
