@@ -77,6 +77,7 @@ TABLE = (
     NoPlace(("Inkling2*Attention",), ("sink_proj",), HEAD_GATE),
     NoPlace(("*Compressor",), ("kv_proj", "gate_proj"), COMPRESSOR),
     NoPlace(("WavLMAttention",), ("gru_rel_pos_linear",), POSITION),
+    NoPlace(("Swin*Attention",), ("continuous_position_bias_mlp",), POSITION),
     NoPlace(("*MultiscaleDeformableAttention",), ("sampling_offsets", "attention_weights"), POSITION),
     NoPlace(("*DynamicShortConvolution",), ("weight_proj",), CONVOLUTION_TAPS),
     NoPlace(("ConvBertSelfAttention",), ("conv_kernel_layer",), CONVOLUTION_TAPS),
