@@ -119,7 +119,7 @@ def score(
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
             weights, heads are scored, only the last call of a module counts, names of types match as substrings, and
-            the baseline is `"probe"`.
+            the baseline is `"probe"`, with an error below that of the script, which draws a probe for each token.
         forward: Function `forward(model, batch)` that runs a batch. By default the model is called as described under
             `dataloader`.
         data_name: Name of the data for the provenance.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,35 @@ def test_random_is_the_expectation_of_the_scripts_noise(llama_scores: Scores) ->
     expected = published(tiny_models.llama(max_position_embeddings=512), noise, noise=True)
     for name, values in llama_scores.paper_metrics().items():
         assert values["random"] == pytest.approx(expected[name], rel=5e-3)
+
+
+def test_the_difference_from_the_script_is_within_the_scripts_own_noise() -> None:
+    """Two runs of the script differ by the noise that it draws; ours, with few probes, differ by no more from it."""
+    model = tiny_models.llama(max_position_embeddings=512, hidden_size=128, intermediate_size=192)
+    data = [token_batch([512], seed=seed) for seed in range(4)]
+    runs = [list(published(model, data, noise=True).values()) for _ in range(4)]
+    ours = [values["random"] for values in score(model, data).paper_metrics().values()]
+    from_script = [np.abs(np.divide(ours, run) - 1) for run in runs]
+    of_script = [np.abs(np.divide(one, other) - 1) for one, other in itertools.combinations(runs, 2)]
+    assert np.median(from_script) < np.median(of_script)
+    assert np.max(from_script) < np.max(of_script)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_is_the_exact_expectation_within_a_thousandth(seed: int) -> None:
+    model = nn.Sequential(nn.Linear(192, 160), nn.Linear(160, 192))
+    with torch.no_grad():
+        model[1].weight.mul_(torch.linspace(0.1, 3, 192)[:, None])  # badly conditioned
+    metrics = score(model, [torch.randn(2, 20, 192)], seed=seed).paper_metrics()
+    for name, values in metrics.items():
+        weight = model[int(name)].weight.detach().double()
+        u = nn.functional.normalize(torch.randn(20_000, weight.shape[1], dtype=torch.float64))
+        squares = (u @ weight.T).square().sum(dim=1)
+        expected = squares.sqrt().mean() - (squares.mean() - weight.square().sum() / len(u[0])) / (
+            2 * squares.mean().sqrt()
+        )
+        scale = weight.square().mean().sqrt() * weight.shape[1]
+        assert values["random"] == pytest.approx(float(expected / scale), rel=1e-3)
 
 
 def test_types_are_substrings_and_ratios_of_sums(llama_scores: Scores) -> None:
