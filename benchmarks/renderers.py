@@ -203,6 +203,15 @@ def streaming(result: Result) -> str:
     return text + "\n\nPlans by the rates of this machine, for the same batches:\n\n" + table(plan_header, plans)
 
 
+def host_cost(result: Result) -> str:
+    """Return the table of the host's time per module, one column per part of a run."""
+    rows = result["rows"]
+    names = [name for name in rows[0] if name not in ("kind", "modules")]
+    lines = [[row["kind"], f"{row['modules']:,}", *(f"{row[name]:.1f}" for name in names)] for row in rows]
+    text = f"CPU time in microseconds per matrix, with {result['settings']['samples']} samples."
+    return text + "\n\n" + table(["model of", "matrices", *names], lines)
+
+
 RENDERERS = {
     "early_stop": early_stop,
     "time_to_placement": time_to_placement,
@@ -210,6 +219,7 @@ RENDERERS = {
     "scoring_overhead": overhead,
     "cpu_overhead": overhead,
     "moe_overhead": overhead,
+    "host_cost": host_cost,
     "accuracy": accuracy,
     "streaming": streaming,
     **renderers_fast.RENDERERS,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plop_ext.errors import InputError
-from plop_ext.layers import Discovery, LinearLayer
+from plop_ext.layers import Discovery, LinearLayer, plain_class
 from plop_ext.layers.streams import AUDIO, VISION
 from plop_ext.score_data import FewTokenModules, ScoredModule
 from plop_ext.score_data.modules import FEW_ROUTED, MIN_EXPERT_TOKENS, few_routed_detail
@@ -29,6 +29,7 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
     unscored = list(found.unscored)
     probed = provenance["settings"]["baseline"] == "probe"
     counts = totals.sum_samples()
+    seen = counts.seen
     for index, (layer, norm, value) in enumerate(zip(found.layers, norms.values, outcome.baselines, strict=True)):
         tokens = counts.tokens[index]
         reason, detail = outcome.unassigned.get(layer.name), ""
@@ -36,7 +37,7 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
             reason = norms.failures.get(layer.name)
         if not reason and layer.adapter.routed and tokens < MIN_EXPERT_TOKENS:
             reason, detail = FEW_ROUTED, few_routed_detail(tokens)
-        if not reason and counts.seen[index] == 0:
+        if not reason and seen[index] == 0:
             reason = "never called in the forward, or only with masked tokens"
         elif not reason and tokens == 0:
             zero, nonfinite = counts.skipped_zero[index], counts.skipped_nonfinite[index]
@@ -44,7 +45,7 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
         elif not reason and not (value > 0 and np.isfinite(value)):
             reason = norms.failures.get(layer.name, f"its weight is all zero or not finite (baseline {value:g})")
         if reason:
-            unscored.append(UnscoredModule(layer.name, type(layer.module).__name__, reason, detail))
+            unscored.append(UnscoredModule(layer.name, plain_class(layer.module).__name__, reason, detail))
             if reason != FEW_ROUTED or not (value > 0 and np.isfinite(value)):
                 continue
         has_few = reason == FEW_ROUTED
@@ -56,7 +57,7 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
     if not kept:
         if broken is not None:
             raise InputError(f"no module can be scored: {broken}")
-        if not counts.seen.any() and not outcome.unassigned:
+        if not seen.any() and not outcome.unassigned:
             step = provenance["settings"]["token_step"]
             if step > 1:
                 raise InputError(

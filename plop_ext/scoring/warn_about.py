@@ -77,7 +77,7 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
             f"{len(few_routed)} expert projections of {len(few_routed) + scored} are not scored: fewer than "
             f"{MIN_EXPERT_TOKENS} tokens of {len(scores.sample_ids)} samples were routed to each; {remedy}"
         )
-    missing = [item for item in scores.unscored if item.wanted and item not in few_routed]
+    missing = [item for item in scores.unscored if item.wanted and item.reason != FEW_ROUTED]
     if missing:
         names = ", ".join(f"`{item.name}` ({item.layer_class})" for item in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

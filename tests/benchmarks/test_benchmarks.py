@@ -21,6 +21,7 @@ SCRIPTS = (
     "early_stop",
     "fused_kernels",
     "gated_projection",
+    "host_cost",
     "kernel_bandwidth",
     "model_forward",
     "moe_overhead",
