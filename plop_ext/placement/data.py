@@ -26,8 +26,8 @@ class PlacementData:
         model: Class of the model that was scored.
         lora_targets: The modules and parameters that PEFT adapts, each once.
         fingerprints: Fingerprint of the weight of each target, by the target's name; without weights that are unknown.
-        notes: One line per difference between the targets and the choice, and per reason for which types that the
-            strategy would have chosen are no place for LoRA.
+        notes: One line per difference between the targets and the choice, and per reason why the strategy passed over
+            what it would have chosen: types that are no place for LoRA, experts without a score.
         r: Default LoRA rank.
         ranks: Rank of each target, by name, if the ranks differ; empty if all targets have the rank `r`.
         reason: Reason for the number of types, if you did not give the number.

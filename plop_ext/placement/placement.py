@@ -78,7 +78,7 @@ class Placement(PlacementData):
                 lora_alpha / r is the same for all.
             **kwargs: Any other field of `LoraConfig`, for instance `task_type="CAUSAL_LM"`.
 
-        If PEFT cannot adapt exactly the chosen modules, a warning gives each of the `notes`.
+        A warning gives each of the `notes`.
 
         Raises:
             InputError: If `kwargs` names `target_modules` or `target_parameters`, which the placement sets, or a field
