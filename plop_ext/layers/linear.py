@@ -14,12 +14,16 @@ from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
 from plop_ext.layers.attributes import check_weight, tensor
 from plop_ext.layers.offload import is_offloaded, on_meta
 from plop_ext.layers.parametrized import base_weight
+from plop_ext.layers.sharded import why_not_whole
 
 
 def check_in_place(module: nn.Module) -> None:
     """Raise `Unsupported` for weights without values."""
     if on_meta(module) and not is_offloaded(module):
         raise Unsupported("its weight is on the meta device and was never loaded")
+    reason = why_not_whole(module)
+    if reason:
+        raise Unsupported(reason)
 
 
 def is_plain_linear(module: nn.Module) -> bool:

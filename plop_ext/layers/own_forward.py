@@ -34,6 +34,7 @@ from plop_ext.layers.offload import weights_in_place
 from plop_ext.layers.opaque import LINEAR_TOLERANCE, OpaqueAdapter
 from plop_ext.layers.product_adapter import ProductAdapter, UnreadableAdapter, close, kernel_of, returns_product
 from plop_ext.layers.products import Product, observe, shares_memory
+from plop_ext.layers.sharded import why_not_whole
 
 _KNOWN = {kind.forward for kind in (nn.Linear, *CONVOLUTIONS)}
 _LINEAR, _TRANSPOSED, _CONV = LinearAdapter(), TransposedLinearAdapter(), ConvAdapter()
@@ -64,7 +65,7 @@ class OwnForwardAdapter(LayerAdapter):
     def for_module(self, module: nn.Module) -> LayerAdapter:
         plain = _plain_adapter(module)
         assert plain is not None
-        if tensor(module, "weight") is None:
+        if tensor(module, "weight") is None or why_not_whole(module):
             return plain  # whose `check` gives the reason
         with weights_in_place(module), _undisturbed(module):
             return _adapter_for(plain, module)

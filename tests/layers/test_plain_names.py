@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint import checkpoint_wrapper as checkpointing
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from plop_ext import InputError
 from plop_ext.layers import discover
 from tests.support import tiny_models
 from tests.support.quiet import nfn, quietly
@@ -127,6 +128,20 @@ def test_a_wrapped_model_has_the_names_and_scores_of_the_plain_one(wrapper: str,
     placement = scores.place(types=2)
     placement.check_model(plain)
     placement.check_model(wrapped)
+
+
+def test_a_sharded_model_is_refused_with_what_to_do(plain: nn.Module) -> None:
+    mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+    sharded = copy.deepcopy(plain)
+    for block in sharded.get_submodule("model.layers"):
+        fully_shard(block, mesh=mesh)
+    with pytest.raises(InputError, match=r"its weight is sharded, .*; score the model before it is sharded"):
+        quietly(fully_shard(sharded, mesh=mesh), [{"input_ids": torch.randint(3, tiny_models.VOCAB, (2, 24))}])
+    released = copy.deepcopy(plain)
+    for parameter in released.parameters():
+        parameter.untyped_storage().resize_(0)  # as FSDP 1 does between forwards
+    with pytest.raises(InputError, match=r"its weight is released .*; score the model before it is sharded"):
+        quietly(released, [{"input_ids": torch.randint(3, tiny_models.VOCAB, (2, 24))}])
 
 
 @pytest.mark.parametrize("wrapper", ["DDP", "checkpointed blocks", "compiled blocks", "a user's", "compiled in DDP"])
