@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -273,3 +274,15 @@ def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: py
     scores(table(LEVELS)).save(tmp_path / "s.json")
     assert main(["report", *[a.format(file=tmp_path / "s.json") for a in [str(tmp_path / "s.json"), *arguments]]]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_types_that_are_no_place_for_lora_are_shown_with_the_reason(tmp_path: Path) -> None:
+    found = scores(table(LEVELS, layers=4))
+    reason = "it is a gate"
+    modules = tuple(replace(module, no_place=reason * (module.type == "a")) for module in found.modules)
+    replace(found, modules=modules).save(tmp_path / "s.json")
+    assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "r.html"), "--types", "2"]) == 0
+    page = Page((tmp_path / "r.html").read_text())
+    assert f"no place for LoRA: {reason}" in page.text and f"Scored, no place for LoRA: a: {reason}." in page.text
+    # The lowest type is passed over: the two next are chosen.
+    assert "Put LoRA on b and c: 2 of 4 module types" in page.text
