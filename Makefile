@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
-NATIVE_SOURCES := setup.py scripts/toolchain.py $(shell find csrc -type f -name '*.[ch]*')
+NATIVE_SOURCES := setup.py scripts/toolchain.py scripts/native_build.py $(shell find csrc -type f -name '*.[ch]*')
 
 .PHONY: setup demo test slow-test lint wheel-test page-test quantized-test trl-test resources mutants gpu-test gpu-sanitize gpu-bench gpu-profile clean
 

@@ -30,7 +30,7 @@ def examine() -> list[Finding]:
     info = native.build_info()
     findings = [
         Finding("plop_ext", f"{__version__}, Python {platform.python_version()}, {platform.machine()}"),
-        Finding("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none (CPU build)'}"),
+        Finding("torch", f"{torch.__version__}, {_accelerator()}"),
         *(_package(name) for name in _PACKAGES),
     ]
     if info:
@@ -39,6 +39,12 @@ def examine() -> list[Finding]:
     findings.append(Finding("kernels", ops.STATUS.reason, good=ops.STATUS.loaded))
     devices = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return findings + [_try(device) for device in devices]
+
+
+def _accelerator() -> str:
+    if torch.version.hip is not None:
+        return f"ROCm {torch.version.hip}"
+    return f"CUDA {torch.version.cuda or 'none (CPU build)'}"
 
 
 def _package(name: str) -> Finding:

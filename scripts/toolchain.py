@@ -18,7 +18,7 @@ HOPPER_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-DPLOP_SM90A"]
 
 
 def find_nvcc() -> Path | None:
-    """Return the nvcc to use, or None: PLOP_CUDA=0, or none found."""
+    """Return the nvcc to use, or None: PLOP_CUDA=0, none found, or a torch for ROCm."""
     wish = os.environ.get("PLOP_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         sys.exit(f"PLOP_CUDA must be 0, 1 or auto, got {wish!r}")
@@ -30,7 +30,20 @@ def find_nvcc() -> Path | None:
     if found is None and wish == "1":
         where = f"in CUDA_HOME={home}" if home else "on PATH or in /usr/local/cuda"
         sys.exit(f"PLOP_CUDA=1 but there is no nvcc {where}: install the CUDA toolkit, or set PLOP_CUDA=0")
+    if found is not None and _torch_is_for_rocm():
+        if wish == "1":
+            sys.exit("PLOP_CUDA=1 but this torch is built for ROCm: install a torch for CUDA, or set PLOP_CUDA=0")
+        return None
     return Path(found).resolve() if found else None
+
+
+def _torch_is_for_rocm() -> bool:
+    """Return whether the installed torch runs on ROCm, whose tensors must not reach CUDA kernels."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")  # quicker to read than torch is to import
+    return bool(re.search(r"^hip\b.*=\s*['\"]", version.read_text(), re.MULTILINE)) if version.exists() else False
 
 
 def missing_tools() -> list[str]:

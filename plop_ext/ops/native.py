@@ -12,6 +12,8 @@ import torch
 from plop_ext._warnings import warn
 
 LIBRARY = Path(__file__).resolve().parent.parent / "libplop_ext.so"
+# Why a build made no library: `setup.py` writes it beside the place of the library.
+REASON = "without_kernels.txt"
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ def load() -> Status:
     if os.environ.get("PLOP_PURE_PYTHON", "0") not in ("", "0"):
         return Status(False, False, "PLOP_PURE_PYTHON is set")
     if not LIBRARY.exists():
-        reason = (
-            "this installation was built without native kernels (a C++ compiler and --no-build-isolation are needed)"
-        )
-        return _without(reason)
+        return _without(f"this installation was built without native kernels ({_why_not_built()})")
+    if torch.version.hip is not None and build_info().get("cuda", "not known") is not None:
+        # ROCm's tensors have the dispatch key of CUDA's: the CUDA kernels would be launched on them.
+        return _without("this torch is built for ROCm, and the native kernels for CUDA; build them with PLOP_CUDA=0")
     try:
         _open(LIBRARY)
     except (ImportError, OSError) as error:
@@ -77,6 +79,14 @@ def _open(path: Path) -> None:
         torch.ops.load_library(str(path))
     else:
         _C.load(str(path))
+
+
+def _why_not_built() -> str:
+    try:
+        reason = LIBRARY.with_name(REASON).read_text(encoding="utf-8").strip()
+    except OSError:
+        reason = ""
+    return reason or "a C++ compiler and --no-build-isolation are needed"
 
 
 def _without(reason: str) -> Status:

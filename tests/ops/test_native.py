@@ -81,6 +81,43 @@ print(native.load().backend("cpu"))
     assert len(re.findall(message, done.stderr)) == 1, done.stderr
 
 
+def test_the_reason_of_a_failed_build_is_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PLOP_PURE_PYTHON", "0")
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "libplop_ext.so")
+    (tmp_path / "without_kernels.txt").write_text("compiling csrc/rotary.cpp failed: no space left\n")
+    with pytest.warns(
+        UserWarning, match=r"without native kernels \(compiling csrc/rotary.cpp failed: no space left\)"
+    ):
+        assert native.load().reason.endswith("no space left)")
+    (tmp_path / "without_kernels.txt").unlink()
+    with pytest.warns(UserWarning, match="--no-build-isolation are needed"):
+        native.load()
+
+
+@pytest.mark.parametrize(
+    ("info", "opened"),
+    [({"cuda": "13.0"}, False), ({}, False), ({"cuda": None}, True)],
+    ids=["CUDA", "unknown", "CPU"],
+)
+def test_a_torch_for_rocm_never_gets_cuda_kernels(
+    info: dict[str, str | None], opened: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its tensors have the dispatch key of CUDA's, so a library with CUDA kernels must not be loaded at all."""
+    calls: list[Path] = []
+    (tmp_path / "libplop_ext.so").write_bytes(b"")
+    monkeypatch.setenv("PLOP_PURE_PYTHON", "0")
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "libplop_ext.so")
+    monkeypatch.setattr(native, "build_info", lambda: info)
+    monkeypatch.setattr(native, "_open", calls.append)
+    monkeypatch.setattr("torch.version.hip", "6.4")
+    if opened:
+        native.load()
+    else:
+        with pytest.warns(UserWarning, match="this torch is built for ROCm, and the native kernels for CUDA"):
+            assert native.load().backend("cuda") == "pytorch"
+    assert bool(calls) is opened
+
+
 def test_the_backend_of_a_device() -> None:
     assert Status(True, True, "").backend("cuda:1") == "native-cuda"
     assert Status(True, False, "").backend("cuda") == "pytorch"
