@@ -86,7 +86,7 @@ def add_parser(commands: Any) -> None:
         help="do not score modules whose name ends with NAME; repeatable",
     )
     parser.add_argument(
-        "--scope", default="language", help="part of a multimodal model: language (default), vision, audio, other, all"
+        "--scope", default="language", help="part of a multimodal model: language (default), vision, audio or all"
     )
     parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
     parser.add_argument("--fast", action="store_true", help="run blocks of supported families on fused kernels")

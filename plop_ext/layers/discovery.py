@@ -148,8 +148,8 @@ def discover(
         include: Score exactly the layers whose name ends with one of these at a dot (PEFT's `target_modules` rule).
             Name a part as `qkv_proj.q` and experts as `experts.up_proj`, or either by the module's name.
         exclude: Do not score the layers whose name ends with one of these at a dot.
-        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"`, `"other"` or `"all"`. In a model
-            without a language part, the default is the part that it has. Ignored for layers that `include` names.
+        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. In a model without a
+            language part, the default is the part that it has. Ignored for layers that `include` names.
         everything: Score the layers of the published script: every `nn.Linear`, including heads, packed weights as
             one matrix.
 
@@ -218,11 +218,15 @@ def discover(
             f"`model` ({type(model).__name__}) has no linear layer for LoRA; `{chosen[0].name}`: {no_place[0]}; name "
             "in `include` what to score"
         )
+    matrices = [Adaptable(found.path.name, found.module, found.adapter, found.index) for found in chosen]
+    targets = lora_targets(base_model(model), modules, matrices)
+    if judged:
+        # What PEFT cannot adapt takes no place of the others. If that is all, it competes, for another trainer.
+        adaptable = [reason or target.refused for reason, target in zip(no_place, targets, strict=True)]
+        no_place = no_place if all(adaptable) else adaptable
     labels = label_types([_type_path(candidate) for candidate in chosen])
     stream = ModelStreams(model)
     roles = roles_of([candidate.traits for candidate in chosen])
-    matrices = [Adaptable(found.path.name, found.module, found.adapter, found.index) for found in chosen]
-    targets = lora_targets(base_model(model), modules, matrices)
     layers = tuple(
         LinearLayer(
             candidate.name,

@@ -17,7 +17,7 @@ from plop_ext.layers.attributes import attribute
 from plop_ext.layers.walk import base_model, base_modules
 
 LANGUAGE, VISION, AUDIO, OTHER = "language", "vision", "audio", "other"
-SCOPES = (LANGUAGE, VISION, AUDIO, OTHER, "all")
+SCOPES = (LANGUAGE, VISION, AUDIO, "all")
 
 # Words in the names of modules, and in the fields of configurations at any depth, that tell the modality of a part.
 _WORDS = {
@@ -59,7 +59,7 @@ def scope_of(model: nn.Module, scope: str) -> Callable[[str], bool]:
     part = parts_of(model)
     if scope == "all" or (part is None and scope == LANGUAGE):
         return lambda name: True
-    known = {LANGUAGE, *_other_modalities(base_model(model))}
+    known = {LANGUAGE, *_other_modalities(base_model(model))}.intersection(SCOPES)
     if part is None or scope not in known:
         raise InputError(
             f'`model` has no {scope} part; scope="{scope}" selects nothing, it has: {", ".join(sorted(known))}'

@@ -19,7 +19,7 @@ from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
 from plop_ext.placement.targets import lines_of_experts, notes_of, targets_of
-from plop_ext.score_data import ScoreData, TypeScore, no_place_lines
+from plop_ext.score_data import ScoreData, ScoredModule, TypeScore, no_place_lines
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
 STRATEGIES = ("lowest", "inverse", "attention", "mlp", "all", "random")
@@ -156,7 +156,8 @@ def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str,
         named = {label for name in types for label in _named(scores, name)}
         if strategy != "lowest":
             raise InputError(f'`types` names the types, so strategy="{strategy}" has no effect; leave `strategy` out')
-        return _placement(scores, [label for label in ranked if label in named], "types", "+".join(types))
+        labels = [label for label in ranked if label in named]
+        return _placement(scores, [*labels, *sorted(named.difference(labels))], "types", "+".join(types))
     if isinstance(types, bool) or not isinstance(types, Integral) or not 1 <= types <= len(ranked):
         raise InputError(f"`types` must be between 1 and {len(ranked)}, the number of module types, got {types}")
     if strategy == "inverse":
@@ -170,8 +171,12 @@ def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str,
 
 
 def _named(scores: ScoreData, name: str) -> list[str]:
-    """Return the labels that a user's name of a type stands for: one type, or all roles of one."""
-    labels = [label for label in scores.types if name in (label, without_role(label))]
+    """Return the labels that a user's name of a type stands for: one type, or all roles of one.
+
+    A type that PEFT cannot adapt can be named too: the notes of the placement give the reason.
+    """
+    refused = {module.type for module in scores.modules if _is_refused(module)}
+    labels = [label for label in {*scores.types, *refused} if name in (label, without_role(label))]
     if labels:
         return labels
     for item in scores.no_place_by_type():
@@ -251,9 +256,17 @@ def _placement(
     def wanted(name: str, module_type: str) -> bool:
         return any(group in name for group in labels) if scores.paper_script else module_type in labels
 
-    modules = scores.modules
-    chosen = [i for i in scores.candidates.tolist() if wanted(modules[i].name, modules[i].type)]
+    chosen = [
+        i
+        for i, module in enumerate(scores.modules)
+        if (not module.no_place or _is_refused(module)) and wanted(module.name, module.type)
+    ]
     return _make(scores, chosen, tuple(labels), strategy, label, notes)
+
+
+def _is_refused(module: ScoredModule) -> bool:
+    """Return whether a module does not compete for the only reason that PEFT cannot adapt it."""
+    return bool(module.no_place) and module.no_place == module.target.refused
 
 
 def _placement_of_modules(

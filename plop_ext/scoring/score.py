@@ -97,9 +97,9 @@ def score(
             compete for LoRA. Default: all modules inside repeated blocks, of which those that cannot learn, or that
             are wiring of the model, do not compete (`Scores.no_place_by_type`).
         exclude: Names, or ends of names from a dot on; the modules with such a name are not scored.
-        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"`, `"other"` (such as the expert of a
-            robot's actions) or `"all"`. The default keeps adapters off a vision tower. In a model without a language
-            part, the default is the part that it has, and a warning says so.
+        scope: Part of a multimodal model: `"language"`, `"vision"`, `"audio"` or `"all"`. The default keeps
+            adapters off a vision tower. In a model without a language part, the default is the part that it has, and
+            a warning is issued.
         token_step: Read every `token_step`-th position of the padded batch, from a first position that is drawn for
             each batch. Means stay unbiased; 8 saves most of the overhead, and the means of samples scatter slightly
             more. If a sample has fewer counted tokens in a row than `token_step`, such as a short completion, none of
@@ -217,10 +217,18 @@ def find_plop_targets(
             default stop rule waits for the same number of types.
         **score_kwargs: Further arguments of `score`.
 
+    Raises:
+        InputError: As `score` and `Scores.place`. More types than the model has are refused before it runs.
+
     Example:
         >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
+    if isinstance(types, Integral):
+        options = {name: score_kwargs[name] for name in ("include", "exclude", "scope") if name in score_kwargs}
+        with random_state(), evaluating(model):
+            found = discover(model, everything=score_kwargs.get("compat") is not None, **options)
+        check_count("types", types, len({layer.type for layer in found.layers if not layer.no_place}), "module types")
     stop = score_kwargs.get("stop", "auto")
     by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
     settles = stop == "settled" or (stop == "auto" and by_default)

@@ -85,7 +85,20 @@ def test_known_architectures(name: str) -> None:
         "qwen3_next": {"in_proj_ba": table.DECAY, "shared_expert_gate": SINGLE_OUTPUT},
     }[name]
     found = discover(ARCHITECTURES[name].build()).layers
-    assert {layer.type: layer.no_place for layer in found if layer.no_place} == wanted
+    no_place = {layer.type: layer.no_place for layer in found if layer.no_place}
+    # Depthwise, and read by a kernel.
+    assert "PEFT" in no_place.pop("conv1d") and no_place == wanted
+
+
+def test_what_peft_cannot_adapt_competes_only_if_there_is_nothing_else() -> None:
+    grouped = nn.Conv1d(4, 4, 3, groups=2)
+    beside = nn.ModuleList([nn.ModuleDict({"conv": grouped, "proj": nn.Linear(4, 4)}) for _ in range(2)])
+    assert {name.rsplit(".", 1)[-1]: bool(reason) for name, reason in reasons(discover(beside)).items()} == {
+        "conv": True,
+        "proj": False,
+    }
+    alone = discover(nn.ModuleList([nn.ModuleDict({"conv": grouped}), nn.ModuleDict({"conv": grouped})])).layers
+    assert [layer.no_place for layer in alone] == [""] and alone[0].target.refused
 
 
 def test_patterns_are_whole_names() -> None:

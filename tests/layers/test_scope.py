@@ -163,7 +163,9 @@ def test_the_expert_of_actions_is_another_part() -> None:
     model = multimodal(dit=Tower(transformers.LlamaConfig()), action_in=Blocks())
     model.config.dit_config = transformers.LlamaConfig()
     assert names(model, "language") == {"language_model.blocks.0", "language_model.blocks.1"}
-    assert names(model, "other") == {f"{part}.{n}" for part in ("action_in.layers", "dit.blocks") for n in (0, 1)}
+    others = {f"{part}.{n}" for part in ("action_in.layers", "dit.blocks") for n in (0, 1)}
+    assert names(model, "all") - names(model, "vision") - names(model, "language") == others
+    assert {layer.name for layer in discover(model, include="action_in.layers.0").layers} < others
 
 
 def test_a_codec_beside_layers_that_the_model_holds_itself_is_audio() -> None:
