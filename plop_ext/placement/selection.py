@@ -19,7 +19,7 @@ from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
 from plop_ext.placement.targets import lines_of_experts, notes_of, targets_of
-from plop_ext.score_data import ScoreData, ScoredModule, TypeScore, no_place_lines
+from plop_ext.score_data import ScoreData, ScoredModule, TypeScore, check_number_of_types, no_place_lines
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
 STRATEGIES = ("lowest", "inverse", "attention", "mlp", "all", "random")
@@ -158,8 +158,7 @@ def _by_type(scores: ScoreData, types: int | str | Sequence[str], strategy: str,
             raise InputError(f'`types` names the types, so strategy="{strategy}" has no effect; leave `strategy` out')
         labels = [label for label in ranked if label in named]
         return _placement(scores, [*labels, *sorted(named.difference(labels))], "types", "+".join(types))
-    if isinstance(types, bool) or not isinstance(types, Integral) or not 1 <= types <= len(ranked):
-        raise InputError(f"`types` must be between 1 and {len(ranked)}, the number of module types, got {types}")
+    check_number_of_types(types, len(ranked))
     if strategy == "inverse":
         ranked.reverse()
     elif strategy == "random":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plop_ext.errors import InputError
 from plop_ext.module_types import family
 from plop_ext.score_data.modules import ScoredModule
 
@@ -73,6 +75,16 @@ def score_types(
             )
         )
     return tuple(sorted(found, key=lambda score: (score.nfn, score.type)))
+
+
+def check_number_of_types(types: object, available: int) -> None:
+    """Check that `types` is a number of the `available` types.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if isinstance(types, bool) or not isinstance(types, Integral) or not 1 <= int(types) <= available:
+        raise InputError(f"`types` must be between 1 and {available}, the number of module types, got {types}")
 
 
 def no_place_lines(scores: Iterable[TypeScore]) -> list[str]:

@@ -21,6 +21,7 @@ from plop_ext.layers import base_model, discover, runnable
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
+from plop_ext.score_data import check_number_of_types
 from plop_ext.score_data.settings import Settings
 from plop_ext.scores import Scores
 from plop_ext.scoring.assemble import assemble
@@ -224,11 +225,11 @@ def find_plop_targets(
         >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
-    if isinstance(types, Integral):
+    if isinstance(types, Integral) and score_kwargs.get("compat") is None:
         options = {name: score_kwargs[name] for name in ("include", "exclude", "scope") if name in score_kwargs}
         with random_state(), evaluating(model):
-            found = discover(model, everything=score_kwargs.get("compat") is not None, **options)
-        check_count("types", types, len({layer.type for layer in found.layers if not layer.no_place}), "module types")
+            found = discover(runnable(model), **options)
+        check_number_of_types(max(1, types), len({layer.type for layer in found.layers if not layer.no_place}))
     stop = score_kwargs.get("stop", "auto")
     by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
     settles = stop == "settled" or (stop == "auto" and by_default)

@@ -279,6 +279,21 @@ def test_find_plop_targets_are_keywords_of_lora_config(scored: dict[str, Scores]
     scored["llama"].place(types=2).verify(peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)))
 
 
+@pytest.mark.parametrize(
+    ("types", "most", "kwargs"),
+    [(8, 7, {}), (3, 1, {"include": "q_proj"}), (7, 6, {"exclude": "o_proj"})],
+)
+def test_more_types_than_there_are_is_one_error_before_any_forward(types: int, most: int, kwargs: Any) -> None:
+    """The message is that of `place`: with the call, the scores of a long run would be lost."""
+
+    def never(*args: Any) -> None:
+        raise AssertionError("a forward")
+
+    batches = [tiny_models.token_batch([9])]
+    with pytest.raises(InputError, match=f"`types` must be between 1 and {most}, .* got {types}"):
+        plop_ext.find_plop_targets(tiny_models.llama(), batches, types=types, forward=never, **kwargs)
+
+
 def test_every_field_is_kept_in_a_readable_file(tmp_path: Path) -> None:
     path = tmp_path / "placement.json"
     target = LoraTarget("a", True, 12, (8, 4), "odd")
