@@ -132,7 +132,13 @@ class RunningBatch:
         # A causal convolution pads both sides of its sequences [N, K, T]; its outputs past the last input are cut off.
         convolved = x_sumsq is not None and x.dim() == y.dim() == 3 and len(x) == len(y)
         after = max(0, y.shape[1] - x.shape[2]) if convolved else 0
-        token_map = self.map_for(Reading(stream, rows, fed, len(x) if after else 0, after), y.device, layers)
+        table = self.tokens.streams.is_table(stream, x.shape)
+        if table:
+            if isinstance(table, str):
+                self.notes.leave_out(layers, f"its {rows} input rows {table}")
+            return None
+        reading = Reading(stream, rows, fed, len(x) if after else 0, after)
+        token_map = self.map_for(reading, y.device, layers)
         if token_map is None:
             return None
         time_first = x_sumsq is None and len(y_shape) == 3 and self.tokens.streams.time_first(stream, fed, x_shape)

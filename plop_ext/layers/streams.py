@@ -13,7 +13,13 @@ TEXT, ENCODER, DECODER, VISION, AUDIO = "text", "encoder", "decoder", "vision", 
 # A module beside encoder and decoder, such as a projection between them.
 OUTSIDE = "outside"
 
-_BY_INPUT = {"pixel_values": VISION, "pixel_values_videos": VISION, "input_features": AUDIO, "input_values": AUDIO}
+_BY_INPUT = {
+    "pixel_values": VISION,
+    "pixel_values_videos": VISION,
+    "flattened_patches": VISION,
+    "input_features": AUDIO,
+    "input_values": AUDIO,
+}
 _ENCODERS = ("encoder", "text_encoder", "speech_encoder", "audio_encoder", "image_encoder")
 _DECODERS = ("decoder", "text_decoder")
 

@@ -59,6 +59,11 @@ class BatchStreams:
         """
         return self._stream(stream, fed).rows(rows)
 
+    def is_table(self, stream: str, shape: torch.Size) -> bool | str:
+        """Return whether an input of `shape` is of relative positions, which no sample owns; or why this is unknown."""
+        found = self._stream(stream, False)
+        return isinstance(found, Sequences) and found.is_table(shape)
+
     def of_tokens(self, stream: str) -> bool:
         """Return whether the rows of a stream are the tokens of sequences."""
         return isinstance(self._stream(stream, False), Sequences)
@@ -70,6 +75,8 @@ class BatchStreams:
         return any(isinstance(each, Sequences) and each.time_first(shape) for each in streams)
 
     def _stream(self, stream: str, fed: bool) -> Stream:
+        if fed and stream == DECODER and ENCODER in self.streams:
+            return self.streams[ENCODER]
         if fed and stream in (TEXT, DECODER):
             feeding = [self.streams[name] for name in _FEEDING if name in self.streams]
             return Among(feeding) if feeding else Untold("come from a stream that no field of the batch describes")
@@ -175,7 +182,7 @@ class StreamReader:
         counted = None if self._mask == "all" else counted
         tokens = torch.ones(shape, dtype=torch.bool) if counted is None else counted
         layouts = () if packed is not None else tuple(_layouts(tokens, self._facts))
-        return Sequences(shape, counted, packed, layouts, self._facts.latents)
+        return Sequences(shape, counted, packed, layouts, self._facts.latents, self._facts.tables)
 
     def _attention(self, fields: Mapping[str, Any]) -> Tensor | None:
         """Return [B, T] bool of the tokens that are no padding; None if there is no mask."""
@@ -215,6 +222,8 @@ def _layouts(tokens: Tensor, facts: ModelFacts) -> Iterator[Tensor]:
         yield functional.pad(tokens, (0, number), value=True)
     for number in sorted({-length % multiple for multiple in facts.multiples} - {0}):
         yield functional.pad(tokens, (0, number))
+    for block in sorted(facts.staggered):
+        yield functional.pad(tokens, (block // 2, -length % block + block // 2))
     for number in sorted(facts.repeats):
         yield tokens.repeat(1, number)
 

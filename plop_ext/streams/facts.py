@@ -19,8 +19,9 @@ _PLACEHOLDERS = {
     "videos": ("video_token_id", "video_token_index"),
     "clips": ("audio_token_id", "audio_token_index"),
 }
-# Numbers of learned rows that a resampler or a decoder adds per sample or per image.
-_LATENTS = ("num_latents", "num_query_tokens", "num_queries", "resampler_n_latents", "num_mask_tokens")
+# Numbers of learned rows: of a resampler or a decoder per image, and of a model of text per sample.
+_QUERIES = ("num_latents", "num_query_tokens", "num_queries", "resampler_n_latents", "num_mask_tokens")
+_LATENTS = ("num_latents", "num_global_tokens")
 # Multiples to which models pad the sequence.
 _MULTIPLES = ("attention_window", "block_size", "local_attn_chunk_length", "lsh_attn_chunk_length")
 _LENGTHS = (
@@ -52,7 +53,10 @@ class ModelFacts:
         after: Numbers of rows of the model's own that stand after them.
         repeats: The model may read each token this many times, sequence by sequence.
         multiples: The model may pad sequences on the right to a multiple of one of these.
-        latents: Numbers of learned rows.
+        staggered: The model may shift sequences by half of one of these blocks, which it pads on both sides.
+        tables: Lengths of tables of relative positions, which some models multiply with the weights of attention.
+        latents: Numbers of learned rows per sequence of tokens.
+        queries: Numbers of learned rows per image or clip.
         lengths: Functions from the length of a sound clip to the number of its rows.
     """
 
@@ -66,7 +70,10 @@ class ModelFacts:
     after: frozenset[int]
     repeats: frozenset[int]
     multiples: frozenset[int]
+    staggered: frozenset[int]
+    tables: frozenset[int]
     latents: frozenset[int]
+    queries: frozenset[int]
     lengths: tuple[Lengths, ...]
 
 
@@ -92,7 +99,10 @@ def facts_of(model: nn.Module) -> ModelFacts:
         after=frozenset({1}) if kinds & _ENDS_WITH_CLASS else frozenset(),
         repeats=frozenset(n + more for n in numbers(("ngram",)) for more in (0, 1)) - {1},
         multiples=numbers(_MULTIPLES) - {0, 1},
+        staggered=frozenset(config.block_size for config in configs if getattr(config, "stagger_local_blocks", False)),
+        tables=frozenset(2 * span for config in configs for span in _spans(config)),
         latents=numbers(_LATENTS) - {0},
+        queries=numbers(_QUERIES) - {0},
         lengths=tuple(_lengths(base_model(model), configs)),
     )
 
@@ -104,6 +114,13 @@ def _configs(config: Any) -> Iterator[Any]:
     for inner in getattr(config, "__dict__", {}).values():
         if hasattr(inner, "to_dict"):
             yield from _configs(inner)
+
+
+def _spans(config: Any) -> Iterator[int]:
+    """Yield the reach of relative positions to either side, in models that share projections with them (DeBERTa)."""
+    if getattr(config, "relative_attention", False):
+        names = ("position_buckets", "max_relative_positions", "max_position_embeddings")
+        yield from (span for name in names for span in _integers(getattr(config, name, None)) if span > 0)
 
 
 def _image_rows(configs: list[Any]) -> Iterator[int]:
@@ -139,6 +156,8 @@ def _lengths(model: nn.Module, configs: list[Any]) -> Iterator[Lengths]:
         if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
             for stages in range(1, len(kernels) + 1):
                 yield partial(_by_convolutions, kernels[:stages], strides[:stages])
+            if isinstance(squeeze := getattr(config, "squeeze_factor", None), int):  # SEW pools the last of them
+                yield partial(_by_convolutions, (*kernels, squeeze), (*strides, squeeze))
         for name in ("adaptor", "adapter"):
             kernel, stride = getattr(config, f"{name}_kernel_size", None), getattr(config, f"{name}_stride", None)
             if isinstance(kernel, int) and isinstance(stride, int):  # padded by half the kernel on both sides

@@ -13,6 +13,7 @@ from plop_ext.streams.facts import ModelFacts
 from plop_ext.streams.stream import Items, Stream, Untold
 
 _IMAGES = ("pixel_values", "pixel_values_videos")
+_PATCHES = "flattened_patches"
 _GRIDS = {"images": ("image_grid_thw", "image_grid_hws", "image_grid_hw", "grid_thw"), "videos": ("video_grid_thw",)}
 _SOUNDS = ("input_features", "input_values", "audio_features", "audio_values", "input_audio_embeds")
 _SOUND_MASKS = ("feature_attention_mask", "input_features_mask", "audio_attention_mask", "audio_mask", "padding_mask")
@@ -32,6 +33,14 @@ def vision_streams(
         samples: Number of samples.
         count_all: Count padding.
     """
+    patches = fields.get(_PATCHES)
+    if isinstance(patches, Tensor) and patches.dim() == 3 and len(patches) == samples:
+        mask = fields.get("attention_mask")
+        flags = (
+            (mask.bool(),) if isinstance(mask, Tensor) and mask.shape == patches.shape[:2] and not count_all else ()
+        )
+        padded = any(not bool(flag.all()) for flag in flags)
+        yield Items("images", torch.ones(samples, dtype=torch.int64), flags=flags, padded=padded)
     for what, name in zip(("images", "videos"), _IMAGES, strict=True):
         pixels = fields.get(name)
         if not isinstance(pixels, Tensor) or pixels.dim() < 2:
@@ -69,7 +78,7 @@ def audio_streams(
             total = int(function(whole))
             if total > 0:
                 flags.append(torch.arange(total) < function(lengths).reshape(-1, 1))
-    yield Items("clips", count, flags=tuple(flags), padded=padded, latents=facts.latents)
+    yield Items("clips", count, flags=tuple(flags), padded=padded, latents=facts.queries)
 
 
 def _placed(
@@ -88,7 +97,10 @@ def _count(placed: Tensor | None, items: int, samples: int) -> Tensor | None:
     """Return [S] int64: the items of each sample, if all items are of one size; None if they cannot be told."""
     if placed is not None:
         shares, total = placed * items, int(placed.sum())
-        return None if (shares % total).any() else shares // total
+        if not (shares % total).any():
+            return shares // total
+        # As many items as samples with placeholders: each of these has one, for any number of placeholders.
+        return (placed > 0).long() if int((placed > 0).sum()) == items else None
     return torch.ones(samples, dtype=torch.int64) if items == samples else None
 
 
@@ -117,12 +129,15 @@ def _of_sizes(what: str, sizes: Tensor, placed: Tensor | None, samples: int, fac
         ends = sizes.cumsum(0)
         shares = placed.cumsum(0) * total
         room = int(placed.sum())
-        if (shares % room).any() or not torch.isin(shares // room, torch.cat((ends.new_zeros(1), ends))).all():
+        if not (shares % room).any() and torch.isin(shares // room, torch.cat((ends.new_zeros(1), ends))).all():
+            owner = torch.searchsorted(shares // room, ends)
+        elif int((placed > 0).sum()) == items:
+            owner = (placed > 0).nonzero().reshape(-1)
+        else:
             return Untold(f"come from {items} {what} that do not fit the placeholders of {samples} samples")
-        owner = torch.searchsorted(shares // room, ends)
     count = torch.bincount(owner, minlength=samples)
     per_sample = torch.zeros(samples, dtype=torch.int64).index_add_(0, owner, sizes)
-    return Items(what, count, sizes=per_sample, latents=facts.latents)
+    return Items(what, count, sizes=per_sample, latents=facts.queries)
 
 
 def _of_pixels(
@@ -163,5 +178,5 @@ def _of_pixels(
     question = fields.get("qformer_attention_mask")
     if isinstance(question, Tensor) and len(question) == items and not count_all:  # tokens beside the queries
         asked = question.bool()
-        flags += [asked, *(functional.pad(asked, (number, 0), value=True) for number in sorted(facts.latents))]
-    return Items(what, count, flags=tuple(flags), padded=padded, latents=facts.latents)
+        flags += [asked, *(functional.pad(asked, (number, 0), value=True) for number in sorted(facts.queries))]
+    return Items(what, count, flags=tuple(flags), padded=padded, latents=facts.queries)

@@ -47,6 +47,7 @@ class Sequences:
         packed: [S + 1] int64 on the CPU, where each sample starts in the flattened [B * T]; None if row b is sample b.
         layouts: [B, L] bool each, which rows count where a model adds rows to each sequence.
         latents: Numbers of learned rows per sequence, which are no tokens.
+        tables: Lengths of tables of relative positions.
     """
 
     shape: tuple[int, int]
@@ -54,6 +55,7 @@ class Sequences:
     packed: Tensor | None = None
     layouts: Sequence[Tensor] = ()
     latents: Collection[int] = ()
+    tables: Collection[int] = ()
 
     @property
     def samples(self) -> int:
@@ -64,25 +66,36 @@ class Sequences:
         size, length = self.shape
         return len(shape) == 3 and size != length and tuple(shape[:2]) == (length, size)
 
+    def is_table(self, shape: torch.Size) -> bool | str:
+        """Return whether an input of `shape` is a table [1, R, K] of relative positions; or why this is unknown."""
+        lengths = {*self.tables, *(min(2 * self.shape[1], length) for length in self.tables)}
+        if len(shape) != 3 or shape[0] != 1 or shape[1] not in lengths:
+            return False
+        return "may be tokens or relative positions; use larger batches" if self.shape == tuple(shape[:2]) else True
+
     def rows(self, rows: int) -> Rows | str:
         size, length = self.shape
-        if rows == size * length:
-            starts = torch.arange(size + 1) * length if self.packed is None else self.packed
-            return Rows(starts, None if self.counted is None else self.counted.reshape(-1))
+        if self.packed is not None:
+            if rows == size * length:
+                return Rows(self.packed, self._flat(self.counted))
+            return f"are not the {size * length} tokens of the packed batch"
         if size == 0 or rows % size:
             return f"cannot be assigned to {self.samples} samples"
-        if self.packed is not None:
-            return f"are not the {size * length} tokens of the packed batch"
         each = rows // size
         starts = torch.arange(size + 1) * each
-        for layout in self.layouts:
-            if each == layout.shape[1]:
-                return Rows(starts, layout.reshape(-1))
-        # Pooled and learned rows belong to a whole sequence. All others are made of some tokens, and which of them are
-        # padding cannot be told.
-        if each == 1 or each in self.latents or self.counted is None or bool(self.counted.all()):
-            return Rows(starts, None)
-        return f"are not the {size * length} tokens of the batch, of which some are masked"
+        # Pooled and learned rows belong to a whole sequence.
+        found = [self._flat(layout) for layout in self.layouts if each == layout.shape[1]]
+        found += [None] * (each in self.latents) + [self._flat(self.counted)] * (each == length)
+        if not found and (each == 1 or self.counted is None or bool(self.counted.all())):
+            found = [None]
+        if not found:  # made of several tokens each, of which some are padding
+            return f"are not the {size * length} tokens of the batch, of which some are masked"
+        first, *others = (Rows(starts, counted) for counted in found)
+        return first if all(_equal(first, other) for other in others) else "may be tokens or learned rows"
+
+    @staticmethod
+    def _flat(counted: Tensor | None) -> Tensor | None:
+        return None if counted is None else counted.reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -267,6 +267,20 @@ def _patches(batch: Batch, rows: int) -> Tensor:
     return whole if len(whole) == rows else torch.ones(rows, dtype=torch.bool)
 
 
+def _cut(samples: tuple[int, ...]) -> Batch:
+    """Samples of Pix2Struct: each image is cut into its own number of patches, with the row and column in front."""
+    patches = []
+    for sample in samples:
+        count = (9, 6, 4)[sample]
+        places = torch.stack([torch.arange(count) // 3 + 1, torch.arange(count) % 3 + 1], dim=1)
+        patches.append(torch.cat((places, torch.randn(count, 20, generator=torch.Generator().manual_seed(sample))), 1))
+    longest = max(map(len, patches))
+    pixels = torch.stack([torch.cat((each, each.new_zeros(longest - len(each), 22))) for each in patches])
+    mask = torch.stack([torch.arange(longest) < len(each) for each in patches]).long()
+    targets = [_targets()[sample] for sample in samples]
+    return {"flattened_patches": pixels, "attention_mask": mask, "labels": padded(targets, -100)}
+
+
 def _prompt_tuned() -> nn.Module:
     from peft import PromptTuningConfig, get_peft_model
 
@@ -355,6 +369,48 @@ CASES: dict[str, StreamCase] = {
     ),
     "mamba": _case(_MAMBA, padded_text, text_alone),
     "bert": _case(from_config("BertModel", "BertConfig", **PLAIN), padded_text, text_alone),
+    "deberta": _case(
+        from_config(
+            "DebertaV2Model",
+            "DebertaV2Config",
+            **{**PLAIN, "max_position_embeddings": 64},
+            relative_attention=True,
+            share_att_key=True,
+            position_buckets=12,
+            pos_att_type=["p2c", "c2p"],
+        ),
+        # As many rows as the table of relative positions.
+        lambda: {"input_ids": padded(_texts()[1:], to=12), "attention_mask": masked(_texts()[1:], to=12)},
+        lambda: text_alone()[1:],
+        counted=lambda batch, rows: torch.full((rows,), rows == batch["input_ids"].numel()),
+    ),
+    "pix2struct": _case(
+        from_config(
+            "Pix2StructForConditionalGeneration",
+            "Pix2StructConfig",
+            text_config={
+                "vocab_size": VOCAB,
+                "hidden_size": HIDDEN,
+                "d_kv": 8,
+                "d_ff": INNER,
+                "num_layers": 2,
+                "num_heads": 4,
+                "decoder_start_token_id": 0,
+            },
+            vision_config={
+                "hidden_size": HIDDEN,
+                "patch_embed_hidden_size": 20,
+                "d_ff": INNER,
+                "d_kv": 8,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "seq_len": 16,
+            },
+        ),
+        lambda: _cut(_ALL),
+        _each(lambda samples: _cut(samples)),
+        scope="all",
+    ),
     "vit": _case(
         from_config("ViTModel", "ViTConfig", **VISION),
         lambda: {"pixel_values": _images(3, 0)},
