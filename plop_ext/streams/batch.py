@@ -60,7 +60,7 @@ class BatchStreams:
         return self._stream(stream, fed).rows(rows)
 
     def is_table(self, stream: str, shape: torch.Size) -> bool | str:
-        """Return whether an input of `shape` is of relative positions, which no sample owns; or why this is unknown."""
+        """Return whether an input of `shape` holds relative positions, of no sample; or why this is unknown."""
         found = self._stream(stream, False)
         return isinstance(found, Sequences) and found.is_table(shape)
 
