@@ -88,8 +88,12 @@ def check_number_of_types(types: object, available: int) -> None:
 
 
 def no_place_lines(scores: Iterable[TypeScore]) -> list[str]:
-    """Return one line per reason why types are no place for LoRA."""
+    """Return one line per reason why types are no place for LoRA.
+
+    With the number of modules, because others of the type may compete: those of the blocks that a model reads.
+    """
     reasons: dict[str, list[str]] = {}
     for score in scores:
-        reasons.setdefault(score.no_place, []).append(score.type)
+        count = f"{score.modules:,} module{'s' if score.modules > 1 else ''}"
+        reasons.setdefault(score.no_place, []).append(f"{score.type} ({count})")
     return [f"scored, no place for LoRA: {', '.join(labels)}: {reason}" for reason, labels in reasons.items()]

@@ -14,7 +14,7 @@ from plop_ext import InputError, Scores, score
 from plop_ext.layers import discover
 from plop_ext.layers.roles import Traits, roles_of
 from plop_ext.module_types import family, with_role, without_role
-from tests.support.architecture_parts import HIDDEN, TEXT, VOCAB, from_config, long_batch
+from tests.support.architecture_parts import TEXT, from_config, long_batch
 
 
 def traits(path: str, owner: str, shape: tuple[int, int] = (8, 8), kind: str = "") -> Traits:
@@ -163,6 +163,8 @@ def test_merged_runs_keep_the_roles() -> None:
 
 def test_kimi_linear() -> None:
     """Linear and full attention under one name, forget gates, and experts."""
+    from peft import get_peft_model
+
     build = from_config(
         "KimiLinearForCausalLM",
         "KimiLinearConfig",
@@ -192,4 +194,7 @@ def test_kimi_linear() -> None:
         "g_a_proj",
         "g_b_proj",
     }
-    assert VOCAB > HIDDEN and not {item.type for item in scores.no_place_by_type()} & set(scores.types)
+    placement = scores.place(types=["q_proj@linear_attention"])
+    adapted = get_peft_model(model, placement.lora_config(r=2))
+    placement.verify(adapted)
+    assert placement.modules == ("model.layers.0.self_attn.q_proj",)

@@ -65,7 +65,7 @@ def test_only_candidates_are_ranked() -> None:
         ({"types": 3, "strategy": "inverse"}, ("e", "d", "b"), {INDEX: "c", GATE: "f"}),
         ({"types": 3, "strategy": "random"}, None, {}),
         ({"types": ["d"]}, ("d",), {}),
-        ({"strategy": "all"}, ("b", "d", "e"), {GATE: "a, f", INDEX: "c"}),
+        ({"strategy": "all"}, ("b", "d", "e"), {GATE: "af", INDEX: "c"}),
         ({"modules": 12}, ("b",), {GATE: "a"}),
         ({"modules": 0.5}, None, {GATE: "a", INDEX: "c"}),
         ({"modules": 12, "strategy": "inverse"}, ("e",), {GATE: "f"}),
@@ -82,7 +82,8 @@ def test_no_strategy_chooses_them_and_notes_name_those_passed_over(
     chosen = set(placement.modules)
     assert not any(module.no_place for module in ranked().modules if module.name in chosen)
     assert placement.notes == tuple(
-        f"scored, no place for LoRA: {labels}: {reason}" for reason, labels in noted.items()
+        f"scored, no place for LoRA: {', '.join(f'{label} (12 modules)' for label in labels)}: {reason}"
+        for reason, labels in noted.items()
     )
 
 
@@ -113,7 +114,8 @@ def test_they_are_shown_and_saved_with_the_reason(tmp_path: Path) -> None:
 
     found = ranked()
     lines = tables.left_out_lines(found)
-    assert f"scored, no place for LoRA: a, f: {GATE}" in lines and f"scored, no place for LoRA: c: {INDEX}" in lines
+    assert f"scored, no place for LoRA: a (12 modules), f (12 modules): {GATE}" in lines
+    assert f"scored, no place for LoRA: c (12 modules): {INDEX}" in lines
     console = Console(width=200, record=True)
     console.print(tables.scores_table(found, chosen=("b",)))
     rows = [line.split() for line in console.export_text().splitlines() if "no place" in line]

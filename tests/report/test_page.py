@@ -283,6 +283,9 @@ def test_types_that_are_no_place_for_lora_are_shown_with_the_reason(tmp_path: Pa
     replace(found, modules=modules).save(tmp_path / "s.json")
     assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "r.html"), "--types", "2"]) == 0
     page = Page((tmp_path / "r.html").read_text())
-    assert f"no place for LoRA: {reason}" in page.text and f"Scored, no place for LoRA: a: {reason}." in page.text
+    assert (
+        f"no place for LoRA: {reason}" in page.text
+        and f"Scored, no place for LoRA: a (4 modules): {reason}." in page.text
+    )
     # The lowest type is passed over: the two next are chosen.
     assert "Put LoRA on b and c: 2 of 4 module types" in page.text
