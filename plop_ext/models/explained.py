@@ -40,10 +40,10 @@ def explained(name: str, part: str) -> Iterator[None]:
                 f"`name_or_path` {name!r}: {_PARTS[part]} without code that the checkpoint brings; read the code, then"
                 " allow it to run with `trust_remote_code`"
             ) from error
-        raise InputError(
-            f"`name_or_path` {name!r}: {_PARTS[part]} ({first_line(error)}); check the name, or download or save it"
-            " again"
-        ) from error
+        fix = "check the name, or download or save it again"
+        if part == "tokenizer":
+            fix = "save the tokenizer that the model was trained with into its folder"
+        raise InputError(f"`name_or_path` {name!r}: {_PARTS[part]} ({first_line(error)}); {fix}") from error
 
 
 @contextmanager

@@ -36,6 +36,8 @@ def load_tokenizer(source: Source, config: Any, trust: Trust) -> PreTrainedToken
     folder, options = source.folder, dict(source.gguf_option)
     if source.adapter is not None and _has_tokenizer(source.adapter):
         folder, options = source.adapter, {}
+    elif source.gguf is None and folder.name.startswith("checkpoint-") and not _has_tokenizer(folder):
+        folder = folder.parent if _has_tokenizer(folder.parent) else folder  # where trainers may leave it
     with explained(source.name, "tokenizer"):
         if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             # Without a class in tokenizer_config.json, transformers takes that of the model's type, whose own rules

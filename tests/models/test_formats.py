@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from plop_ext.errors import InputError
-from plop_ext.models import load_model
+from plop_ext.models import load_model, quantization
+from plop_ext.streaming import skeleton
 from tests.support.edited_checkpoint import edit_config, edit_weights, write_llama
+from tests.support.paths import ROOT
 from tests.support.quantized_checkpoint import FP8, compressed_tensors, to_fp8, to_int4, to_mxfp4
 from tests.support.quiet import quietly, stream_quietly
 from tests.support.tiny_lm import byte_tokenizer
@@ -136,6 +139,20 @@ def test_float8_values_without_scales_are_what_they_are(tmp_path: Path) -> None:
     assert up.dtype == torch.bfloat16 and torch.equal(up, up.to(FP8).to(up.dtype))
 
 
+def test_fp8_in_blocks_is_scored_as_what_it_stands_for(tmp_path: Path) -> None:
+    """As DeepSeek stores it, here with one block for each matrix."""
+    folder = write_llama(tmp_path)
+    edit_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    meant = to_fp8(folder, "weight_scale_inv")
+    model, _ = load_model(str(folder), device="cpu")
+    found = model.state_dict()
+    for key, expected in meant.items():
+        torch.testing.assert_close(found[key].float(), expected, rtol=2**-8, atol=0)
+    scores = quietly(model, BATCH)
+    assert len(scores.modules) == len(meant)
+    assert stream_quietly(folder, BATCH, device="cpu").nfn.tolist() == scores.nfn.tolist()
+
+
 def compressed_fp8(folder: Path) -> dict[str, torch.Tensor]:
     compressed_tensors(folder, 8, "float", "channel", "float-quantized")
     return to_fp8(folder, "weight_scale", per_row=True)
@@ -204,3 +221,16 @@ def test_mxfp4_experts_are_scored_as_what_they_stand_for(tmp_path: Path) -> None
     scores = quietly(model, batch)
     assert len(meant) == 4 and len(scores.modules) == 2 * (4 + 2 * 3)
     assert stream_quietly(tmp_path, batch, device="cpu").nfn.tolist() == scores.nfn.tolist()
+
+
+def test_the_page_lists_the_formats() -> None:
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    rows = [line for line in page.split("## Quantized checkpoints")[1].splitlines() if line.startswith("| `")]
+    plain = {
+        name for row in rows if "| plain weights | plain weights |" in row for name in re.findall(r"`([^`]+)`", row)
+    }
+    refused = {name for row in rows if "| refused | refused |" in row for name in re.findall(r"`([^`]+)`", row)}
+    streamed = {name for row in rows if "| refused |" not in row for name in re.findall(r"`([^`]+)`", row)}
+    assert plain == set(quantization._DEQUANTIZED)
+    assert refused == set(quantization._REMEDIES)
+    assert streamed == set(skeleton._QUANTIZERS)

@@ -137,6 +137,9 @@ def test_a_trainers_checkpoint(saved: Path, tmp_path: Path) -> None:
     assert quietly(load_model(str(folder), device="cpu")[0], BATCH).nfn.tolist() == (
         stream_quietly(folder, BATCH, device="cpu").nfn.tolist()
     )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).rename(folder.parent / name)
+    assert load_model(str(folder), device="cpu")[1].pad_token == "<pad>"
     (tmp_path / "run" / "checkpoint-1000").mkdir()
     with pytest.raises(InputError, match=r"holds the checkpoints of a trainer; give one, \S+/checkpoint-1000$"):
         find(str(tmp_path / "run"))

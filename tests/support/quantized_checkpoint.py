@@ -35,7 +35,7 @@ def to_fp8(
             if not is_linear(key):
                 continue
             most = weight.float().abs().amax(dim=1, keepdim=True) if per_row else weight.float().abs().max()
-            factor = most / _FP8_MAX
+            factor = (most / _FP8_MAX).reshape(-1, 1)
             stored[key] = (weight.float() / factor).to(FP8)
             stem = key.removesuffix("weight")
             stored[stem + scale] = factor
