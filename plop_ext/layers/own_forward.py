@@ -32,7 +32,14 @@ from plop_ext.layers.conv import CONVOLUTIONS, ConvAdapter
 from plop_ext.layers.linear import LinearAdapter, TransposedLinearAdapter
 from plop_ext.layers.offload import weights_in_place
 from plop_ext.layers.opaque import LINEAR_TOLERANCE, OpaqueAdapter
-from plop_ext.layers.product_adapter import ProductAdapter, UnreadableAdapter, close, kernel_of, returns_product
+from plop_ext.layers.product_adapter import (
+    OWN_FORWARD,
+    ProductAdapter,
+    UnreadableAdapter,
+    close,
+    kernel_of,
+    returns_product,
+)
 from plop_ext.layers.products import Product, observe, shares_memory
 from plop_ext.layers.sharded import why_not_whole
 
@@ -56,7 +63,7 @@ class _Call:
 class OwnForwardAdapter(LayerAdapter):
     """Decides how a module with a forward of its own is read."""
 
-    kind = "own forward"
+    kind = OWN_FORWARD
     priority = -5  # before the adapters of the kinds
 
     def matches(self, module: nn.Module) -> bool:
@@ -76,6 +83,8 @@ class OwnForwardAdapter(LayerAdapter):
 
 class ResponseAdapter(OpaqueAdapter):
     """A module that is linear in its input, but scales its input or output, or multiplies in code of its own."""
+
+    kind = OWN_FORWARD
 
     def bias(self, module: nn.Module) -> Tensor | None:
         """Return the response to zeros, which need not be the parameter."""
@@ -244,7 +253,12 @@ def _is_linear(plain: LayerAdapter, module: nn.Module) -> bool:
 def _undisturbed(module: nn.Module) -> Iterator[None]:
     """Run the block in eval mode, and restore training mode, buffers and random state after it."""
     modes = [(member, member.training) for member in module.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if buffer.device.type != "meta"]
+    buffers = [
+        (member, name, buffer, buffer.detach().clone())
+        for member in module.modules()
+        for name, buffer in member._buffers.items()
+        if buffer is not None and buffer.device.type != "meta"
+    ]
     devices = sorted({buffer.device.index for buffer in module.parameters() if buffer.device.type == "cuda"})
     module.eval()
     try:
@@ -254,5 +268,8 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         for member, training in modes:
             member.training = training
         with torch.no_grad():
-            for buffer, values in buffers:
+            for member, name, buffer, values in buffers:
+                member._buffers[name] = buffer
+                if buffer.shape != values.shape:  # as an observer of quantization-aware training does
+                    buffer.resize_(values.shape)
                 buffer.copy_(values)

@@ -15,6 +15,7 @@ from plop_ext.layers.linear import check_in_place
 from plop_ext.layers.parametrized import changed_by_peft
 from plop_ext.layers.products import Product, observe, shares_memory
 
+OWN_FORWARD = "own forward"
 NO_PRODUCT = "its own forward is not a product with its weight"
 # Largest relative difference between two ways to compute one product; float32 may run in TF32 on CUDA.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -41,7 +42,7 @@ class ProductAdapter(LayerAdapter):
         matrix: Callable[[nn.Module], Tensor] | None = None,
         against_lora: str = "",
     ) -> None:
-        self.kind = plain.kind if groups == 1 else "block-diagonal linear"
+        self.kind = OWN_FORWARD if groups == 1 else "block-diagonal linear"
         self._plain = plain
         self._groups = groups
         self._matrix = matrix

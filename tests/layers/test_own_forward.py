@@ -383,6 +383,19 @@ def test_a_weight_that_a_hook_computes_is_not_that_of_the_last_forward() -> None
     assert nfn(scores) == pytest.approx(expected, rel=1e-5)
 
 
+def test_quantization_aware_training_is_tried_without_a_trace() -> None:
+    from torch.ao.nn.qat import Linear
+    from torch.ao.quantization import get_default_qat_qconfig
+
+    layer = Linear(K, M, qconfig=get_default_qat_qconfig("fbgemm"))
+    before = state(layer)
+    assert isinstance(adapter_for(layer), ProductAdapter)
+    assert_unchanged(before, layer)
+    model, x = Model([layer], call), torch.randn(3, 40, K)
+    value = nfn(quietly(model, [x]))["layers.0"]
+    assert value == pytest.approx(oracle(layer.weight_fake_quant(layer.weight), x), rel=1e-5)
+
+
 def test_the_forward_is_unchanged_afterwards() -> None:
     model, x = Model([Standardized(K, M)], call), torch.randn(2, 20, K)
     found = discover(model)
