@@ -9,12 +9,21 @@ from typing import Any
 from plop_ext.cli import options, outputs, trials
 from plop_ext.cli.exit_codes import ExitCode
 from plop_ext.cli.options import console
+from plop_ext.cli.parsing import whole
+from plop_ext.cli.result import Result
 from plop_ext.errors import InputError
 from plop_ext.files import save_or_rescue
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("compare", help="finetune several placements at equal trainable parameters")
+    parser = commands.add_parser(
+        "compare",
+        help="finetune several placements at equal trainable parameters",
+        examples=[
+            "plop compare MODEL data.jsonl --scores scores.json -o comparison.json --plot comparison.png",
+            "plop compare MODEL data.jsonl --scores scores.json --strategies lowest,mlp,random:1 --steps 100",
+        ],
+    )
     options.add_model(parser)
     options.add_data(parser)
     parser.add_argument("--scores", required=True, metavar="FILE", help="file written by plop score")
@@ -30,7 +39,7 @@ def add_parser(commands: Any) -> None:
         "(default: lowest,inverse); all-linear is always added",
     )
     parser.add_argument(
-        "--types", type=int, default=None, help="number of module types of lowest, inverse and random (default: 3)"
+        "--types", type=whole, default=None, help="number of module types of lowest, inverse and random (default: 3)"
     )
     trials.add_trials(parser)
     options.add_force(parser)
@@ -38,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, words={"strategy": "--strategies", "max_seconds": "--max-time"})
 
 
-def run(args: argparse.Namespace) -> ExitCode:
+def run(args: argparse.Namespace) -> Result:
     from plop_ext.experiment.compare import compare
     from plop_ext.report import plots, tables
     from plop_ext.scores import Scores
@@ -70,4 +79,5 @@ def run(args: argparse.Namespace) -> ExitCode:
     if args.plot:
         save_or_rescue(partial(plots.comparison_plot, comparison), args.plot)
         console.print(f"plot: {args.plot}", highlight=False)
-    return ExitCode.DIVERGED if comparison.verdict.winner is None else ExitCode.DONE
+    code = ExitCode.DIVERGED if comparison.verdict.winner is None else ExitCode.DONE
+    return Result(comparison.to_dict() | {"comparison": args.output, "plot": args.plot}, code)

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from plop_ext.cli import options
 from plop_ext.cli.options import console
+from plop_ext.cli.result import Result
 from plop_ext.errors import InputError
 
 _SAMPLES = 64
@@ -16,16 +18,20 @@ _RATE = 3e-3
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="score, place and finetune plop-tiny, offline, in under 3 minutes")
+    parser = commands.add_parser(
+        "demo",
+        help="score, place and finetune plop-tiny, offline, in under 3 minutes",
+        examples=["plop demo", "plop demo -o runs/demo"],
+    )
     parser.add_argument(
         "-o", "--output", default="runs/demo", metavar="FOLDER", help="folder of the results (default: runs/demo)"
     )
     parser.add_argument("--steps", type=int, default=_STEPS, help=f"optimizer steps per placement (default: {_STEPS})")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    options.add_common(parser)
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Result:
     from rich.table import Table
     from rich.text import Text
 
@@ -100,3 +106,4 @@ def run(args: argparse.Namespace) -> None:
         "plop compare tunes the rate of each placement and repeats each run with several seeds.",
         style="dim",
     )
+    return Result({"folder": str(folder)})

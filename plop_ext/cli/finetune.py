@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from plop_ext.arguments import check_seed, check_whole
 from plop_ext.cli import options, outputs
 from plop_ext.cli.exit_codes import ExitCode
 from plop_ext.cli.options import console
+from plop_ext.cli.parsing import number, whole
+from plop_ext.cli.result import Result
 
 
 def add_training(parser: argparse.ArgumentParser, rank: str) -> None:
     """Add the options for held-out data and training, which `plop compare` has too; `rank` is the help of --rank."""
-    parser.add_argument(
+    group = parser.add_argument_group("held-out data")
+    group.add_argument(
         "--eval",
         default=None,
         metavar="DATA",
         help="held-out data (default: the test split of arithmetic or prose, a part of any other DATA)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--eval-split",
         default=None,
         metavar="SPLIT",
         help="split of --eval (default: that of --split; for arithmetic and prose: test)",
     )
-    parser.add_argument("--eval-samples", type=int, default=256, help="limit on the held-out samples (default: 256)")
-    parser.add_argument("--rank", "-r", type=int, default=None, help=rank)
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")
-    parser.add_argument("--batch-size", type=int, default=16, help="samples per step (default: 16)")
+    group.add_argument("--eval-samples", type=whole, default=256, help="limit on the held-out samples (default: 256)")
+    group = parser.add_argument_group("training")
+    group.add_argument("-r", "--rank", type=whole, default=None, help=rank)
+    group.add_argument("--steps", type=whole, default=300, help="optimizer steps (default: 300)")
+    group.add_argument("--batch-size", type=whole, default=16, help="samples per step (default: 16)")
+    options.add_seed(group)
 
 
 def check_training(args: argparse.Namespace) -> None:
@@ -39,21 +45,28 @@ def check_training(args: argparse.Namespace) -> None:
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("finetune", help="train a LoRA adapter on a placement")
+    parser = commands.add_parser(
+        "finetune",
+        help="train a LoRA adapter on a placement",
+        examples=[
+            "plop finetune MODEL data.jsonl --placement placement.json -o adapter",
+            "plop finetune MODEL data.jsonl --placement placement.json --eval held_out.jsonl --lr 3e-4 -o adapter",
+        ],
+    )
     options.add_model(parser)
     options.add_data(parser)
     parser.add_argument("--placement", required=True, metavar="FILE", help="file written by plop place")
     parser.add_argument("-o", "--output", default=None, metavar="FOLDER", help="new folder for the adapter")
     add_training(parser, rank="LoRA rank (default: the rank of the placement)")
-    parser.add_argument("--alpha", type=int, default=None, help="lora_alpha (default: 2 x rank)")
+    parser.add_argument("--alpha", type=whole, default=None, help="lora_alpha (default: 2 x rank)")
     parser.add_argument(
-        "--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3); plop compare finds a good one"
+        "--lr", type=number, default=1e-3, help="peak learning rate (default: 1e-3); plop compare finds a good one"
     )
     options.add_common(parser)
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> ExitCode:
+def run(args: argparse.Namespace) -> Result:
     from plop_ext.finetuning.finetune import finetune
     from plop_ext.placement import Placement
     from plop_ext.report import tables
@@ -88,4 +101,4 @@ def run(args: argparse.Namespace) -> ExitCode:
         console.print(f"adapter: {result.output_dir}", highlight=False)
     elif args.output is None:
         console.print("no adapter written; give -o FOLDER to keep it", highlight=False)
-    return ExitCode.DIVERGED if result.diverged else ExitCode.DONE
+    return Result(dataclasses.asdict(result), ExitCode.DIVERGED if result.diverged else ExitCode.DONE)

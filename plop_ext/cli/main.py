@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 
 from plop_ext._version import __version__
-from plop_ext.cli import compare, demo, doctor, finetune, place, report, score
+from plop_ext.cli import compare, demo, doctor, finetune, merge, place, report, score
+from plop_ext.cli.config import with_config
 from plop_ext.cli.endings import explain
-from plop_ext.cli.exit_codes import ExitCode
 from plop_ext.cli.logs import logs_on_stderr
+from plop_ext.cli.parsing import Parser
+from plop_ext.cli.result import Result, stdout_for
 from plop_ext.cli.streams import every_character_printable
+
+# In the order in which they are used.
+_COMMANDS = (score, report, place, finetune, compare, merge, demo, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,20 +27,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, one of `plop_ext.cli.exit_codes.ExitCode`.
     """
-    args = build_parser().parse_args(arguments)
+    words = None
     try:
-        with every_character_printable(), logs_on_stderr():
-            return int(args.run(args) or ExitCode.DONE)
+        with every_character_printable():
+            parser, commands = build_parser()
+            given = sys.argv[1:] if arguments is None else arguments
+            args, unknown = parser.parse_known_args(with_config(given, commands))
+            commands[args.command].refuse_unknown(unknown)
+            words = args.words
+            with logs_on_stderr(args.verbose - max(0, args.quiet - 1)), stdout_for(args.json):
+                result: Result = args.run(args)
+            if args.json:
+                print(result.to_json())
+            return result.code
     except (Exception, KeyboardInterrupt) as error:
-        return explain(error, args.words)
+        return explain(error, words)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command and its subcommands."""
-    parser = argparse.ArgumentParser(prog="plop", description="Where in this model should LoRA go for this task?")
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Make the parser of the command, and those of its subcommands by name."""
+    parser = Parser(
+        prog="plop",
+        description="Where in this model should LoRA go for this task?",
+        examples=[
+            "plop score MODEL DATA -o scores.json",
+            "plop report scores.json -o report.html",
+            "plop place scores.json -o placement.json",
+            "plop finetune MODEL DATA --placement placement.json -o adapter",
+        ],
+    )
     parser.add_argument("--version", action="version", version=f"plop_ext {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (score, place, report, finetune, compare, demo, doctor):
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+    for command in _COMMANDS:
         command.add_parser(commands)
     parser.set_defaults(words=None)
-    return parser
+    return parser, dict(commands.choices)

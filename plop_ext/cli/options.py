@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from plop_ext.cli.logs import say_what_is_read
+from plop_ext.cli.parsing import whole
 from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError
 
@@ -53,18 +54,19 @@ def status(text: str, quiet: bool) -> Iterator[None]:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL and the options for loading it."""
-    parser.add_argument(
+    group = parser.add_argument_group("model")
+    group.add_argument(
         "model",
         metavar="MODEL",
         help="model or adapter folder, GGUF file, name on the hub, or plop-tiny, which ships with plop_ext",
     )
-    parser.add_argument(
+    group.add_argument(
         "--dtype",
         default="auto",
         help="type of the weights: auto (default; the checkpoint's type), float32, bfloat16, ...",
     )
-    parser.add_argument("--device", default=None, help="device of the model (default: cuda if available, else cpu)")
-    parser.add_argument(
+    group.add_argument("--device", default=None, help="device of the model (default: cuda if available, else cpu)")
+    group.add_argument(
         "--trust-remote-code",
         action="store_true",
         help="run code that comes with the checkpoint; read it first, it can do anything that you can do",
@@ -73,24 +75,25 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add DATA and the options for reading it."""
-    parser.add_argument(
+    group = parser.add_argument_group("data")
+    group.add_argument(
         "data",
         metavar="DATA",
         help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, possibly compressed; folder of such files; "
         "data set on the hub; or arithmetic or prose, which ship with plop_ext",
     )
-    parser.add_argument(
+    group.add_argument(
         "--columns",
         type=_columns,
         default=None,
         metavar="NAME=COLUMN,...",
         help="columns to read, as in text=body or prompt=question,completion=answer (default: recognized by name)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--split", default="train", help="split of a folder or of a data set on the hub (default: train)"
     )
-    parser.add_argument(
-        "--max-length", type=int, default=1024, help="truncate samples to this many tokens (default: 1024)"
+    group.add_argument(
+        "--max-length", type=whole, default=1024, help="truncate samples to this many tokens (default: 1024)"
     )
 
 
@@ -100,15 +103,34 @@ def _columns(text: str) -> dict[str, str]:
     return {name or "text": column for name, _, column in pairs}
 
 
-def add_force(parser: argparse.ArgumentParser) -> None:
+def add_force(parser: argparse._ActionsContainer) -> None:
     """Add --force."""
     parser.add_argument("--force", action="store_true", help="replace output files that exist; inputs never are")
 
 
+def add_seed(parser: argparse._ActionsContainer) -> None:
+    """Add --seed."""
+    parser.add_argument("--seed", type=whole, default=0, help="seed of all random choices (default: 0)")
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add --seed and --quiet."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    """Add what every command has: --json, --quiet, --verbose and --config."""
+    group = parser.add_argument_group("what is printed, and options from a file")
+    group.add_argument(
+        "--json", action="store_true", help="print the result as JSON on stdout, and everything else on stderr"
+    )
+    group.add_argument(
+        "-q", "--quiet", action="count", default=0, help="show no progress; -qq shows no tables and warnings either"
+    )
+    group.add_argument("-v", "--verbose", action="count", default=0, help="say what is done; -vv says it in detail")
+    group.add_argument(
+        "--config", default=None, metavar="FILE", help="TOML file with options (default: plop.toml, if there is one)"
+    )
+
+
+def shows_tables(args: argparse.Namespace) -> bool:
+    """Return whether tables are printed."""
+    return int(args.quiet) < 2
 
 
 def load_model(

@@ -3,117 +3,108 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.cli import options, outputs
+from plop_ext.arguments import check_whole
+from plop_ext.cli import options, outputs, summary
 from plop_ext.cli.options import console
+from plop_ext.cli.parsing import whole
+from plop_ext.cli.result import Result
 from plop_ext.errors import InputError
 from plop_ext.files import make_folder, save_or_rescue
 
 if TYPE_CHECKING:
-    from plop_ext.placement import Placement
-    from plop_ext.placement.cost import Cost
-    from plop_ext.scores import Scores
+    from plop_ext.report.report import Report
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("report", help="show how certain a ranking is: tables, figures, a page")
+    parser = commands.add_parser(
+        "report",
+        help="say what to do, and show how certain it is: tables, figures, a page",
+        examples=[
+            "plop report scores.json",
+            "plop report scores.json -o report.html --figures figures",
+            "plop report code.json --against maths.json -o report.html",
+        ],
+    )
     parser.add_argument("scores", metavar="SCORES", help="file written by plop score")
-    parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write a self-contained HTML page")
-    parser.add_argument("--figures", default=None, metavar="FOLDER", help="write each figure as PNG and SVG")
-    parser.add_argument(
+    group = parser.add_argument_group("outputs")
+    group.add_argument("-o", "--output", default=None, metavar="FILE", help="write a self-contained HTML page")
+    group.add_argument("--figures", default=None, metavar="FOLDER", help="write each figure as PNG and SVG")
+    options.add_force(group)
+    group = parser.add_argument_group("what is shown")
+    group.add_argument(
         "--against", default=None, metavar="SCORES", help="second file written by plop score, to compare with"
     )
-    parser.add_argument("--types", default=None, help="number of types to mark as chosen (default: 3), or auto")
-    parser.add_argument("--rank", "-r", type=int, default=16, help="LoRA rank, to predict costs (default: 16)")
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="samples per training step, to predict costs (default: 8)"
+    group.add_argument("--types", default=None, help="number of types to mark as chosen (default: 3), or auto")
+    group.add_argument("-r", "--rank", type=whole, default=16, help="LoRA rank, to predict costs (default: 16)")
+    group.add_argument(
+        "--batch-size", type=whole, default=8, help="samples per training step, to predict costs (default: 8)"
     )
-    parser.add_argument("--seq", type=int, default=1024, help="tokens per sample, to predict costs (default: 1024)")
-    options.add_force(parser)
+    group.add_argument("--seq", type=whole, default=1024, help="tokens per sample, to predict costs (default: 1024)")
+    options.add_common(parser)
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
-    from plop_ext.report import page, plots, tables
-    from plop_ext.report.against import compare_scores
-    from plop_ext.report.figures import drawings
-    from plop_ext.report.recommendation import recommend
+def run(args: argparse.Namespace) -> Result:
+    from plop_ext.report import plots
+    from plop_ext.report.report import make_report
     from plop_ext.scores import Scores
 
     read = {"SCORES": args.scores, "--against": args.against}
     figures = {} if args.figures is None else {"--figures": (args.figures, plots.drawing_files())}
     outputs.check(read, {"--output": args.output}, inside=figures, force=args.force)
+    check_whole(r=args.rank, batch=args.batch_size, seq=args.seq)
     scores = Scores.load(args.scores)
-    other = None if args.against is None else Scores.load(args.against)
-    with options.status("computing how certain the ranking is", quiet=False):
-        placements = _placements(scores, args)
-        chosen = placements[0][0].types if placements else ()
-        statistics = None if scores.paper_script else scores.statistics(len(chosen) or None)
-        comparison = None if other is None else compare_scores(scores, other, len(chosen) or 3)
-    recommendation = recommend(scores, placements, statistics, path=args.scores)
-    console.print(recommendation.headline, style="bold", highlight=False)
-    for line in recommendation.lines:
+    against = None if args.against is None else Scores.load(args.against)
+    with options.status("computing how certain the ranking is", args.quiet):
+        report = make_report(
+            scores,
+            args.scores,
+            types=_count(args.types),
+            r=args.rank,
+            batch=args.batch_size,
+            seq=args.seq,
+            against=against,
+        )
+    _print(report, tables_too=options.shows_tables(args))
+    if args.output or args.figures:
+        with options.status("drawing", args.quiet):
+            if args.figures:
+                report.save_figures(make_folder(args.figures))
+            if args.output:
+                save_or_rescue(report.write, args.output)
+    for name in ("figures", "output"):
+        if path := getattr(args, name):
+            console.print(f"{'report' if name == 'output' else name}: {path}", highlight=False)
+    return Result(
+        {"report": args.output, "figures": args.figures, "recommendation": dataclasses.asdict(report.recommendation)}
+        | {"placements": [summary.of_placement(placement, cost, None) for placement, cost in report.placements]}
+        | summary.of_scores(scores, args.scores)
+    )
+
+
+def _print(report: Report, tables_too: bool) -> None:
+    from plop_ext.report import tables
+
+    console.print(report.recommendation.headline, style="bold", highlight=False)
+    for line in report.recommendation.lines:
         console.print(line, highlight=False)
-    for command in recommendation.commands:
+    for command in report.recommendation.commands:
         console.print(f"  {command}", highlight=False, soft_wrap=True)
+    if not tables_too:
+        return
+    scores, chosen = report.scores, report.chosen
     console.print(tables.scores_table(scores, chosen=chosen))
     for line in [*tables.confidence_lines(scores, len(chosen) or None), *tables.left_out_lines(scores)]:
         console.print(line, highlight=False)
-    step = args.batch_size, args.seq
-    if placements:
-        console.print(tables.cost_table(placements, step))
-    if comparison is not None:
-        console.print(tables.against_table(comparison))
-        for line in tables.against_lines(comparison):
+    if report.placements:
+        console.print(tables.cost_table(report.placements, report.step))
+    if report.comparison is not None:
+        console.print(tables.against_table(report.comparison))
+        for line in tables.against_lines(report.comparison):
             console.print(line, highlight=False)
-    if not (args.output or args.figures):
-        return
-    with options.status("drawing", quiet=False):
-        found = drawings(scores, chosen, statistics, comparison)
-        if args.figures:
-            plots.save_drawings(found, make_folder(args.figures))
-        if args.output:
-            write = partial(
-                page.write_page,
-                scores=scores,
-                statistics=statistics,
-                recommendation=recommendation,
-                drawings=found,
-                placements=placements,
-                step=step,
-                comparison=comparison,
-            )
-            save_or_rescue(write, args.output)
-    if args.figures:
-        console.print(f"figures: {args.figures}", highlight=False)
-    if args.output:
-        console.print(f"report: {args.output}", highlight=False)
-
-
-def _placements(scores: Scores, args: argparse.Namespace) -> list[tuple[Placement, Cost | None]]:
-    """Return the chosen placement, the placement of automatic k and all-linear, each once; none without a signal.
-
-    Each placement comes with its cost, or with None if the type of the model's values is unknown.
-    """
-    from plop_ext.placement.cost import WIDTHS
-
-    if args.rank < 1:
-        raise InputError(f"`--rank` must be at least 1, got {args.rank}")
-    dtype = scores.provenance["model"].get("dtype")
-    if not scores.placeable:
-        return []
-    wanted: list[int | str | None] = [_count(args.types)]
-    if not scores.paper_script:
-        wanted.append("auto")
-    found = [scores.place(types=types, r=args.rank) for types in wanted]
-    found.append(scores.place(strategy="all", r=args.rank))
-    distinct = {placement.modules: placement for placement in reversed(found)}
-    costed = dtype in WIDTHS
-    return [
-        (item, item.cost(dtype, args.batch_size, args.seq) if costed else None) for item in reversed(distinct.values())
-    ]
 
 
 def _count(text: str | None) -> int | str | None:

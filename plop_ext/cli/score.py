@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.arguments import check_whole
-from plop_ext.cli import options, outputs, stream
+from plop_ext.cli import options, outputs, stream, summary
 from plop_ext.cli.inputs import inputs_hash
 from plop_ext.cli.options import console
+from plop_ext.cli.parsing import whole
+from plop_ext.cli.result import Result
 from plop_ext.errors import InputError
 from plop_ext.files import save_or_rescue
 
@@ -26,88 +28,129 @@ _RUN = ("samples", "stop", "settle_types", "settle_modules", "dtype", "fast", "s
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("score", help="measure the NFN of every linear module on task data")
+    parser = commands.add_parser(
+        "score",
+        help="measure the NFN of every linear module on task data",
+        examples=[
+            "plop score plop-tiny arithmetic",
+            "plop score MODEL data.jsonl -o scores.json --heatmap heatmap.png",
+            "plop score MODEL data.jsonl -o scores.json --mask completion --samples 256",
+            "plop score MODEL data.jsonl -o scores.json --stream --memory-budget 6GiB",
+        ],
+    )
     options.add_model(parser)
     options.add_data(parser)
-    parser.add_argument("-o", "--output", default=None, metavar="FILE", help="write the scores as JSON")
-    parser.add_argument(
+    options.add_seed(parser)
+    _add_outputs(parser)
+    _add_extent(parser)
+    _add_measurement(parser)
+    _add_speed(parser)
+    stream.add_options(parser)
+    options.add_common(parser)
+    parser.set_defaults(run=run, words={"types": "--settle-types", "modules": "--settle-modules"})
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("outputs")
+    group.add_argument("-o", "--output", default=None, metavar="FILE", help="write the scores as JSON")
+    group.add_argument(
         "--heatmap", default=None, metavar="FILE", help="draw the NFN by layer and type (.png, .svg, .pdf)"
     )
-    parser.add_argument(
-        "--samples", type=int, default=None, help="number of samples to score (default: the early stop decides)"
+    group.add_argument(
+        "--resume", action="store_true", help="continue a killed run with the same --output; a finished one is left"
     )
-    parser.add_argument(
+    options.add_force(group)
+
+
+def _add_extent(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how much data")
+    group.add_argument(
+        "--samples", type=whole, default=None, help="number of samples to score (default: the early stop decides)"
+    )
+    group.add_argument(
         "--stop",
+        choices=("settled", "none"),
         default=None,
         help="settled (default without --samples): stop early, once the lowest types are stable under resampling; "
         "none: do not stop early",
     )
-    parser.add_argument(
+    group.add_argument(
         "--settle-types",
-        type=int,
+        type=whole,
         default=None,
         metavar="K",
         help="stop once the K lowest types are stable (default: 3)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--settle-modules",
-        type=int,
+        type=whole,
         default=None,
         metavar="N",
         help="stop once the N lowest modules are stable instead",
     )
-    parser.add_argument("--resume", action="store_true", help="continue a killed run with the same --output")
-    parser.add_argument("--batch-size", type=int, default=8, help="samples per forward (default: 8)")
-    parser.add_argument(
+    group.add_argument("--token-step", type=whole, default=1, metavar="N", help="read every N-th token (default: 1)")
+
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is measured")
+    group.add_argument(
         "--mask",
+        choices=("attention", "completion"),
         default="attention",
         help="tokens that count: attention (default; all but padding) or completion (tokens with a label)",
     )
-    parser.add_argument(
-        "--baseline",
-        default="frobenius",
-        help="gain on random inputs: frobenius (default; from the weight norm) or probe (sampled, as in the paper)",
+    group.add_argument(
+        "--scope",
+        choices=("language", "vision", "audio", "all"),
+        default="language",
+        help="part of a multimodal model: language (default), vision, audio or all",
     )
-    parser.add_argument(
-        "--probes", type=int, default=256, help="random inputs per module for --baseline probe (default: 256)"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--include",
         action="append",
         default=None,
         metavar="NAME",
         help="score only modules whose name ends with NAME, and let all of them compete for LoRA; repeatable",
     )
-    parser.add_argument(
+    group.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="NAME",
         help="do not score modules whose name ends with NAME; repeatable",
     )
-    parser.add_argument(
-        "--scope", default="language", help="part of a multimodal model: language (default), vision, audio or all"
+    group.add_argument(
+        "--baseline",
+        choices=("frobenius", "probe"),
+        default="frobenius",
+        help="gain on random inputs: frobenius (default; from the weight norm) or probe (sampled, as in the paper)",
     )
-    parser.add_argument("--token-step", type=int, default=1, metavar="N", help="read every N-th token (default: 1)")
-    parser.add_argument("--fast", action="store_true", help="run blocks of supported families on fused kernels")
-    parser.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
-    parser.add_argument(
+    group.add_argument(
+        "--probes", type=whole, default=256, help="random inputs per module for --baseline probe (default: 256)"
+    )
+    group.add_argument(
+        "--compat",
+        choices=("paper-script",),
+        default=None,
+        help="paper-script: reproduce the numbers of the script published with the paper",
+    )
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speed")
+    group.add_argument("--batch-size", type=whole, default=8, help="samples per forward (default: 8)")
+    group.add_argument("--fast", action="store_true", help="run blocks of supported families on fused kernels")
+    group.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
+    group.add_argument(
         "--pad-to-multiple-of",
-        type=int,
+        type=whole,
         default=1,
         metavar="N",
         help="pad batches to a multiple of N tokens, because --graph needs batches of equal length (default: 1)",
     )
-    parser.add_argument(
-        "--compat", default=None, help="paper-script: reproduce the numbers of the script published with the paper"
-    )
-    stream.add_options(parser)
-    options.add_force(parser)
-    options.add_common(parser)
-    parser.set_defaults(run=run, words={"types": "--settle-types", "modules": "--settle-modules"})
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Result:
     from plop_ext.streaming.state import remove
 
     stream.check(args)
@@ -116,15 +159,13 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("`--resume` needs `--output`, the file of the run to continue")
     rule = _stop_rule(args)
     if args.dry_run:
-        stream.dry_run(args)
-        return
+        return Result(stream.dry_run(args))
     inputs = _inputs(args)
     finished = _finished(args, inputs)
     _check_paths(args, finished is not None)
     if finished is not None:
         console.print(f"{args.output} is finished and of the same inputs; nothing to do", highlight=False)
-        _show(args, finished)
-        return
+        return _show(args, finished)
     # A streamed run has its own state, and must not touch the journal of another run.
     journal = None if args.stream else outputs.beside(args.output, ".partial")
     scores = stream.score(args) if args.stream else _score(args, journal, rule)
@@ -138,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
             journal.unlink(missing_ok=True)
     if args.stream:
         console.print(stream.peaks_line(scores.provenance["streaming"]), highlight=False)
-    _show(args, scores)
+    return _show(args, scores)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -187,14 +228,15 @@ def _check_paths(args: argparse.Namespace, finished: bool) -> None:
         plots.picture_format(args.heatmap)
 
 
-def _show(args: argparse.Namespace, scores: Scores) -> None:
-    """Print the scores, and draw the heatmap if it is asked for."""
+def _show(args: argparse.Namespace, scores: Scores) -> Result:
+    """Print the scores, draw the heatmap if it is asked for, and return both for --json."""
     from plop_ext.report import plots, tables
 
     chosen = scores.types[: args.settle_types or 3] if scores.placeable else ()
-    console.print(tables.scores_table(scores, chosen=chosen))
-    for line in tables.confidence_lines(scores):
-        console.print(line, highlight=False)
+    if options.shows_tables(args):
+        console.print(tables.scores_table(scores, chosen=chosen))
+        for line in tables.confidence_lines(scores):
+            console.print(line, highlight=False)
     for line in tables.left_out_lines(scores):
         console.print(line, style="dim", highlight=False)
     if args.output:
@@ -202,6 +244,7 @@ def _show(args: argparse.Namespace, scores: Scores) -> None:
     if args.heatmap:
         save_or_rescue(partial(plots.heatmap, scores, chosen=chosen), args.heatmap)
         console.print(f"heatmap: {args.heatmap}", highlight=False)
+    return Result(summary.of_scores(scores, args.output) | {"heatmap": args.heatmap})
 
 
 def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None) -> Scores:
@@ -235,8 +278,6 @@ def _stop_rule(args: argparse.Namespace) -> StopRule | None:
     """Return the stop rule of `--stop` and `--samples`, or None."""
     from plop_ext.statistics import StopRule
 
-    if args.stop not in (None, "settled", "none"):
-        raise InputError(f"`--stop` must be settled or none, got {args.stop!r}")
     watched = [name for name in ("settle_types", "settle_modules") if getattr(args, name) is not None]
     if len(watched) > 1:
         raise InputError("`--settle-types` and `--settle-modules` exclude each other; give one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +119,8 @@ def peaks_line(streaming: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def dry_run(args: argparse.Namespace) -> None:
-    """Print the plan for samples of `--max-length` tokens each, without reading the data."""
+def dry_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the plan for samples of `--max-length` tokens each, without reading the data, and return its figures."""
     from plop_ext import memory
     from plop_ext.models.checkpoint import Checkpoint
     from plop_ext.models.code import ask_for_trust
@@ -156,6 +157,7 @@ def dry_run(args: argparse.Namespace) -> None:
         on_device, in_ram = figures.rooms(device, budget, held)
         fits = "the device" if figures.hidden <= on_device else "RAM" if figures.hidden <= in_ram else "disk, in part"
         console.print(f"budget {memory.format_size(budget)}: enough; hidden states go to {fits}", highlight=False)
+    return {"plan": dataclasses.asdict(figures), "seconds": measured.seconds(figures)}
 
 
 def _plan_table(figures: Plan, measured: Rates, model: str, device: torch.device) -> Table:

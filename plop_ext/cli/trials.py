@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from plop_ext.cli.finetune import add_training, check_training
+from plop_ext.cli.parsing import number, whole
 from plop_ext.errors import InputError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -14,26 +15,27 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def add_trials(parser: argparse.ArgumentParser) -> None:
     """Add the options of the trials and of the held-out data."""
-    parser.add_argument(
+    group = parser.add_argument_group("trials")
+    group.add_argument(
         "--max-params",
-        type=int,
+        type=whole,
         default=None,
         help="largest number of trainable parameters of each placement (default: those of all-linear at --rank)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--rates", default="5e-4,2e-3,8e-3", help="comma-separated learning rates to try (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds of the final trials (default: 5)")
-    parser.add_argument(
-        "--finalists", type=int, default=None, help="placements in the final, with all-linear (default: all)"
+    group.add_argument("--seeds", type=whole, default=5, help="number of seeds of the final trials (default: 5)")
+    group.add_argument(
+        "--finalists", type=whole, default=None, help="placements in the final, with all-linear (default: all)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--margin",
-        type=float,
+        type=number,
         default=0.01,
         help="largest difference that counts as none, in nats per token (default: 0.01)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-time",
         default=None,
         metavar="TIME",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Bytes of one value.
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}

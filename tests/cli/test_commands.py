@@ -206,8 +206,8 @@ def _truncated_checkpoint(folder: Path) -> Path:
         (["score", "{corrupt}", "arithmetic"], "corrupt"),
         (["score", "plop-tiny", "arithmetic", "--include", "nope"], "`nope` in `--include`/`--exclude` matches no"),
         (["score", "plop-tiny", "prose", "--mask", "completion"], "completion"),
-        (["score", "plop-tiny", "arithmetic", "--mask", "none"], "`--mask` must be one of attention, completion"),
-        (["score", "plop-tiny", "arithmetic", "--baseline", "none"], "`--baseline` must be one of"),
+        (["score", "plop-tiny", "arithmetic", "--mask", "none"], "--mask: invalid choice: 'none'"),
+        (["score", "plop-tiny", "arithmetic", "--baseline", "none"], "--baseline: invalid choice: 'none'"),
         (["score", "plop-tiny", "arithmetic", "--token-step", "0"], "`--token-step` must be at least 1"),
         (
             ["score", "plop-tiny", "arithmetic", "--token-step", "100000"],

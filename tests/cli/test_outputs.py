@@ -20,6 +20,7 @@ COMMANDS = {
     "score": SCORE,
     "place": ["place", "{scores}"],
     "report": ["report", "{scores}", "--against", "{scores}"],
+    "merge": ["merge", "{scores}", "{scores}"],
     "compare": ["compare", "plop-tiny", "{data}", "--scores", "{scores}", "--eval", "{other}"],
     "finetune": ["finetune", "plop-tiny", "{data}", "--placement", "{placement}", "--eval", "{other}"],
 }
@@ -57,8 +58,7 @@ def run(
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    action = next(item for item in build_parser()._actions if isinstance(item, argparse._SubParsersAction))
-    return dict(action.choices)
+    return dict(build_parser()[1])
 
 
 def test_every_command_that_writes_files_is_tried_here_and_has_force() -> None:
@@ -102,7 +102,7 @@ def test_outputs_differ(run: Callable[..., str], tmp_path: Path) -> None:
     assert not figures.exists()
 
 
-@pytest.mark.parametrize("name", set(COMMANDS) - FOLDERS)
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - FOLDERS))
 def test_an_existing_file_needs_force(name: str, run: Callable[..., str], tmp_path: Path) -> None:
     options = {option for action in subcommands()[name]._actions for option in action.option_strings}
     for option in options & set(WRITTEN):

@@ -10,7 +10,6 @@ from plop_ext._warnings import warn
 from plop_ext.errors import InputError, SetupError
 from plop_ext.placement.data import PlacementData
 from plop_ext.placement.ranks import check_rank
-from plop_ext.placement.round_trip import check_round_trip
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -57,6 +56,8 @@ def targets(placement: PlacementData) -> dict[str, Any]:
 
 def verify(placement: PlacementData, peft_model: nn.Module) -> None:
     """Check that exactly the placement carries LoRA; see `Placement.verify`."""
+    from plop_ext.placement.round_trip import check_round_trip  # needs torch, and placing does not
+
     adapted, wanted = adapted_names(peft_model), {target.name for target in placement.lora_targets}
     missing, extra = wanted - adapted, adapted - wanted
     if missing or extra:
