@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> Result:
     journal = outputs.beside(args.output, ".partial")
     read = {"MODEL": args.model, "DATA": args.data, "--scores": args.scores, "--eval": args.eval}
     written = {"--output": args.output, "--plot": args.plot}
-    outputs.check(read, written, traces={"--output": journal}, force=args.force)
+    outputs.check(read, written, traces={"the journal of --output": journal}, force=args.force)
     if args.plot is not None:
         plots.picture_format(args.plot)
     if args.resume and journal is None:

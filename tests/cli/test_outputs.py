@@ -176,7 +176,7 @@ def test_resume_leaves_a_finished_output_of_the_same_inputs(
         patch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("scored again"))
         capsys.readouterr()
         assert main([*score, "-o", str(output), "--resume", "--heatmap", str(tmp_path / "h.png")]) == 0
-        printed = capsys.readouterr().out
+        printed = " ".join(capsys.readouterr().out.split())
         assert "is finished and of the same inputs; nothing to do" in printed and "q_proj" in printed
         assert (tmp_path / "h.png").is_file()
         assert main([*score, "-o", str(output), "--resume", "--max-length", "8"]) == 2
