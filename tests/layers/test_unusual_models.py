@@ -246,7 +246,7 @@ def test_scope_of_a_multimodal_model() -> None:
     assert len(projector.modules) == 1
     with pytest.raises(InputError, match='`model` has no audio part; scope="audio" selects nothing'):
         score(model, [batch], scope="audio", progress=False)
-    with pytest.raises(InputError, match="`scope` must be one of language, vision, audio, other, all, got 'text'"):
+    with pytest.raises(InputError, match="`scope` must be one of language, vision, audio, all, got 'text'"):
         score(model, [batch], scope="text", progress=False)
     with pytest.raises(InputError, match="has no vision part"):
         score(llama(), [text_batch()], scope="vision", progress=False)
