@@ -150,7 +150,8 @@ def _lengths(model: nn.Module, configs: list[Any]) -> Iterator[Lengths]:
         for name in _LENGTHS:
             if callable(getattr(type(module), name, None)) and hasattr(module, "config"):
                 # Some return the lengths before and after a pooling.
-                yield from (partial(_by_method, getattr(module, name), part) for part in (0, 1))
+                functions = (partial(_by_method, getattr(module, name), part) for part in (0, 1))
+                yield from (function for function in functions if _runs(function))
     for config in configs:
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
         if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
@@ -169,6 +170,15 @@ def _by_method(method: Callable[[Tensor], Any], part: int, lengths: Tensor) -> T
     """Return the lengths that a model's method gives for one clip after the other, as some take no more than one."""
     found = [method(length.clone()) for length in lengths]
     return torch.tensor([int(each[part] if isinstance(each, tuple) else each) for each in found])
+
+
+def _runs(function: Lengths) -> bool:
+    """Return whether a model's method runs: some read a field that their configuration does not have."""
+    try:
+        function(torch.tensor([1000]))
+    except Exception:  # raised by the code of the model
+        return False
+    return True
 
 
 def _by_convolutions(kernels: Sequence[int], strides: Sequence[int], lengths: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ _SIZES: dict[str, Fields] = {
         "swa_qk_nope_head_dim": 8,
         "swa_v_head_dim": 8,
     },
+    "emu3_vqgan": {"hidden_size": 128},
     "fun_asr_nano": {"adaptor_config.intermediate_size": 8},
     "fuyu": {"num_channels": 2},
     "granitemoehybrid": {"mamba_d_head": 16, "layer_types": ["linear_attention", "full_attention"]},

@@ -18,7 +18,7 @@ QUESTION_LENGTHS = (5, 8, 6)
 # Height and width in patches.
 GRIDS = ((4, 4), (4, 8), (8, 4))
 FRAMES = (96, 64, 80)
-WAVES = (4000, 2800, 3400)
+WAVES = (4000, 2880, 3360)
 # Tensors whose rows are patches of all samples, one after another, and not samples.
 FLAT = {"image_grid_thw", "image_grid_hw", "image_sizes", "target_sizes", "spatial_shapes", "image_merge_sizes"}
 # Names of the number of frequencies.

@@ -51,12 +51,6 @@ UPSTREAM: dict[str, Refusal] = {
     "MraForMaskedLM": Refusal("no gradient", "its attention has no CPU kernel, and returns zeros"),
     "PPFormulaNetForConditionalGeneration": NO_EMBEDDINGS,
     "PerceptionLMForConditionalGeneration": TIMM,
-    "Qwen2_5OmniForConditionalGeneration": Refusal(
-        "no tensor with a batch dimension|forward", "has no forward; its thinker has one, which is in this table"
-    ),
-    "Qwen3OmniMoeForConditionalGeneration": Refusal(
-        "shared_expert_intermediate_size", "its default configuration is not valid; its thinker is in this table"
-    ),
     "ReformerForMaskedLM": REVERSIBLE,
     "ReformerModelWithLMHead": REVERSIBLE,
     "TimmWrapperForImageClassification": TIMM,
@@ -67,7 +61,6 @@ OPEN: dict[str, Refusal] = {
     "InstructBlipVideoForConditionalGeneration": Refusal(
         "rows of sample", "padding of the question counts in the query transformer, which sees frames"
     ),
-    "MoonshineStreamingForConditionalGeneration": Refusal("encoder_config", "its own function of lengths fails"),
     "Swinv2ForImageClassification": Refusal(
         "continuous_position_bias_mlp", "rows of a table, which are of no sample, are divided among samples"
     ),
@@ -93,6 +86,8 @@ NOT_BUILT: dict[str, str] = {
     "Nemotron3_5TranscribeForConditionalGeneration": "lengths of chunks depend on each other",
     "OmniASRForCTC": "sounds with a dimension of channels",
     "PI0ForConditionalGeneration": "states and actions of a robot",
+    "Qwen2_5OmniForConditionalGeneration": "no forward: its thinker is examined",
+    "Qwen3OmniMoeForConditionalGeneration": "no forward: its thinker is examined",
     "UdopForConditionalGeneration": "boxes of words",
     "VibeVoiceAsrForConditionalGeneration": "two tokenizers of sound",
     "VibeVoiceForConditionalGeneration": "two tokenizers of sound",

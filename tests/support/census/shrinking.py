@@ -71,7 +71,7 @@ _STAGED_WIDTH = re.compile(r"\w*(embed_dim|embedding_size|hidden_size|hidden_dim
 STAGED_IMAGE = 64
 _COUNT_OF_LAYERS = re.compile(r"num_hidden_layers|num_layers|n_layers?|depth|(en|de)coder_layers|layers")
 _ROUND_NUMBERS = re.compile(
-    r"\w*(ratio|scale|factor|kernel|stride|padding|dilation|eps|theta|base|seed|std|groups)\w*"
+    r"\w*_base|\w*(ratio|scale|factor|kernel|stride|padding|dilation|eps|theta|seed|std|groups)\w*"
 )
 _MOST_LAYERS = 4
 
