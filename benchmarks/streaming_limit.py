@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import limited, results
 from benchmarks.make_checkpoint import make
-from plop_ext import memory
+from plop_ext import memory, quantities
 from plop_ext.models.checkpoint import Checkpoint
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def limit_rows(args: argparse.Namespace, folder: Path) -> tuple[list[results.Row], dict[str, Any]]:
     """Streamed under the limit, in memory under the limit, in memory without one."""
     total = make(args.shape, folder, shard_bytes=args.shard_bytes)
-    limit = memory.parse_size(args.limit, "limit")
+    limit = quantities.size(args.limit, "limit")
     budget = limit - (256 << 20)  # the page cache and the interpreter's children share the limit
     rows, outcomes, kind = [], {}, ""
     # The limit is real: whoever takes more than it is killed, or denied the memory.

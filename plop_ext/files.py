@@ -21,6 +21,7 @@ from typing import Any
 
 import orjson
 
+from plop_ext.arguments import check_flags, check_type
 from plop_ext.errors import InputError, OutputError, first_line, reason
 
 # Bytes of a file that are read to tell its kind.
@@ -225,6 +226,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], overwri
     Raises:
         OutputError: If `path` cannot be written, or is another file and `overwrite` is false.
     """
+    check_flags(overwrite=overwrite)
     if not overwrite:
         with writing(path):
             _check_replaceable(path, f'{content["format"]}"')
@@ -270,6 +272,7 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
     Raises:
         InputError: If the file cannot be read, is not JSON, is another kind of file, or has another version.
     """
+    check_type((str, os.PathLike), f"the path of a file written by {writer}", path=path)
     try:
         content = _parse(Path(path).read_bytes())
     except OSError as error:

@@ -1,37 +1,17 @@
-"""Available memory, memory of the process, and the format of sizes such as 6GiB."""
+"""Available memory, memory of the process, and sizes in text."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-
-from plop_ext.errors import InputError
 
 MIB = 1 << 20
 GIB = 1 << 30
 
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 # The memory limit of the process's control group, version 2 and 1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # Fields of its usage for the page cache, which the system drops when memory is needed.
 _CACHED = (("active_file", "inactive_file"), ("total_active_file", "total_inactive_file"))
 _USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
-
-
-def parse_size(size: int | str, name: str) -> int:
-    """Return the bytes of a size such as `6GiB`, `500MB` or a plain number of bytes.
-
-    Args:
-        size: The size.
-        name: Name of the argument, for the error.
-
-    Raises:
-        InputError: If `size` is not a positive size.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", str(size).lower())
-    if match is None or match[2] == "i" or float(match[1]) <= 0:
-        raise InputError(f"`{name}` must be a size such as 6GiB or 500MB, got {size!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def format_size(n_bytes: float) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from plop_ext.arguments import check_type, shown
 from plop_ext.errors import InputError
 
 # Between the label of a type and its role. No name of a module holds it, and no shell reads it.
@@ -103,10 +104,11 @@ def without_role(label: str) -> str:
 
 def as_patterns(patterns: str | Sequence[str], argument: str) -> tuple[str, ...]:
     """Return the suffixes that `include` or `exclude` (the `argument`) names; a string is a single suffix."""
+    check_type((str, Iterable), "a name or names of modules", **{argument: patterns})
     listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in listed:
         if not isinstance(pattern, str):
-            raise InputError(f"`{argument}` must hold names, got {pattern!r}")
+            raise InputError(f"`{argument}` must hold names, got {shown(pattern)}")
     return listed
 
 

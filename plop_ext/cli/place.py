@@ -11,10 +11,7 @@ from plop_ext.cli import options, outputs, summary
 from plop_ext.cli.options import console
 from plop_ext.cli.parsing import number, whole
 from plop_ext.cli.result import Result
-from plop_ext.errors import InputError
 from plop_ext.files import save_or_rescue
-
-_UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +39,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--modules",
         default=None,
-        help="choose single modules instead of types: a number (24) or a fraction of all (0.25)",
+        help="choose single modules instead of types: a number (24) or a share of all (0.25, 25%%)",
     )
     group.add_argument(
         "--max-nfn", type=number, default=None, help="choose all single modules whose NFN is at most MAX_NFN"
@@ -71,12 +68,12 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--max-params",
         default=None,
-        help="limit on the trainable parameters: a number (10000000) or a fraction of the model's (0.01)",
+        help="limit on the trainable parameters: a number (10M, 1e7) or a share of the model's (0.01, 1%%)",
     )
     group.add_argument(
         "--max-memory",
         default=None,
-        help="limit on the memory that training adds: a size (6GiB) or a fraction of the model's weights (0.2)",
+        help="limit on the memory that training adds: a size (6GiB) or a share of the model's weights (0.2, 20%%)",
     )
     group.add_argument(
         "--batch-size", type=whole, default=8, help="samples per training step, to predict memory (default: 8)"
@@ -93,18 +90,16 @@ def run(args: argparse.Namespace) -> Result:
 
     outputs.check({"SCORES": args.scores}, {"--output": args.output}, force=args.force)
     scores = Scores.load(args.scores)
-    if args.rank is not None and args.rank < 1:
-        raise InputError(f"`--rank` must be at least 1, got {args.rank}")
     placement = scores.place(
         types=_types(args.types),
-        modules=_number("--modules", args.modules),
+        modules=args.modules,
         max_nfn=args.max_nfn,
         strategy=args.strategy,
         seed=args.seed,
         r=args.rank,
         ranks=args.ranks,
-        max_params=_number("--max-params", args.max_params),
-        max_memory=_bytes(args.max_memory),
+        max_params=args.max_params,
+        max_memory=args.max_memory,
         batch=args.batch_size,
         seq=args.seq,
         ignore_nonfinite=args.ignore_nonfinite,
@@ -133,22 +128,3 @@ def _types(text: str | None) -> int | str | list[str] | None:
         return int(text)
     except ValueError:
         return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _number(option: str, text: str | None) -> int | float | None:
-    if text is None:
-        return None
-    try:
-        return float(text) if "." in text else int(text.replace("_", ""))
-    except ValueError:
-        raise InputError(f"`{option}` must be a number (24) or a fraction (0.25), got {text!r}") from None
-
-
-def _bytes(text: str | None) -> int | float | None:
-    if text is None:
-        return None
-    for unit, factor in _UNITS.items():
-        if text.endswith(unit):
-            number = _number("--max-memory", text.removesuffix(unit).strip())
-            return None if number is None else int(number * factor)
-    return _number("--max-memory", text)

@@ -283,7 +283,7 @@ def _stop_rule(args: argparse.Namespace) -> StopRule | None:
         raise InputError("`--settle-types` and `--settle-modules` exclude each other; give one")
     by_default = args.stop is None and args.samples is None and args.compat is None
     if not args.stream and (args.stop == "settled" or by_default):
-        return StopRule(types=3 if args.settle_types is None else args.settle_types, modules=args.settle_modules)
+        return StopRule(types=args.settle_types, modules=args.settle_modules)
     if watched:
         option = f"--{watched[0].replace('_', '-')}"
         fix = f"leave {option} out" if args.stream or args.compat else f"add --stop settled, or leave {option} out"

@@ -121,7 +121,7 @@ def peaks_line(streaming: dict[str, Any]) -> str:
 
 def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the plan for samples of `--max-length` tokens each, without reading the data, and return its figures."""
-    from plop_ext import memory
+    from plop_ext import memory, quantities
     from plop_ext.models.checkpoint import Checkpoint
     from plop_ext.models.code import ask_for_trust
     from plop_ext.models.device import parse_dtype
@@ -153,7 +153,7 @@ def dry_run(args: argparse.Namespace) -> dict[str, Any]:
     console.print(_plan_table(figures, measured, type(model.model).__name__, device))
     if args.memory_budget is not None:
         held = memory.rss()
-        budget = memory.parse_size(args.memory_budget, "memory_budget")
+        budget = quantities.size(args.memory_budget, "memory_budget")
         on_device, in_ram = figures.rooms(device, budget, held)
         fits = "the device" if figures.hidden <= on_device else "RAM" if figures.hidden <= in_ram else "disk, in part"
         console.print(f"budget {memory.format_size(budget)}: enough; hidden states go to {fits}", highlight=False)

@@ -18,7 +18,6 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("trials")
     group.add_argument(
         "--max-params",
-        type=whole,
         default=None,
         help="largest number of trainable parameters of each placement (default: those of all-linear at --rank)",
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from plop_ext.arguments import check_whole
+from plop_ext.arguments import check_choice, check_type, check_whole, shown
 from plop_ext.data.formats import IGNORED, Format, recognize, renamed
 from plop_ext.data.rows import located
 from plop_ext.data.tokens import TokenEncoder
@@ -88,9 +88,13 @@ def encode(
         >>> samples[0]["labels"] == samples[0]["input_ids"]
         True
     """
-    if mask not in ("attention", "completion"):
-        raise InputError(f"`mask` must be 'attention' or 'completion', got {mask!r}")
-    check_whole(max_length=max_length)
+    check_choice(("attention", "completion"), mask=mask)
+    check_whole(max_length=max_length, required=True)
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+        raise InputError(f"`rows` must be a list of dicts, got {shown(rows)}")
+    check_type((str, Mapping, type(None)), "a column, or columns by name", columns=columns)
+    if not callable(tokenizer) or not hasattr(tokenizer, "all_special_ids"):
+        raise InputError(f"`tokenizer` must be a tokenizer of transformers, got {shown(tokenizer)}")
     if not rows:
         raise InputError("`rows` is empty; give at least one")
     found, mapping = renamed(located(rows), columns)

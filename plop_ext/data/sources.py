@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sys
 from pathlib import Path
 
 from plop_ext import demo_assets
-from plop_ext.arguments import MOST_SAMPLES, check_whole
+from plop_ext.arguments import MOST_SAMPLES, check_seed, check_type, check_whole
 from plop_ext.data import folders, readers
 from plop_ext.data.rows import Row, Rows
 from plop_ext.demo_assets import arithmetic
@@ -20,7 +21,9 @@ _ARITHMETIC_ROWS = {"test": 500, "train": 5000}
 _PROSE_TEST_EVERY = 10
 
 
-def load_rows(source: str, *, split: str = "train", max_samples: int | None = None, seed: int = 0) -> Rows:
+def load_rows(
+    source: str | os.PathLike[str], *, split: str = "train", max_samples: int | None = None, seed: int = 0
+) -> Rows:
     """Load the rows of a data set.
 
     Args:
@@ -54,6 +57,10 @@ def load_rows(source: str, *, split: str = "train", max_samples: int | None = No
         ['completion', 'prompt']
     """
     check_whole(most=MOST_SAMPLES, max_samples=max_samples)
+    check_seed(seed=seed)
+    check_type((str, os.PathLike), "the name or path of a data set", source=source)
+    check_type(str, "the name of a split", split=split)
+    source = os.fspath(source)
     rows = _rows(source, split, max_samples)
     if not rows:
         raise InputError(f"`source` {source} holds no rows; give a data set with at least one")

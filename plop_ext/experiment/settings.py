@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plop_ext import quantities
 from plop_ext.arguments import check_seed, check_whole
 from plop_ext.errors import InputError
 from plop_ext.experiment.schedule import Schedule, full
@@ -34,7 +35,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        check_whole(r=self.r, max_params=self.max_params, max_steps=self.max_steps, alpha_over_r=recipe.alpha_over_r)
+        if self.max_params is not None:
+            object.__setattr__(self, "max_params", quantities.count(self.max_params, "max_params"))
+        check_whole(r=self.r, max_steps=self.max_steps, alpha_over_r=recipe.alpha_over_r)
         check_whole(batch_size=recipe.batch_size, eval_batch_size=recipe.eval_batch_size)
         check_whole(least=2, finalists=self.finalists)
         check_whole(least=0, widen=self.widen)

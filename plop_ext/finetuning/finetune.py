@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.arguments import check_seed, check_whole
+from plop_ext.arguments import (
+    check_choice,
+    check_flags,
+    check_number,
+    check_seed,
+    check_type,
+    check_whole,
+    shown,
+)
 from plop_ext.data import Encoded
 from plop_ext.data.held_out import apart
 from plop_ext.errors import InputError
@@ -20,6 +28,7 @@ from plop_ext.files import check_new_folder, save_or_rescue
 from plop_ext.finetuning.evaluation import RowLosses, held_out_losses, learnable, logits_of
 from plop_ext.finetuning.saving import check_saved, save_adapter
 from plop_ext.finetuning.training import OnStep, train_adapter
+from plop_ext.placement.data import PlacementData
 from plop_ext.preserve import Snapshot, random_state
 from plop_ext.progress import progress_bar
 
@@ -151,19 +160,25 @@ def finetune(
             every sample of `eval` is in `train` too, `output_dir` is in use, PEFT adapts other modules than
             `placement` names, or the adapter that was written gives other values or logits when it is loaded.
     """
-    rank = placement.r if r is None else r
-    check_whole(r=rank, max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size)
+    check_type(PlacementData, "a placement", placement=placement)
+    check_whole(r=r)
+    check_whole(max_steps=max_steps, batch_size=batch_size, eval_batch_size=eval_batch_size, required=True)
     check_seed(seed=seed)
-    if lora_alpha is not None and not (math.isfinite(lora_alpha) and lora_alpha > 0):
-        raise InputError(f"`lora_alpha` must be above 0, got {lora_alpha}")
-    _check_model(model)
-    placement.check_model(model)
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"`learning_rate` must be above 0, got {learning_rate}")
+    check_number(above=0, lora_alpha=lora_alpha, loss_before=loss_before)
+    check_number(above=0, learning_rate=learning_rate, required=True)
+    check_number(warmup_ratio=warmup_ratio, required=True)
     if not 0 <= warmup_ratio < 1:
         raise InputError(f"`warmup_ratio` must be at least 0 and below 1, got {warmup_ratio}")
-    if lr_scheduler not in SCHEDULERS:
-        raise InputError(f"`lr_scheduler` must be one of {', '.join(SCHEDULERS)}, got {lr_scheduler!r}")
+    check_choice(SCHEDULERS, lr_scheduler=lr_scheduler)
+    check_flags(keep=keep, progress=progress)
+    check_type((dict, type(None)), "a dict of fields of LoraConfig", lora_kwargs=lora_kwargs)
+    for name, callback in {"on_step": on_step, "on_eval_batch": on_eval_batch}.items():
+        if callback is not None and not callable(callback):
+            raise InputError(f"`{name}` must be a function, got {shown(callback)}")
+    if not hasattr(tokenizer, "pad_token_id"):
+        raise InputError(f"`tokenizer` must be a tokenizer of transformers, got {shown(tokenizer)}")
+    _check_model(model)
+    placement.check_model(model)
     train = learnable(train, "train")
     eval = apart(train, learnable(eval, "eval"), "eval")
     if output_dir is not None:

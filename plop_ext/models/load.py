@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from plop_ext.arguments import check_flags, check_type
 from plop_ext.errors import InputError, SetupError
 from plop_ext.models import prefixes, quantization, sizes
 from plop_ext.models.architecture import build_on_meta, model_class, read_config
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
@@ -69,6 +71,10 @@ def load_model(
         >>> model.training
         False
     """
+    check_type((str, os.PathLike), "the name or folder of a model", name_or_path=name_or_path)
+    check_type((str, type(None)), "a name, or None", attn_implementation=attn_implementation)
+    check_flags(for_training=for_training, trust_remote_code=trust_remote_code)
+    name_or_path = os.fspath(name_or_path)
     placed = parse_device(device)
     wanted = parse_dtype(dtype)
     if for_training and placed.type == "cpu" and wanted == "auto":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from plop_ext import quantities
 from plop_ext.errors import InputError
 from plop_ext.placement.cost import WIDTHS
 from plop_ext.placement.placement import Placement
@@ -53,7 +55,7 @@ class Budget:
 
 
 def make_budget(
-    scores: ScoreData, max_params: int | float | None, max_memory: int | float | None, batch: int, seq: int
+    scores: ScoreData, max_params: int | float | str | None, max_memory: int | float | str | None, batch: int, seq: int
 ) -> Budget | None:
     """Return the requested budget, or None. Fractions refer to the model's parameters, or to its weights' bytes."""
     if max_params is None and max_memory is None:
@@ -65,24 +67,23 @@ def make_budget(
             f"`max_memory`: the model's weights are {dtype}, whose memory cannot be predicted; give `max_params`"
         )
     return Budget(
-        _absolute("max_params", max_params, model.get("parameters")),
-        _absolute("max_memory", max_memory, model.get("weight_bytes")),
+        _absolute("max_params", max_params, quantities.count_or_share, model.get("parameters")),
+        _absolute("max_memory", max_memory, quantities.size_or_share, model.get("weight_bytes")),
         dtype,
         batch,
         seq,
     )
 
 
-def _absolute(name: str, value: int | float | None, whole: int | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not value > 0 or (value > 1 and value % 1):
-        raise InputError(f"`{name}` must be a whole number, or a fraction in (0, 1), got {value}")
-    if value >= 1:
-        return int(value)
+def _absolute(
+    name: str, value: int | float | str | None, parse: Callable[[Any, str], int | float], whole: int | None
+) -> int | None:
+    amount = None if value is None else parse(value, name)
+    if not isinstance(amount, float):
+        return amount
     if whole is None:
         raise InputError(f"`{name}`={value} is a fraction, but the scores lack the size of the model; give a number")
-    return int(value * whole)
+    return int(amount * whole)
 
 
 def fit(candidates: Sequence[Callable[[], Placement]], budget: Budget, r: int | None) -> Placement:

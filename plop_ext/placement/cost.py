@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from plop_ext.arguments import check_type, check_whole
 from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
 
@@ -68,9 +69,7 @@ def cost(
     Raises:
         InputError: If a size is below 1 or a type is unknown.
     """
-    for name, value in (("batch", batch), ("seq", seq)):
-        if value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}")
+    check_whole(batch=batch, seq=seq, required=True)
     width, adapter_width = _width(model), _width(adapter_dtype)
     parameters = sum(ranks[target.name] * target.size for target in targets)
     tokens = batch * seq
@@ -102,10 +101,14 @@ def _kept_per_token(shapes: Mapping[str, tuple[int, ...]], width: int, adapter_w
 def _width(model: nn.Module | torch.dtype | str) -> int:
     """Return the bytes of one value of a model's weights."""
     if not isinstance(model, str):
+        import torch
+        from torch import nn
+
+        check_type((nn.Module, torch.dtype), "a model or the type of its weights", model=model)
         parameters = getattr(model, "parameters", None)
         dtype = next((p.dtype for p in parameters() if p.is_floating_point()), "float32") if parameters else model
         model = str(dtype)
     name = model.removeprefix("torch.")
     if name not in WIDTHS:
-        raise InputError(f"`model` has values of type {name}; name one of {', '.join(WIDTHS)}")
+        raise InputError(f"`model` has values of type {name:.40}; name one of {', '.join(WIDTHS)}")
     return WIDTHS[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from plop_ext import quantities
 from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.fingerprint import Fingerprint
@@ -66,13 +67,14 @@ class PlacementData:
         ranks = self.ranks_at(r)
         return sum(ranks[target.name] * target.size for target in self.lora_targets)
 
-    def rank_for(self, max_params: int) -> int:
+    def rank_for(self, max_params: int | float | str) -> int:
         """Find the largest rank, the same for all modules, whose parameters fit into `max_params`.
 
         Raises:
             InputError: If even rank 1 does not fit.
         """
         self.check_not_empty()
+        max_params = quantities.count(max_params, "max_params")
         rank = max_params // self.num_parameters(1)
         if rank < 1:
             raise InputError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from plop_ext.arguments import check_type
 from plop_ext.errors import InputError
 from plop_ext.layers import Unsupported, adapter_for, base_model, base_modules, plain_class, weights_in_place
 from plop_ext.lora_target import LoraTarget
@@ -27,6 +28,7 @@ def check_same_model(model: nn.Module, targets: Iterable[LoraTarget], fingerprin
     Raises:
         InputError: If a target is missing, or has another shape or weight: the placement is of another model.
     """
+    check_type(nn.Module, "a model", model=model)
     modules = dict(base_modules(model))
     _check_shapes(model, modules, targets)
     _check_weights(model, modules, fingerprints)

@@ -6,11 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 
+from plop_ext import quantities
 from plop_ext._warnings import warn
+from plop_ext.arguments import check_choice, check_flags, check_number, check_seed, check_type, check_whole
 from plop_ext.errors import InputError
 from plop_ext.module_types import without_role
 from plop_ext.placement.budget import Budget, fit, make_budget, most_types
@@ -30,14 +32,14 @@ def select(
     scores: ScoreData,
     *,
     types: int | str | Sequence[str] | None,
-    modules: int | float | None,
+    modules: int | float | str | None,
     max_nfn: float | None,
     strategy: str,
     seed: int,
     r: int | None,
     ranks: str | None,
-    max_params: int | float | None,
-    max_memory: int | float | None,
+    max_params: int | float | str | None,
+    max_memory: int | float | str | None,
     batch: int,
     seq: int,
     ignore_nonfinite: bool,
@@ -48,11 +50,16 @@ def select(
             f"{scores.nonfinite}: a broken model is not placed; mend the checkpoint, score with another `dtype`, or "
             "set `ignore_nonfinite`"
         )
-    if strategy not in STRATEGIES:
-        raise InputError(f"`strategy` must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    if ranks not in RANKS:
-        raise InputError(f"`ranks` must be None or 'inverse-nfn', got {ranks!r}")
-    check_rank(r)
+    check_choice(STRATEGIES, strategy=strategy)
+    check_choice(RANKS, ranks=ranks)
+    check_whole(r=r)
+    check_whole(batch=batch, seq=seq, required=True)
+    check_seed(seed=seed)
+    check_number(max_nfn=max_nfn)
+    if types is not None:
+        check_type((str, Integral, Sequence), "a number, 'auto' or names of types", types=types)
+    check_flags(ignore_nonfinite=ignore_nonfinite)
+    amount = None if modules is None else quantities.count_or_share(modules, "modules")
     given = [
         name for name, value in (("types", types), ("modules", modules), ("max_nfn", max_nfn)) if value is not None
     ]
@@ -67,7 +74,7 @@ def select(
         candidates = [partial(_by_family, scores, strategy)]
     elif modules is not None or max_nfn is not None:
         _require_signal(scores, strategy, asked=True)
-        candidates = [partial(_by_module, scores, modules, max_nfn, strategy, seed)]
+        candidates = [partial(_by_module, scores, amount, max_nfn, strategy, seed)]
     elif types is None or types == "auto":
         _require_signal(scores, strategy, asked=False)
         auto = None if types is None else _automatic(scores, strategy, budget, r)
@@ -85,7 +92,7 @@ def select(
         fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
         reason = f"{reason}; {fewer}" if reason else fewer
     if placement.strategy in ("lowest", "inverse") or max_nfn is not None:
-        warn_of_too_few_samples(scores, placement, modules, single=modules is not None or max_nfn is not None)
+        warn_of_too_few_samples(scores, placement, amount, single=amount is not None or max_nfn is not None)
     return replace(placement, reason=reason)
 
 
@@ -217,14 +224,10 @@ def _by_module(
         notes = _passed_over(scores, lambda item: item.lowest <= max_nfn)
         return _placement_of_modules(scores, chosen, "modules", f"nfn<={max_nfn:g}", notes)
     assert modules is not None
-    if isinstance(modules, bool) or not isinstance(modules, Real):
-        raise InputError(f"`modules` must be a number or a fraction, got {modules!r}")
-    if not isinstance(modules, Integral):
-        if not 0 < modules <= 1:
-            raise InputError(f"`modules` as a fraction must be in (0, 1], got {modules}")
-        count, label = max(1, round(modules * total)), f"{float(modules):.0%} of modules"
+    if isinstance(modules, float):
+        count, label = max(1, round(modules * total)), f"{modules:.0%} of modules"
     else:
-        count, label = int(modules), f"{modules} modules"
+        count, label = modules, f"{modules} modules"
     if not 1 <= count <= total:
         raise InputError(f"`modules` must be between 1 and {total}, the number of scored modules, got {modules}")
     prefix = "" if strategy == "lowest" else f"{strategy} "

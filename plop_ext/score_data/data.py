@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plop_ext.arguments import check_seed, check_whole
 from plop_ext.errors import InputError
 from plop_ext.score_data import paper_script
 from plop_ext.score_data.frozen import freeze
@@ -152,6 +153,8 @@ class ScoreData:
         Raises:
             InputError: If `k` is out of range, or with `compat="paper-script"`.
         """
+        check_whole(least=-(2**63), k=k)
+        check_seed(seed=seed)
         if k is not None and not 1 <= k <= len(self.table.types):
             raise InputError(f"`k` must be between 1 and {len(self.table.types)}, the number of types, got {k}")
         if (k, seed) not in self._summaries:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
-from plop_ext.arguments import MOST_PROBES, MOST_SAMPLES, check_whole
-from plop_ext.errors import InputError
+from plop_ext.arguments import MOST_PROBES, MOST_SAMPLES, check_choice, check_type, check_whole
 from plop_ext.module_types import as_patterns
 
 _CHOICES = {"mask": ("attention", "completion", "all"), "baseline": ("frobenius", "probe")}
@@ -40,13 +39,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.compat not in (None, "paper-script"):
-            raise InputError(f"`compat` must be None or 'paper-script', got {self.compat!r}")
-        check_whole(token_step=self.token_step)
+            check_choice(choices, **{name: getattr(self, name)})
+        check_type(str, "a part of the model, such as 'language' or 'all'", scope=self.scope)
+        check_choice((None, "paper-script"), compat=self.compat)
+        check_whole(token_step=self.token_step, required=True)
         check_whole(most=MOST_SAMPLES, max_samples=self.max_samples)
-        check_whole(most=MOST_PROBES, probes=self.probes)
+        check_whole(most=MOST_PROBES, probes=self.probes, required=True)
+        check_whole(least=-(2**63), seed=self.seed, required=True)
         for name in ("max_samples", "token_step", "probes", "seed"):
             value = getattr(self, name)
             if isinstance(value, Integral):  # numpy's integers cannot be written as JSON

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from plop_ext.arguments import shown
 from plop_ext.errors import InputError
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.score_data.modules import MIN_EXPERT_TOKENS, few_routed_detail
@@ -22,6 +23,8 @@ ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
 def merge(cls: type[ScoresT], parts: Sequence[ScoreData]) -> ScoresT:
     """Merge runs into a `cls`; see `Scores.merge`."""
+    if not isinstance(parts, Sequence) or not all(isinstance(part, ScoreData) for part in parts):
+        raise InputError(f"`parts` must be a list of scores, got {shown(parts)}")
     if not parts:
         raise InputError("`merge` got no scores; give at least one")
     first = parts[0]

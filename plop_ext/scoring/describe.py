@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from plop_ext import ops
+from plop_ext.arguments import check_type
 from plop_ext.errors import InputError
 from plop_ext.provenance import versions
 from plop_ext.score_data.settings import Settings
@@ -20,6 +21,7 @@ from plop_ext.scoring.outcome import Outcome
 
 def check_data_info(data_info: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the caller wants recorded of the data; refused before the run if no file could hold it."""
+    check_type((Mapping, type(None)), "a dict of plain JSON values", data_info=data_info)
     try:
         return json.loads(json.dumps(dict(data_info or {})))
     except (TypeError, ValueError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from plop_ext import quantities
+from plop_ext.arguments import check_whole, shown
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import length
 from plop_ext.statistics import StopRule
@@ -17,15 +19,17 @@ def extent(
     max_samples: int | str | None, stop: str | StopRule | None, compat: str | None
 ) -> tuple[int | None, StopRule | None]:
     """Return the maximum number of samples, and the rule for stopping earlier."""
-    if isinstance(max_samples, str) and max_samples != "auto":
-        raise InputError(f"`max_samples` must be a number, None or 'auto', got {max_samples!r}")
-    if isinstance(stop, str) and stop not in ("auto", "settled"):
-        raise InputError(f"`stop` must be 'settled', a StopRule or None, got {stop!r}")
+    if not isinstance(max_samples, str):
+        check_whole(max_samples=max_samples)
+    elif max_samples != "auto":
+        max_samples = quantities.count(max_samples, "max_samples")
+    if not isinstance(stop, StopRule | None) and not (isinstance(stop, str) and stop in ("auto", "settled")):
+        raise InputError(f"`stop` must be 'settled', a StopRule or None, got {shown(stop)}")
     if stop == "auto":
         # There are no such statistics for the unweighted means of batches of the published script.
         stop = "settled" if max_samples == "auto" and compat is None else None
     rule = StopRule() if stop == "settled" else stop
-    assert not isinstance(rule, str)
+    assert not isinstance(rule, str) and not (isinstance(max_samples, str) and max_samples != "auto")
     if rule is not None and compat is not None:
         raise InputError("`stop` has no meaning with `compat`; leave one of the two out")
     return DEFAULT_SAMPLES if isinstance(max_samples, str) else max_samples, rule

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from plop_ext.errors import InputError
-from plop_ext.files import writing
+from plop_ext.files import resolve, writing
 from plop_ext.totals import Totals
 
 FORMAT = "plop_ext.journal"
@@ -64,6 +64,7 @@ class Journal:
         self._file: BinaryIO | None = None
         self.records: list[Record] = []
         with writing(path):
+            resolve(path)  # refuses what is no path
             if self._path.exists():
                 self._continue(resume)
         self._known = {sample: record for record in self.records for sample in record.ids}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import time
@@ -9,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from plop_ext.arguments import check_flags, check_type, shown
 from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
@@ -28,18 +30,23 @@ from plop_ext.scoring.assemble import assemble
 from plop_ext.scoring.baseline import compute_baselines, frobenius_norms
 from plop_ext.scoring.describe import check_data_info, describe_run
 from plop_ext.scoring.extent import available_samples, extent
+from plop_ext.scoring.inputs import take_batches, take_model
 from plop_ext.scoring.journal import Journal
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.scoring.warn_about import warn_about, warn_of_scope
 from plop_ext.statistics import StopRule
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 
 def score(
-    model: nn.Module,
-    dataloader: Iterable[Any],
+    model: nn.Module | str | os.PathLike[str],
+    dataloader: Iterable[Any] | str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     max_samples: int | str | None = "auto",
     stop: str | StopRule | None = "auto",
@@ -74,10 +81,14 @@ def score(
             convolutions, stacked experts. A `torch.compile`d model is scored eagerly. Wrappers (DDP, FSDP,
             activation checkpointing, LoRA adapters, a module around one model) have no part in the names, so that a
             placement fits the model with and without them; in a model with LoRA adapters, the base layers are scored.
-        dataloader: Batches. A dict is passed as keywords, a tuple or list as arguments, a tensor as the only argument.
-            Each row of `input_ids` is a sample; in a packed batch, each sequence (by `cu_seq_lens_q`, `seq_idx`,
-            numbered segments in `attention_mask`, or `position_ids` that restart at 0). `sample_ids` [samples] in a
-            dict become the ids of the samples, and are not passed to the model.
+            A folder or name of a model is loaded as by `plop_ext.models.load_model`, with its tokenizer.
+        dataloader: Batches; or rows of a data set, texts, or samples from `plop_ext.data.encode`, which are encoded
+            and batched with their defaults; or the name of a data set, as for `plop_ext.data.load_rows`. A dict is
+            passed as keywords, a tuple or list as arguments, a tensor as the only argument. Each row of `input_ids`
+            is a sample; in a packed batch, each sequence (by `cu_seq_lens_q`, `seq_idx`, numbered segments in
+            `attention_mask`, or `position_ids` that restart at 0). `sample_ids` [samples] in a dict become the ids of
+            the samples, and are not passed to the model.
+        tokenizer: Tokenizer of the model, if `dataloader` holds rows or texts and `model` is no name.
         max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
             and fewer once the stop rule is met.
         stop: `"settled"`: stop as soon as at least 4 samples were read and the three lowest types are the same in 99 %
@@ -137,6 +148,11 @@ def score(
     Raises:
         InputError: If an argument is out of range, the data is empty or fully masked, or no module can be scored.
     """
+    check_flags(fast=fast, graph=graph, resume=resume, progress=progress)
+    check_type((str, type(None)), "a name, or None", data_name=data_name)
+    check_type((str, os.PathLike, type(None)), "the path of a file, or None", journal=journal)
+    if forward is not None and not callable(forward):
+        raise InputError(f"`forward` must be a function of a model and a batch, got {shown(forward)}")
     limit, rule = extent(max_samples, stop, compat)
     settings = Settings(
         mask=mask,
@@ -155,10 +171,12 @@ def score(
             f"`fast` reads outputs together, and `compat`={compat!r} reads each separately; leave one of the two out"
         )
     data = check_data_info(data_info)
+    model, tokenizer = take_model(model, tokenizer)
+    given = take_batches(dataloader, tokenizer, mask, limit, seed, own=forward is not None)
     model = runnable(model)
     started = time.perf_counter()
-    if rule is not None and hasattr(dataloader, "in_random_order"):
-        dataloader = dataloader.in_random_order(seed)
+    if rule is not None and hasattr(given, "in_random_order"):
+        given = given.in_random_order(seed)
 
     with random_state(), evaluating(model):
         found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
@@ -180,11 +198,11 @@ def score(
             "modules": [layer.name for layer in found.layers],
         }
         record = nullcontext() if journal is None else Journal(journal, identity, baselines, resume)
-        total = limit if limit is not None else length(dataloader)
+        total = limit if limit is not None else length(given)
         with record as written, collector, forwards, progress_bar("scoring", total, progress) as advance:
             done = run_batches(
                 model,
-                dataloader,
+                given,
                 collector,
                 forwards,
                 settings,
@@ -194,7 +212,7 @@ def score(
             )
             report = forwards.report()
     outcome = done.outcome(collector, norms, baselines)
-    available = available_samples(dataloader, limit, done.batches.count(done.batches[0]))
+    available = available_samples(given, limit, done.batches.count(done.batches[0]))
     ended = None if watch is None else watch.report(len(done.ids), available)
     data |= {"name": data_name, "hash": done.fingerprint}
     provenance = describe_run(described, data, settings, outcome, input_device(model), started, ended)
@@ -207,7 +225,10 @@ def score(
 
 
 def find_plop_targets(
-    model: nn.Module, dataloader: Iterable[Any], types: int | str | None = None, **score_kwargs: Any
+    model: nn.Module | str | os.PathLike[str],
+    dataloader: Iterable[Any] | str | os.PathLike[str],
+    types: int | str | Sequence[str] | None = None,
+    **score_kwargs: Any,
 ) -> dict[str, Any]:
     """Score `model` and return keyword arguments for `LoraConfig(**targets)` that select the lowest module types.
 
@@ -216,7 +237,7 @@ def find_plop_targets(
         dataloader: As for `score`.
         types: Number of module types to select (default 3), their names, or `"auto"`, as for `Scores.place`. The
             default stop rule waits for the same number of types.
-        **score_kwargs: Further arguments of `score`.
+        **score_kwargs: Further arguments of `score`, such as `tokenizer`.
 
     Raises:
         InputError: As `score` and `Scores.place`. More types than the model has are refused before it runs.
@@ -225,7 +246,13 @@ def find_plop_targets(
         >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
-    if isinstance(types, Integral) and score_kwargs.get("compat") is None:
+    unknown = sorted(set(score_kwargs) - set(inspect.signature(score).parameters))
+    if unknown:
+        raise InputError(f"`{unknown[0]}` is no argument of `score`")
+    if types is not None:
+        check_type((str, Integral, Sequence), "a number, 'auto' or names of types", types=types)
+    model, score_kwargs["tokenizer"] = take_model(model, score_kwargs.get("tokenizer"))
+    if isinstance(types, Integral) and not isinstance(types, bool) and score_kwargs.get("compat") is None:
         options = {name: score_kwargs[name] for name in ("include", "exclude", "scope") if name in score_kwargs}
         with random_state(), evaluating(model):
             found = discover(runnable(model), **options)
@@ -233,6 +260,6 @@ def find_plop_targets(
     stop = score_kwargs.get("stop", "auto")
     by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
     settles = stop == "settled" or (stop == "auto" and by_default)
-    if settles and isinstance(types, Integral) and types >= 1:
+    if settles and isinstance(types, Integral) and not isinstance(types, bool) and types >= 1:
         score_kwargs["stop"] = StopRule(types=int(types))
     return score(model, dataloader, **score_kwargs).place(types=types).targets()

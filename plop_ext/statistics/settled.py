@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plop_ext import quantities
+from plop_ext.arguments import check_number, check_whole
 from plop_ext.errors import InputError
 from plop_ext.statistics.boundaries import DEFAULT_TYPES
 from plop_ext.statistics.resampling import RESAMPLES, modules_over_samples, types_over_samples
@@ -22,26 +24,28 @@ class StopRule:
     the bootstrap resamples of the samples.
 
     Attributes:
-        types: Number of types that you will place.
-        modules: Number of single modules (int), or fraction of them (float), that you will place instead of types.
+        types: Number of types that you will place; default 3, or None with `modules`.
+        modules: Number of single modules (int, `"1k"`), or share of them (float, `"5%"`), that you will place instead
+            of types.
         confidence: Share of the resamples that must give the same set.
         min_samples: Samples read before the first evaluation; default 4, and 64 for modules.
     """
 
-    types: int = DEFAULT_TYPES
-    modules: int | float | None = None
+    types: int | None = None
+    modules: int | float | str | None = None
     confidence: float = 0.99
     min_samples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.types < 1:
-            raise InputError(f"`types` of the stop rule must be at least 1, got {self.types}")
-        if not 0.5 < self.confidence <= 1:
-            raise InputError(f"`confidence` of the stop rule must be above 0.5 and at most 1, got {self.confidence}")
-        if self.modules is not None and self.modules <= 0:
-            raise InputError(f"`modules` of the stop rule must be above 0, got {self.modules}")
-        if self.min_samples is not None and self.min_samples < 2:
-            raise InputError(f"`min_samples` of the stop rule must be at least 2, got {self.min_samples}")
+        check_whole(types=self.types)
+        check_number(above=0.5, most=1, confidence=self.confidence, required=True)
+        check_whole(least=2, min_samples=self.min_samples)
+        if self.modules is not None:
+            if self.types is not None:
+                raise InputError("`types` and `modules` of the stop rule exclude each other; give one")
+            object.__setattr__(self, "modules", quantities.count_or_share(self.modules, "modules"))
+        elif self.types is None:
+            object.__setattr__(self, "types", DEFAULT_TYPES)
 
     @property
     def first_look(self) -> int:
@@ -64,9 +68,11 @@ def set_stability(table: GainTable, rule: StopRule, seed: int = 0) -> float:
     if table.samples < 2:
         return 0.0
     if rule.modules is None:
+        assert rule.types is not None
         values, k = types_over_samples(table, RESAMPLES, seed), rule.types
     else:
         order = table.module_nfn(table.all_samples)[0].argsort(kind="stable")
         values = modules_over_samples(table, RESAMPLES, seed)[:, order]
+        assert not isinstance(rule.modules, str)  # replaced by the number that it stands for
         k = max(1, round(rule.modules * len(order))) if isinstance(rule.modules, float) else rule.modules
     return 1.0 if k >= values.shape[1] else float(set_holds(values)[k - 1])

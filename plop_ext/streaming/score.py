@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plop_ext import memory
+from plop_ext import memory, quantities
+from plop_ext.arguments import check_flags, check_type
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import default_forward
 from plop_ext.models.checkpoint import Checkpoint
@@ -26,6 +28,7 @@ from plop_ext.scores import Scores
 from plop_ext.scoring.assemble import assemble
 from plop_ext.scoring.describe import describe_run
 from plop_ext.scoring.digest import data_hash, digest
+from plop_ext.scoring.inputs import take_batches
 from plop_ext.scoring.warn_about import warn_about, warn_of_scope
 from plop_ext.streaming import plan, skeleton
 from plop_ext.streaming.run import Stream, collect_batches, join, streaming
@@ -33,6 +36,9 @@ from plop_ext.streaming.state import State
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights, one_thread
 from plop_ext.streams.batch import StreamReader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +50,8 @@ _SHARE = 0.8
 
 def score_streaming(
     name_or_path: str,
-    dataloader: Iterable[Any],
+    dataloader: Iterable[Any] | str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     max_samples: int | None = DEFAULT_SAMPLES,
     mask: str = "attention",
@@ -75,6 +82,7 @@ def score_streaming(
     Args:
         name_or_path: Model folder with safetensors files, a name on the hub (which is downloaded), or `"plop-tiny"`.
         dataloader: As for `score`.
+        tokenizer: As for `score`; rows and texts need it.
         max_samples: Stop reading after the batch that completes this many samples; None reads all. 16 samples suffice
             for a stable order of types; an order of single modules needs 64 or more.
         mask: As for `score`.
@@ -124,10 +132,15 @@ def score_streaming(
         token_step=token_step,
         seed=seed,
     )
+    check_type((str, os.PathLike), "the name or folder of a model", name_or_path=name_or_path)
+    check_type((str, os.PathLike, type(None)), "the path of a folder, or None", state=state)
+    check_type((str, type(None)), "a name, or None", data_name=data_name, attn_implementation=attn_implementation)
+    check_flags(resume=resume, progress=progress, trust_remote_code=trust_remote_code)
+    name_or_path = os.fspath(name_or_path)
     if resume and state is None:
         raise InputError("`resume` needs `state`, the folder that the killed run wrote")
     started = time.perf_counter()
-    budget = None if memory_budget is None else memory.parse_size(memory_budget, "memory_budget")
+    budget = None if memory_budget is None else quantities.size(memory_budget, "memory_budget")
     chosen = run_device(device)
     source = streamed_source(name_or_path, code=trust_remote_code)
     trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
@@ -145,7 +158,8 @@ def score_streaming(
     )
     warn_of_scope(scope, model.found.scope)
     settings = replace(settings, scope=model.found.scope)
-    data = collect_batches(dataloader, settings, StreamReader(model.model, settings.mask))
+    given = take_batches(dataloader, tokenizer, mask, max_samples, seed, own=False)
+    data = collect_batches(given, settings, StreamReader(model.model, settings.mask))
     weights = Weights(model, checkpoint)
     figures = plan.make(model, weights, [batch.extent for batch in data.batches], chosen)
     _reset_peaks(chosen, model.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plop_ext.errors import InputError
-from plop_ext.files import make_folder, read_json, write_text_atomic
+from plop_ext.files import make_folder, read_json, resolve, write_text_atomic, writing
 from plop_ext.streaming.store import load_tensors, save_object, save_tensors
 
 FORMAT = "plop_ext.streaming"
@@ -31,6 +31,8 @@ class State:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        with writing(folder):
+            resolve(folder)  # refuses what is no path
         self.folder = folder
         self._identity = json.loads(json.dumps(identity))
 

@@ -122,7 +122,7 @@ def test_finetune_takes_the_ranks_of_the_placement(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([*SCORE, "--stop", "soon"], "--stop: invalid choice: 'soon'"),
-        ([*SCORE, "--settle-types", "0"], "`--settle-types` of the stop rule"),
+        ([*SCORE, "--settle-types", "0"], "`--settle-types` must be at least 1"),
         ([*SCORE, "--settle-types", "2", "--settle-modules", "5"], "exclude each other; give one"),
         ([*SCORE, "--settle-types", "2", "--stream"], "early stop, and this run has none; leave --settle-types out"),
         ([*SCORE, "--settle-modules", "9", "--stream", "--dry-run"], "`--settle-modules` configures the early stop"),
@@ -132,7 +132,7 @@ def test_finetune_takes_the_ranks_of_the_placement(tmp_path: Path) -> None:
         ),
         ([*SCORE, "--stop", "settled", "--compat", "paper-script"], "`--stop` has no meaning with `--compat`"),
         (["place", "{saved}", "--max-params", "much"], "`--max-params` must be a number"),
-        (["place", "{saved}", "--max-memory", "xGiB"], "`--max-memory` must be a number"),
+        (["place", "{saved}", "--max-memory", "xGiB"], "`--max-memory` must be a size"),
         (["place", "{saved}", "--max-params", "5"], "nothing fits 5 parameters"),
         (["place", "{saved}", "--ranks", "equal"], "--ranks: invalid choice: 'equal'"),
         (["place", "{saved}", "--rank", "0"], "`--rank` must be at least 1"),

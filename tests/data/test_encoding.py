@@ -123,7 +123,7 @@ class TestEncode:
                 {"mask": "completion"},
                 r"`mask`='completion' needs .* the rows are plain text .*; leave",
             ),
-            ([{"text": "x"}], {"mask": "labels"}, r"`mask` must be 'attention' or 'completion', got 'labels'"),
+            ([{"text": "x"}], {"mask": "labels"}, r"`mask` must be one of attention, completion, got 'labels'"),
             ([{"text": "x"}], {"max_length": 0}, r"`max_length` must be at least 1, got 0"),
             (
                 [{"prompt": "abcdef", "completion": "g"}],

@@ -344,7 +344,7 @@ class TestRefusals:
             ({"batch_size": -1}, "`batch_size` must be at least 1, got -1"),
             ({"eval_batch_size": 0}, "`eval_batch_size` must be at least 1, got 0"),
             ({"learning_rate": 0.0}, "`learning_rate` must be above 0, got 0.0"),
-            ({"learning_rate": math.nan}, "`learning_rate` must be above 0, got nan"),
+            ({"learning_rate": math.nan}, "`learning_rate` must be a number, got nan"),
             ({"warmup_ratio": 1.0}, "`warmup_ratio` must be at least 0 and below 1, got 1.0"),
             ({"lr_scheduler": "cosin"}, "`lr_scheduler` must be one of .*cosine.*, got 'cosin'"),
             ({"train": []}, "`train` has no token to predict in 0 samples"),

@@ -274,12 +274,12 @@ NOTHING_FITS = (
             "the budget, or place fewer",
         ),
         *(
-            ({name: value}, f"`{name}` must be a whole number, or a fraction in (0, 1), got {value}")
-            for name in ("max_params", "max_memory")
+            ({name: value}, f"`{name}` must be {wanted} or a fraction (0.25, 5%), got {value}")
+            for name, wanted in (("max_params", "a number (24, 10M)"), ("max_memory", "a size (6GiB, 500MB)"))
             for value in (0, -1, 1.5, True, float("nan"), float("inf"))
         ),
         ({"r": 0}, "`r` must be at least 1"),
-        ({"ranks": "equal"}, "`ranks` must be None or 'inverse-nfn'"),
+        ({"ranks": "equal"}, "`ranks` must be one of None, inverse-nfn"),
         ({"types": "auto", "strategy": "inverse"}, 'strategy="inverse" needs a number'),
         ({"max_memory": 10**9, "seq": 0}, "`seq` must be at least 1"),
     ],

@@ -80,7 +80,7 @@ def test_the_published_script_decides_what_it_decides() -> None:
     [
         ({"mask": "some"}, "`mask` must be one of attention, completion, all, got 'some'"),
         ({"baseline": None}, "`baseline` must be one of frobenius, probe, got None"),
-        ({"compat": "paper"}, "`compat` must be None or 'paper-script', got 'paper'"),
+        ({"compat": "paper"}, "`compat` must be one of None, paper-script, got 'paper'"),
         ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
         ({"token_step": 0}, "`token_step` must be at least 1, got 0"),
         ({"max_samples": 10**20}, "`max_samples` must be at most 1000000, got 100000000000000000000"),

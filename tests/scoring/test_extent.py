@@ -36,7 +36,7 @@ def test_limit_and_rule(arguments: Any, expected: tuple[int | None, StopRule | N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("all", None, None), "`max_samples` must be a number, None or 'auto', got 'all'"),
+        (("all", None, None), "`max_samples` must be a whole number (24, 10M, 1e9), got 'all'"),
         ((7, "soon", None), "`stop` must be 'settled', a StopRule or None, got 'soon'"),
         ((7, "settled", "paper-script"), "`stop` has no meaning with `compat`; leave one of the two out"),
         ((7, RULE, "paper-script"), "`stop` has no meaning with `compat`; leave one of the two out"),

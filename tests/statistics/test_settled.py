@@ -17,12 +17,14 @@ from tests.support.gain_tables import irregular, table
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"types": 0}, "`types` of the stop rule must be at least 1, got 0"),
-        ({"confidence": 0.5}, "`confidence` of the stop rule must be above 0.5 and at most 1, got 0.5"),
-        ({"confidence": 1.01}, "`confidence` of the stop rule must be above 0.5 and at most 1, got 1.01"),
-        ({"modules": 0}, "`modules` of the stop rule must be above 0, got 0"),
-        ({"modules": -0.5}, "`modules` of the stop rule must be above 0, got -0.5"),
-        ({"min_samples": 1}, "`min_samples` of the stop rule must be at least 2, got 1"),
+        ({"types": 0}, "`types` must be at least 1, got 0"),
+        ({"confidence": 0.5}, "`confidence` must be above 0.5 and at most 1, got 0.5"),
+        ({"confidence": 1.01}, "`confidence` must be above 0.5 and at most 1, got 1.01"),
+        ({"modules": 0}, "`modules` must be a number (24, 10M) or a fraction (0.25, 5%), got 0"),
+        ({"modules": -0.5}, "`modules` must be a number (24, 10M) or a fraction (0.25, 5%), got -0.5"),
+        ({"types": 2, "modules": 3}, "`types` and `modules` of the stop rule exclude each other; give one"),
+        ({"types": True}, "`types` must be a whole number, got True"),
+        ({"min_samples": 1}, "`min_samples` must be at least 2, got 1"),
     ],
 )
 def test_bad_rules(arguments: dict[str, Any], message: str) -> None:
@@ -31,7 +33,7 @@ def test_bad_rules(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_the_strictest_and_the_loosest_rules() -> None:
-    StopRule(types=1, confidence=1, modules=0.01, min_samples=2)
+    StopRule(types=1, confidence=1, min_samples=2)
     StopRule(confidence=0.501, modules=1)
     assert StopRule() == StopRule(types=3, modules=None, confidence=0.99, min_samples=None)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from plop_ext import InputError, memory
+from plop_ext import InputError, memory, quantities
 from plop_ext.cli.main import main
 from plop_ext.models.checkpoint import Checkpoint
 from plop_ext.models.source import find
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
     [("6GiB", 6 << 30), ("1.5 gib", 3 << 29), ("500MB", 500_000_000), ("2k", 2000), ("4096", 4096), (7, 7)],
 )
 def test_sizes(text: str | int, size: int) -> None:
-    assert memory.parse_size(text, "memory_budget") == size
+    assert quantities.size(text, "memory_budget") == size
 
 
 def test_peak_rss_sees_what_was_held_for_a_moment() -> None:
@@ -58,7 +58,7 @@ def test_a_budget_too_small_is_refused_with_one_that_is_enough(tmp_path: Path) -
     assert named is not None
     scores = stream_quietly(folder, BATCHES, device="cpu", memory_budget=named[1])
     streaming = scores.provenance["streaming"]
-    assert streaming["peak_rss"] <= memory.parse_size(named[1], "") == streaming["memory_budget"]
+    assert streaming["peak_rss"] <= quantities.size(named[1], "x") == streaming["memory_budget"]
 
 
 def test_without_a_budget_too_little_free_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

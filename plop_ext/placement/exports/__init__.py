@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from typing import Any
 
+from plop_ext.arguments import check_type, shown
 from plop_ext.errors import InputError
 from plop_ext.placement.data import PlacementData
 
@@ -22,6 +23,7 @@ def stacks() -> tuple[str, ...]:
 
 def export(placement: PlacementData, stack: str, **options: Any) -> Any:
     """Return a placement in the form of `stack`; see `Placement.export`."""
+    check_type(str, f"one of {', '.join(stacks())}", stack=stack)
     if stack not in stacks():
-        raise InputError(f"`stack` must be one of {', '.join(stacks())}, got {stack!r}")
+        raise InputError(f"`stack` must be one of {', '.join(stacks())}, got {shown(stack)}")
     return importlib.import_module(f"{__name__}.{stack.replace('-', '_')}").export(placement, **options)

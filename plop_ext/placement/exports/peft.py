@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from plop_ext._warnings import warn
-from plop_ext.errors import InputError, SetupError
+from plop_ext.arguments import check_number, check_type
+from plop_ext.errors import InputError, SetupError, first_line
 from plop_ext.placement.data import PlacementData
 from plop_ext.placement.ranks import check_rank
 
@@ -37,13 +38,19 @@ def export(placement: PlacementData, r: int | None = None, lora_alpha: int | Non
         from peft import LoraConfig
     except ImportError as error:
         raise SetupError("`lora_config` needs PEFT: pip install peft") from error
+    check_number(above=0, lora_alpha=lora_alpha)
     r = placement.r if r is None else r
     alpha = 2 * r if lora_alpha is None else lora_alpha
     if placement.ranks:
         pattern = rank_pattern(placement.ranks, r)
         kwargs.setdefault("rank_pattern", pattern)
         kwargs.setdefault("alpha_pattern", alpha_pattern(pattern, alpha / r))
-    return LoraConfig(r=r, lora_alpha=alpha, **selected, **kwargs)
+    try:
+        return LoraConfig(r=r, lora_alpha=alpha, **selected, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"PEFT refuses this configuration: {first_line(error)}; change or leave out the field"
+        ) from error
 
 
 def targets(placement: PlacementData) -> dict[str, Any]:
@@ -56,8 +63,11 @@ def targets(placement: PlacementData) -> dict[str, Any]:
 
 def verify(placement: PlacementData, peft_model: nn.Module) -> None:
     """Check that exactly the placement carries LoRA; see `Placement.verify`."""
+    from torch import nn
+
     from plop_ext.placement.round_trip import check_round_trip  # needs torch, and placing does not
 
+    check_type(nn.Module, "a model with adapters", peft_model=peft_model)
     adapted, wanted = adapted_names(peft_model), {target.name for target in placement.lora_targets}
     missing, extra = wanted - adapted, adapted - wanted
     if missing or extra:
