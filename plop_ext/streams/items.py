@@ -63,22 +63,27 @@ def audio_streams(
     names = _SOUND_MASKS if owner is not None else (*_SOUND_MASKS, "attention_mask")
     mask = next((fields[name] for name in names if isinstance(fields.get(name), Tensor)), None)
     clips = int(sound.shape[0]) if mask is None or mask.dim() != 2 else len(mask)
-    count = _count(_placed(fields, facts, "clips", owner, samples), clips, samples)
-    if count is None:
-        yield Untold(f"come from {clips} clips that cannot be assigned to {samples} samples")
-        return
+    placed = _placed(fields, facts, "clips", owner, samples)
+    count = _count(placed, clips, samples)
     flags: list[Tensor] = []
     padded = False
-    if mask is not None and mask.dim() == 2 and not count_all:
+    if mask is not None and mask.dim() == 2:
         valid = mask.bool()
         padded = not bool(valid.all())
         flags.append(valid)
         whole, lengths = torch.tensor([mask.shape[1]]), valid.sum(dim=1).cpu()
         for function in facts.lengths:
-            total = int(function(whole))
+            total, frames = int(function(whole)), function(lengths)
             if total > 0:
-                flags.append(torch.arange(total) < function(lengths).reshape(-1, 1))
-    yield Items("clips", count, flags=tuple(flags), padded=padded, latents=facts.queries)
+                flags.append(torch.arange(total) < frames.reshape(-1, 1))
+            if count is None and placed is not None and int(frames.sum()) == int(placed.sum()):
+                count = _counted(_fitted(frames, placed), samples)
+    if count is None:
+        yield Untold(f"come from {clips} clips that cannot be assigned to {samples} samples")
+    elif count_all:
+        yield Items("clips", count, latents=facts.queries)
+    else:
+        yield Items("clips", count, flags=tuple(flags), padded=padded, latents=facts.queries)
 
 
 def _placed(
@@ -120,24 +125,40 @@ def _sizes(fields: Mapping[str, Any], facts: ModelFacts, what: str, pixels: Tens
 
 def _of_sizes(what: str, sizes: Tensor, placed: Tensor | None, samples: int, facts: ModelFacts) -> Stream:
     """Return the stream of items of known sizes: a sample owns as many as its placeholders have room for."""
-    items, total = len(sizes), int(sizes.sum())
+    items = len(sizes)
     if placed is None:
         if items != samples:
             return Untold(f"come from {items} {what} that cannot be assigned to {samples} samples")
         owner = torch.arange(samples)
     else:
-        ends = sizes.cumsum(0)
-        shares = placed.cumsum(0) * total
-        room = int(placed.sum())
-        if not (shares % room).any() and torch.isin(shares // room, torch.cat((ends.new_zeros(1), ends))).all():
-            owner = torch.searchsorted(shares // room, ends)
-        elif int((placed > 0).sum()) == items:
-            owner = (placed > 0).nonzero().reshape(-1)
-        else:
+        fitted = _fitted(sizes, placed)
+        if fitted is None:
             return Untold(f"come from {items} {what} that do not fit the placeholders of {samples} samples")
+        owner = fitted
     count = torch.bincount(owner, minlength=samples)
     per_sample = torch.zeros(samples, dtype=torch.int64).index_add_(0, owner, sizes)
     return Items(what, count, sizes=per_sample, latents=facts.queries)
+
+
+def _fitted(sizes: Tensor, placed: Tensor) -> Tensor | None:
+    """Return [N] int64: the sample of each item, so that placeholders are in proportion to sizes; None if they cannot.
+
+    If there are as many items as samples with placeholders, each of these samples has one.
+
+    Args:
+        sizes: [N] int64.
+        placed: [S] int64, placeholders of each sample.
+    """
+    ends, room = sizes.cumsum(0), int(placed.sum())
+    shares = placed.cumsum(0) * int(sizes.sum())
+    if not (shares % room).any() and torch.isin(shares // room, torch.cat((ends.new_zeros(1), ends))).all():
+        return torch.searchsorted(shares // room, ends)
+    return (placed > 0).nonzero().reshape(-1) if int((placed > 0).sum()) == len(sizes) else None
+
+
+def _counted(owner: Tensor | None, samples: int) -> Tensor | None:
+    """Return [S] int64: the items of each sample."""
+    return None if owner is None else torch.bincount(owner, minlength=samples)
 
 
 def _of_pixels(

@@ -281,6 +281,68 @@ def _cut(samples: tuple[int, ...]) -> Batch:
     return {"flattened_patches": pixels, "attention_mask": mask, "labels": padded(targets, -100)}
 
 
+# Samples of each sound.
+_WAVES = (400, 320, 240)
+
+
+def _sounds(samples: tuple[int, ...]) -> Batch:
+    waves = [torch.randn(_WAVES[sample], generator=torch.Generator().manual_seed(sample)) for sample in samples]
+    return {"input_values": padded(waves), "attention_mask": masked(waves).long()}
+
+
+def _heard(samples: tuple[int, ...]) -> Batch:
+    """Samples of Qwen2-Audio with up to two clips, each with frames up to a length of its own."""
+    rows, frames, masks = [], [], []
+    for sample in samples:
+        parts = [ids(3, sample)]
+        for number in range(_COUNTS[sample]):
+            length = (40, 24)[number]
+            seed = torch.Generator().manual_seed(10 * sample + number)
+            frames.append(torch.nn.functional.pad(torch.randn(8, length, generator=seed), (0, 40 - length)))
+            masks.append((torch.arange(40) < length).long())
+            parts += [torch.full((((length - 1) // 2 + 1 - 2) // 2 + 1,), _IMAGE), ids(2, sample)]
+        rows.append(torch.cat(parts))
+    batch: Batch = {"input_ids": padded(rows), "attention_mask": masked(rows)}
+    if frames:
+        batch |= {"input_features": torch.stack(frames), "feature_attention_mask": torch.stack(masks)}
+    return batch
+
+
+def _frames(batch: Batch, rows: int) -> Tensor:
+    """Which frames hold any of a clip: half as many as those of the mask, or a quarter."""
+    mask = batch.get("feature_attention_mask", torch.ones(0, 40))
+    for length, frames in ((20, lambda n: (n - 1) // 2 + 1), (10, lambda n: ((n - 1) // 2 + 1 - 2) // 2 + 1)):
+        if len(mask) and rows == len(mask) * length and rows != batch["input_ids"].numel():
+            return (torch.arange(length) < frames(mask.sum(dim=1)).reshape(-1, 1)).flatten()
+    return torch.ones(rows, dtype=torch.bool)
+
+
+def _qwen2_audio() -> nn.Module:
+    import transformers
+
+    sound = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": INNER, "d_model": HIDDEN}
+    config = transformers.Qwen2AudioConfig(
+        audio_config={**sound, "num_mel_bins": 8, "max_source_positions": 20},
+        text_config={"model_type": "qwen2", **TEXT},
+        audio_token_id=_IMAGE,
+        audio_token_index=_IMAGE,
+    )
+    return finished(transformers.Qwen2AudioForConditionalGeneration(config))
+
+
+def _naflex(samples: tuple[int, ...]) -> Batch:
+    """Images of SigLIP 2, each of its own height and width in patches."""
+    shapes = [((3, 4), (2, 3), (4, 4))[sample] for sample in samples]
+    longest = max(height * width for height, width in shapes)
+    pixels = torch.zeros(len(samples), longest, 3 * 8 * 8)
+    mask = torch.zeros(len(samples), longest, dtype=torch.long)
+    for row, (sample, (height, width)) in enumerate(zip(samples, shapes, strict=True)):
+        count = height * width
+        pixels[row, :count] = torch.randn(count, 192, generator=torch.Generator().manual_seed(sample))
+        mask[row, :count] = 1
+    return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
+
+
 def _prompt_tuned() -> nn.Module:
     from peft import PromptTuningConfig, get_peft_model
 
@@ -421,6 +483,34 @@ CASES: dict[str, StreamCase] = {
         lambda: {"pixel_values": _images(3, 0)},
         lambda: [{"pixel_values": image[None]} for image in _images(3, 0)],
     ),
+    "siglip2": _case(
+        from_config(
+            "Siglip2VisionModel",
+            "Siglip2VisionConfig",
+            **{key: value for key, value in VISION.items() if key != "image_size"},
+            num_patches=16,
+            vision_use_head=False,
+        ),
+        lambda: _naflex(_ALL),
+        _each(_naflex),
+    ),
+    "wav2vec2": _case(
+        from_config(
+            "Wav2Vec2Model",
+            "Wav2Vec2Config",
+            **{**PLAIN, "vocab_size": VOCAB},
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
+            conv_dim=(16, 16),
+            conv_kernel=(10, 3),
+            conv_stride=(5, 2),
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+        ),
+        lambda: _sounds(_ALL),
+        _each(_sounds),
+    ),
+    "qwen2_audio": _case(_qwen2_audio, lambda: _heard(_ALL), _each(_heard), scope="all", counted=_frames),
     "clip": _case(
         clip,
         lambda: padded_text() | {"pixel_values": _images(3, 0)},
