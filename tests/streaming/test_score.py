@@ -19,6 +19,7 @@ from tests.support.checkpoint import saved
 from tests.support.markdown import python_blocks
 from tests.support.paths import ROOT
 from tests.support.quiet import quietly, stream_quietly
+from tests.support.stream_cases import CASES
 from tests.support.tiny_models import gemma3, llama, qwen2, token_batch
 
 # Two lists of blocks, or one block that runs many times.
@@ -79,6 +80,26 @@ def test_one_of_two_lists_of_blocks_can_be_chosen(tmp_path: Path) -> None:
     decoder = sorted(name for name in names if "decoder.layers" in name)
     streamed = stream_quietly(folder, [case.batch()], device="cpu", include=decoder)
     assert_same(streamed, in_memory(folder, [case.batch()], torch.device("cpu"), include=decoder))
+
+
+@pytest.mark.parametrize("name", ["packed", "qwen2_5_vl", "deberta"])
+def test_blocks_have_the_streams_of_the_whole_model(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    folder = saved(case.build(), tmp_path)
+    streamed = stream_quietly(folder, [case.batch()], device="cpu", max_samples=None)
+    assert_same(streamed, in_memory(folder, [case.batch()], torch.device("cpu"), max_samples=None))
+
+
+def test_keys_of_cross_attention_have_the_rows_of_the_encoder(tmp_path: Path) -> None:
+    case = CASES["bart"]
+    folder = saved(case.build(), tmp_path)
+    names = sorted(name for name, module in case.build().named_modules() if isinstance(module, nn.Linear))
+    decoder = [name for name in names if "decoder.layers" in name]
+    streamed = stream_quietly(folder, [case.batch()], device="cpu", include=decoder)
+    assert_same(streamed, in_memory(folder, [case.batch()], torch.device("cpu"), include=decoder))
+    tokens = dict(zip(streamed.module_names, streamed.totals.tokens.tolist(), strict=True))
+    assert tokens["model.decoder.layers.0.encoder_attn.k_proj"] == [11, 6, 3]
+    assert tokens["model.decoder.layers.0.encoder_attn.q_proj"] == [4, 9, 7]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
