@@ -10,10 +10,10 @@ from torch.nn.parameter import is_lazy
 from plop_ext.layers.adapter import Unsupported
 
 
-def attribute(module: nn.Module, name: str) -> Any:
-    """Return an attribute of a module; None if it has none, or if it is a property that raises."""
+def attribute(owner: object, name: str) -> Any:
+    """Return an attribute of a module or a configuration; None if there is none, or if reading it raises."""
     try:
-        return getattr(module, name, None)
+        return getattr(owner, name, None)
     except Exception:  # code of a class that this package does not know
         return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from plop_ext.layers.attributes import attribute
+
 ROUTER = "a router: it chooses the experts, and an adapter on it would change the choice"
 
 _NAMES = ("router", "gate")
@@ -28,5 +30,5 @@ def is_router(name: str, out_features: int, config: object) -> bool:
 
 
 def _experts(config: object) -> int:
-    counts = [getattr(config, field, None) for field in _EXPERTS]
+    counts = [attribute(config, field) for field in _EXPERTS]  # some raise if layers differ
     return max((count for count in counts if isinstance(count, int)), default=0)

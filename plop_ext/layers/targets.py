@@ -7,7 +7,7 @@ something else than the merged weight, or lose its values between saving and loa
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from plop_ext.layers.adapter import LayerAdapter
 from plop_ext.layers.experts import ExpertsAdapter, holds_stacked_experts
 from plop_ext.layers.reloading import lost_on_reload
 from plop_ext.layers.tied import tied_weights
+from plop_ext.layers.walk import plain_class
 from plop_ext.lora_target import LoraTarget
 
 # On models with stacked experts PEFT turns entries of `target_modules` with these leaf names into all experts of all
@@ -27,6 +28,12 @@ _REWRITTEN_FAMILIES = {"mixtral", "qwen2_moe"}
 # PEFT refuses these leaves on these models, whose fused kernels read the weight without calling the module.
 _REFUSING_MODELS = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
 _REFUSED_LEAVES = {"out_proj", "conv1d"}
+# Classes whose code reads the stride or the kernel size of their convolutions, which PEFT's wrapper lacks.
+_READING_SIZES = {
+    *("MimiConv1d", "PocketTTSAudioTokenizerConv1d"),
+    *("MobileNetV1ConvLayer", "MobileNetV2ConvLayer", "ParakeetEncoderSubsamplingConv2D"),
+    *("WhisperEncoder", "Qwen2AudioEncoder", "VoxtralEncoder", "MossTranscribeDiarizeAudioModel"),
+}
 
 
 class Adaptable(NamedTuple):
@@ -58,11 +65,13 @@ def lora_targets(
     rewritten = _rewrites_leaves(model, modules)
     against_all = _against_model(model)
     tied = tied_weights(model, modules)
+    by_name = dict(modules)
     targets = []
     for layer in layers:
         target = _target(layer, rewritten)
         reason = against_all or target.refused or layer.adapter.against_lora(layer.module)
-        reason = reason or _against_leaf(model, layer.name) or _against_tied(target, tied)
+        reason = reason or _against_leaf(model, layer.name) or _against_owner(by_name, layer)
+        reason = reason or _against_tied(target, tied)
         targets.append(replace(target, refused=reason))
     lost = lost_on_reload(model, [target for target in targets if not target.refused])
     return [_lost(target) if target.name in lost else target for target in targets]
@@ -109,6 +118,15 @@ def _against_leaf(model: nn.Module, name: str) -> str:
     leaf, model_type = name.rsplit(".", 1)[-1], _model_type(model)
     refuses = leaf in _REFUSED_LEAVES and model_type in _REFUSING_MODELS
     return f"PEFT refuses {leaf} on {model_type} models" if refuses else ""
+
+
+def _against_owner(modules: Mapping[str, nn.Module], layer: Adaptable) -> str:
+    if not isinstance(layer.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return ""
+    parts = layer.name.split(".")
+    around = [modules[".".join(parts[:end])] for end in range(max(0, len(parts) - 2), len(parts))]
+    reading = next((name for owner in around if (name := plain_class(owner).__name__) in _READING_SIZES), None)
+    return "" if reading is None else f"{reading} reads its stride, which the wrapper of PEFT does not have"
 
 
 def _against_tied(target: LoraTarget, tied: dict[str, str]) -> str:

@@ -35,15 +35,19 @@ LOST = {
 
 
 def renamed_classes() -> Iterator[tuple[str, nn.Module]]:
-    """The base model and one model with a head of each type with names of old."""
+    """One class of each type with names of old: one that generates, or else the first with a head."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    chosen: dict[tuple[type, bool], str] = {}
+    by_config: dict[type, list[str]] = {}
     for name in class_names():
         config = config_class(name)
         if config is not None and get_checkpoint_conversion_mapping(config.model_type) is not None:
-            chosen.setdefault((config, name.endswith("Model")), name)
-    yield from models(sorted(chosen.values()))
+            by_config.setdefault(config, []).append(name)
+    chosen = [
+        min(names, key=lambda name: (not re.search("Generation|CausalLM", name), name.endswith("Model"), name))
+        for names in by_config.values()
+    ]
+    yield from models(sorted(chosen))
 
 
 @pytest.mark.slow
@@ -79,5 +83,5 @@ def test_what_is_placed_is_wrapped_and_keeps_its_names() -> None:
         loaded = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(saved))
         assert all(loaded.get(key) is value for key, value in saved.items()), name
         checked += 1
-    assert checked > 150
+    assert checked > 100
     assert lost == LOST

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from plop_ext.layers import LinearLayer, discover
+from plop_ext.layers.targets import _READING_SIZES
 from tests.support.architecture_parts import TEXT, from_config
 from tests.support.architectures import ARCHITECTURES
 from tests.support.tiny_models import llama
@@ -220,3 +224,36 @@ def test_a_model_that_peft_cannot_wrap_is_refused_as_a_whole() -> None:
     assert reasons == {"PEFT cannot wrap Named, whose `get_input_embeddings` is not implemented"}
     with pytest.raises(NotImplementedError):
         get_peft_model(model, LoraConfig(target_modules=["0"]))
+
+
+def test_convolutions_whose_sizes_the_model_reads_are_refused_and_would_crash_or_be_ignored() -> None:
+    model = from_config("MobileNetV1Model", "MobileNetV1Config", image_size=32, depth_multiplier=0.25)()
+    refused = [layer.target.refused for layer in layers(model).values()]
+    assert all("MobileNetV1ConvLayer reads its stride" in reason or "grouped" in reason for reason in refused)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["conv_stem.convolution"]))
+    with pytest.raises(AttributeError, match="stride"):
+        adapted(pixel_values=torch.randn(1, 3, 32, 32))
+
+
+# A name that stands for a convolution, and an attribute that PEFT's wrapper lacks, outside of constructors.
+_READ = re.compile(r"\b(?:conv\w*|\w*_layer)\.(?:stride|kernel_size|dilation)\b")
+
+
+def test_the_table_of_classes_that_read_sizes_is_complete() -> None:
+    """By the sources of transformers: classes with a method that reads such an attribute, but for constructors."""
+    import transformers
+
+    reading: set[str] = set()
+    for path in sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source) if _READ.search(source) else ast.Module([], [])
+        for owner in tree.body:
+            for node in owner.body if isinstance(owner, ast.ClassDef) else [owner]:
+                built = isinstance(node, ast.FunctionDef) and node.name not in ("__init__", "_init_weights")
+                if built and _READ.search(ast.unparse(node)):
+                    reading.add(owner.name)
+    # The function of MobileNet is called by its layers; transposed convolutions are not scored.
+    assert reading - {"apply_tf_padding", "EncodecConvTranspose1d"} == _READING_SIZES - {
+        "MobileNetV1ConvLayer",
+        "MobileNetV2ConvLayer",
+    }
