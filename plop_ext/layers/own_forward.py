@@ -82,18 +82,28 @@ class OwnForwardAdapter(LayerAdapter):
 
 
 class ResponseAdapter(OpaqueAdapter):
-    """A module that is linear in its input, but scales its input or output, or multiplies in code of its own."""
+    """A module that is linear in its input, but scales its input or output, or multiplies in code of its own.
+
+    Args:
+        plain: Adapter of the module's kind.
+    """
 
     kind = OWN_FORWARD
 
+    def __init__(self, plain: LayerAdapter) -> None:
+        self._plain = plain
+
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        return self._plain.features(module)
+
     def bias(self, module: nn.Module) -> Tensor | None:
         """Return the response to zeros, which need not be the parameter."""
-        kernel = kernel_of(_LINEAR, module)
+        kernel = kernel_of(self._plain, module)
         with _undisturbed(module):
             return self.probe(module, torch.zeros(1, kernel.shape[1], dtype=kernel.dtype, device=kernel.device))[0]
 
-
-_RESPONSE = ResponseAdapter()
+    def against_lora(self, module: nn.Module) -> str:
+        return self._plain.against_lora(module)
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -121,6 +131,7 @@ def _plain_adapter(module: nn.Module) -> LayerAdapter | None:
 
 
 def _adapter_for(plain: LayerAdapter, module: nn.Module) -> LayerAdapter:
+    """Return the adapter that reads a module with a forward of its own; see the head of this file."""
     weight = kernel_of(plain, module)
     has_values = weight.device.type != "meta"
     if has_values and _computes_its_kind(plain, module):
@@ -131,7 +142,7 @@ def _adapter_for(plain: LayerAdapter, module: nn.Module) -> LayerAdapter:
     is_linear = has_values and plain is not _CONV and _is_linear(plain, module)
     product = call.product
     if product is None:
-        return _RESPONSE if is_linear else UnreadableAdapter(plain)
+        return ResponseAdapter(plain) if is_linear else UnreadableAdapter(plain)
     by_product = ProductAdapter(plain, product.groups, partial(_matrix, plain), _against_lora(plain, module, call))
     if not has_values:  # as in a streamed run, which asks again once the module is loaded
         result = call.result
@@ -142,7 +153,7 @@ def _adapter_for(plain: LayerAdapter, module: nn.Module) -> LayerAdapter:
     of_input = plain is _CONV or (product.x.numel() == call.z.numel() and close(product.x, call.z))
     if returned and (of_input or not is_linear):
         return by_product
-    return _RESPONSE if is_linear else UnreadableAdapter(plain)
+    return ResponseAdapter(plain) if is_linear else UnreadableAdapter(plain)
 
 
 def _computes_its_kind(plain: LayerAdapter, module: nn.Module) -> bool:

@@ -241,6 +241,27 @@ def test_block_diagonal_weights_are_scored_as_one_matrix_and_not_placed() -> Non
     assert nfn(probed) == pytest.approx(expected, rel=0.02)
 
 
+def test_transposed_layers_with_a_forward_of_their_own() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    class Standard(Conv1D):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x.view(-1, K), standardized(self.weight)).view(*x.shape[:-1], M)
+
+    class Scaled(Conv1D):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.linspace(0.1, 3, M)
+
+    model, x = Model([Standard(M, K), Scaled(M, K)], call), torch.randn(3, 40, K)
+    nn.init.normal_(model.layers[1].bias)
+    scale = torch.linspace(0.1, 3, M)
+    expected = {
+        "layers.0": oracle(standardized(model.layers[0].weight).T, x),
+        "layers.1": oracle((model.layers[1].weight * scale).T, x),
+    }
+    assert nfn(quietly(model, [x])) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_clipped_input_is_scored_as_it_reaches_the_matrix() -> None:
     model, x = Model([Clipping(K, M) for _ in range(2)], call), 2 * torch.randn(3, 40, K)
     expected = {f"layers.{i}": oracle(layer.weight, x.clamp(-1, 1)) for i, layer in enumerate(model.layers)}
