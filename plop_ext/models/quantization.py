@@ -1,8 +1,4 @@
-"""Formats of quantized checkpoints: which are read, and what to do about one that would be misread.
-
-A loader that does not know a format takes the codes for weights and ignores their scales: the model loads, and every
-score is wrong. Such a checkpoint is refused before it is loaded.
-"""
+"""How quantized checkpoints are read; one that would be misread is refused before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from typing import Any
 
 from plop_ext.errors import InputError
 from plop_ext.models.checkpoint import TensorEntry
+from plop_ext.weight_formats import ORIGINAL, declared, is_known, name_of, reason_against
 
 # Read as plain weights of the model's type, because layers of these formats cannot be scored as they are stored.
 _DEQUANTIZED = ("compressed-tensors", "mxfp4")
@@ -28,14 +25,6 @@ _PACKAGES = {
     "quark": "amd-quark",
     "torchao": "torchao",
 }
-# What to do about formats that transformers does not know.
-_REMEDIES = {
-    "exl2": "it is a format of ExLlamaV2",
-    "exl3": "it is a format of ExLlamaV3",
-    "mlx": "it is a format of MLX",
-    "modelopt": "transformers does not read the scales of NVIDIA ModelOpt",
-}
-_ORIGINAL = "give the 16-bit checkpoint that it was made from, or one in the format of compressed-tensors, FP8 or NF4"
 # Names of scale tensors, and the formats that have them.
 _FORMATS = {
     r"weight_scale_inv": "fine-grained FP8",
@@ -50,8 +39,8 @@ _NOT_OF_A_WEIGHT = re.compile(r"(input|output|act|activation|q|k|v|kv|prob|softm
 
 def method_of(config: Any) -> str | None:
     """Return the name of the format that a configuration declares, or None."""
-    declared = _declared(config)
-    return None if declared is None else _name(declared[1])
+    found = declared(config)
+    return None if found is None else name_of(found[1])
 
 
 def prepare(name: str, folder: Path, config: Any) -> str | None:
@@ -68,18 +57,15 @@ def prepare(name: str, folder: Path, config: Any) -> str | None:
     Raises:
         InputError: If transformers does not know the format.
     """
-    declared = _declared(config)
-    if declared is None:
+    found = declared(config)
+    if found is None:
         algorithm = _modelopt_algorithm(folder / "hf_quant_config.json")
         if algorithm is not None:
             raise _unknown(name, "modelopt", f"{algorithm}, says its hf_quant_config.json")
         return None
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-
-    owner, settings = declared
-    method = _name(settings)
-    known = {key.removesuffix("_4bit").removesuffix("_8bit") for key in AUTO_QUANTIZATION_CONFIG_MAPPING}
-    if method not in known:
+    owner, settings = found
+    method = name_of(settings)
+    if not is_known(method):
         raise _unknown(name, method, "says its config.json")
     if method in _DEQUANTIZED and isinstance(settings, dict):
         owner.quantization_config = {**settings, "dequantize": True}
@@ -115,30 +101,13 @@ def refuse_unread_scales(
     leaf = scales[0].rpartition(".")[2]
     kind = next((kind for pattern, kind in _FORMATS.items() if re.search(f"(?:{pattern})$", leaf, re.I)), "unknown")
     if method is None:
-        fix = f"if its config.json has lost its quantization_config, download it again; otherwise {_ORIGINAL}"
+        fix = f"if its config.json has lost its quantization_config, download it again; otherwise {ORIGINAL}"
     else:
-        fix = f"transformers does not read them as {method}, the format in its config.json; {_ORIGINAL}"
+        fix = f"transformers does not read them as {method}, the format in its config.json; {ORIGINAL}"
     raise InputError(
         f"`name_or_path` {name!r} holds quantized weights whose {len(scales)} scales would be ignored, such as"
         f" {scales[0]} (format: {kind}), so that all scores would be wrong; {fix}"
     )
-
-
-def _declared(config: Any) -> tuple[Any, Any] | None:
-    """Return the part of a configuration that declares a format, as transformers finds it, and what it declares."""
-    for part in (config, config.get_text_config(decoder=True)):
-        settings = getattr(part, "quantization_config", None)
-        if settings:
-            return part, settings
-    return None
-
-
-def _name(settings: Any) -> str:
-    of = settings.get if isinstance(settings, dict) else lambda key, default=None: getattr(settings, key, default)
-    if of("load_in_4bit") or of("load_in_8bit"):
-        return "bitsandbytes"
-    method = of("quant_method")
-    return str(getattr(method, "value", method))
 
 
 def _modelopt_algorithm(path: Path) -> str | None:
@@ -151,8 +120,9 @@ def _modelopt_algorithm(path: Path) -> str | None:
 
 
 def _unknown(name: str, method: str, where: str) -> InputError:
-    reason = _REMEDIES.get(method, "transformers does not know this format")
-    return InputError(f"`name_or_path` {name!r} is quantized by {method} ({where}): {reason}; {_ORIGINAL}")
+    return InputError(
+        f"`name_or_path` {name!r} is quantized by {method} ({where}): {reason_against(method)}; {ORIGINAL}"
+    )
 
 
 def _is_scale(key: str) -> bool:

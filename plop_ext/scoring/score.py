@@ -36,6 +36,7 @@ from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.scoring.warn_about import warn_about, warn_of_scope
 from plop_ext.statistics import StopRule
+from plop_ext.weight_formats import refuse_misread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,6 +175,7 @@ def score(
     model, tokenizer = take_model(model, tokenizer)
     given = take_batches(dataloader, tokenizer, mask, limit, seed, own=forward is not None)
     model = runnable(model)
+    refuse_misread(base_model(model))
     started = time.perf_counter()
     if rule is not None and hasattr(given, "in_random_order"):
         given = given.in_random_order(seed)

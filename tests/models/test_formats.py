@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from plop_ext import weight_formats
 from plop_ext.errors import InputError
 from plop_ext.models import load_model, quantization
 from plop_ext.streaming import skeleton
@@ -97,6 +98,21 @@ def test_a_format_that_would_be_misread_is_refused_with_what_to_do(
         with pytest.raises(InputError, match=REFUSED[write]) as caught:
             load()
         assert ORIGINAL in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_of_the_users_that_was_misread_is_refused(tmp_path: Path) -> None:
+    """transformers loads the codes, and logs that it does not use the scales."""
+    from transformers import AutoModelForCausalLM
+
+    folder = write_llama(tmp_path)
+    modelopt(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(
+        InputError, match=r"loaded from a checkpoint that is quantized by modelopt, without the scales"
+    ):
+        quietly(model, BATCH)
+    del model.config.quantization_config
+    assert len(quietly(model, BATCH).modules) == 14
 
 
 def test_a_format_declared_within_the_language_model_counts(tmp_path: Path) -> None:
@@ -232,5 +248,5 @@ def test_the_page_lists_the_formats() -> None:
     refused = {name for row in rows if "| refused | refused |" in row for name in re.findall(r"`([^`]+)`", row)}
     streamed = {name for row in rows if "| refused |" not in row for name in re.findall(r"`([^`]+)`", row)}
     assert plain == set(quantization._DEQUANTIZED)
-    assert refused == set(quantization._REMEDIES)
+    assert refused == set(weight_formats.REASONS)
     assert streamed == set(skeleton._QUANTIZERS)
