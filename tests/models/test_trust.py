@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Iterator
@@ -173,8 +172,8 @@ def test_the_option_of_the_command(
 
 
 def test_every_command_that_loads_a_model_has_the_option() -> None:
-    (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    named = {name: {action.dest for action in parser._actions} for name, parser in commands.choices.items()}
+    _, commands = build_parser()
+    named = {name: {action.dest for action in parser._actions} for name, parser in commands.items()}
     loading = {name for name, arguments in named.items() if "model" in arguments}
     assert {"score", "finetune", "compare"} <= loading
     assert all("trust_remote_code" in named[name] for name in loading)
