@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code, one of `plop_ext.cli.exit_codes.ExitCode`.
     """
     words = None
-    try:
-        with every_character_printable():
+    with every_character_printable():
+        try:
             parser, commands = build_parser()
             given = sys.argv[1:] if arguments is None else arguments
             args, unknown = parser.parse_known_args(with_config(given, commands))
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if args.json:
                 print(result.to_json())
             return result.code
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error, words)
+        except (Exception, KeyboardInterrupt) as error:
+            return explain(error, words)
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ FORMAT = "plop_ext.scores"
 FORMAT_VERSION = 4
 # The fields of the stop rule's report that reports read.
 _STOP = {"available", "stability", "settled", "settled_at", "samples", "types", "modules"}
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
@@ -113,11 +116,11 @@ def _check(scores: ScoreData) -> None:
         _require(all(type(size) is int and size > 0 for size in sizes))
         _require(module.layer is None or (type(module.layer) is int and abs(module.layer) < 2**31))
         texts = (module.name, module.type, module.kind, module.baseline_from, module.no_place)
-        _require(all(isinstance(text, str) for text in texts))
+        _require(all(_is_text(text) for text in texts))
         _require(_is_number(module.baseline) and module.baseline > 0)
         _require(module.weight_norm is None or _is_number(module.weight_norm))
     for item in scores.unscored:
-        _require(all(isinstance(text, str) for text in (item.name, item.layer_class, item.reason, item.detail)))
+        _require(all(_is_text(text) for text in (item.name, item.layer_class, item.reason, item.detail)))
         _require(type(item.wanted) is bool)
     samples = scores.totals.values.shape[1]
     _require(scores.sample_ids.shape == scores.sample_batches.shape == (samples,))
@@ -143,9 +146,10 @@ def _check_totals(totals: Totals, modules: int, samples: int) -> None:
 def _check_provenance(provenance: Any) -> None:
     """Raise if the provenance lacks fields that placements and reports read."""
     model, data = provenance["model"], provenance["data"]
-    _require(isinstance(model["class"], str))
+    _require(_is_text(model["class"]))
+    _require(model.get("name") is None or _is_text(model["name"]))
     _require(all(model.get(name) is None or type(model[name]) is int for name in ("parameters", "weight_bytes")))
-    _require(all(part["name"] is None or isinstance(part["name"], str) for part in (data, *data.get("parts", ()))))
+    _require(all(part["name"] is None or _is_text(part["name"]) for part in (data, *data.get("parts", ()))))
     _require(type(data["samples"]) is int)
     _require(provenance["settings"]["compat"] in (None, "paper-script"))
     _require(provenance.get("seconds") is None or _is_number(provenance["seconds"]))
@@ -157,6 +161,11 @@ def _check_provenance(provenance: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is text that can be written and drawn: without halves of characters."""
+    return isinstance(value, str) and (value.isascii() or not _HALVES.search(value))
 
 
 def _require(holds: bool) -> None:

@@ -49,8 +49,8 @@ def describe_run(
         stop: The report of the stop rule; None without one.
     """
     return {
-        "model": dict(model),
-        "data": {**data, "samples": len(outcome.ids)},
+        "model": _readable(dict(model)),
+        "data": _readable({**data, "samples": len(outcome.ids)}),
         "settings": settings.to_dict(),
         "stop": stop,
         "experts_implementation": outcome.experts_implementation,
@@ -60,3 +60,12 @@ def describe_run(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _readable(value: Any) -> Any:
+    """Return plain data with halves of characters, as in file names that are no UTF-8, as escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value
