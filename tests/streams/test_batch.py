@@ -1,0 +1,100 @@
+"""The streams that the tensors of a batch tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from plop_ext.errors import InputError
+from plop_ext.streams.batch import BatchStreams, StreamReader
+from plop_ext.streams.stream import Rows
+from tests.support.stream_cases import CASES
+
+
+def read(name: str, batch: Any, mask: str = "attention") -> BatchStreams:
+    model = nn.Linear(1, 1) if name == "plain" else CASES[name].build()
+    return StreamReader(model, mask).read(batch)
+
+
+def counted(streams: BatchStreams, stream: str, rows: int) -> list[bool] | None:
+    found = streams.rows(stream, False, rows)
+    assert isinstance(found, Rows), found
+    return None if found.counted is None else found.counted.tolist()
+
+
+ENCODER = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+IDS = torch.tensor([[0, 7, 7, 0], [0, 7, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"decoder_input_ids": IDS}, [1, 1, 1, 0, 1, 1, 0, 0]),
+        ({"decoder_input_ids": torch.zeros(2, 4)}, [1, 0, 0, 0, 1, 0, 0, 0]),
+        ({"decoder_input_ids": IDS, "decoder_attention_mask": (IDS != 7).long()}, [1, 0, 0, 1, 1, 0, 1, 1]),
+        ({"labels": torch.where(IDS == 7, 7, -100)}, [0, 1, 1, 0, 0, 1, 0, 0]),
+        ({"decoder_input_ids": IDS, "labels": torch.full((2, 4), -100)}, [1, 1, 1, 0, 1, 1, 0, 0]),
+    ],
+    ids=["ids", "ids of padding", "own mask", "labels", "ids before labels"],
+)
+def test_what_counts_in_a_decoder(fields: dict[str, Any], expected: list[int]) -> None:
+    streams = read("t5", ENCODER | fields)
+    assert counted(streams, "decoder", 8) == list(map(bool, expected))
+    assert counted(streams, "encoder", 6) == [True, True, True, True, False, False]
+
+
+def test_a_decoder_without_inputs_reads_the_encoders_tokens() -> None:
+    assert counted(read("bart", ENCODER), "decoder", 6) == [True, True, True, True, False, False]
+
+
+def test_a_completion_is_of_the_decoder_only() -> None:
+    streams = read("t5", ENCODER | {"decoder_input_ids": IDS, "labels": torch.where(IDS == 7, 7, -100)}, "completion")
+    assert counted(streams, "decoder", 8) == [False, True, True, False, False, True, False, False]
+    assert counted(streams, "encoder", 6) == [True, True, True, True, False, False]
+    for labels, message in ((None, "needs `labels` in every batch"), (torch.ones(2, 3), r"decoder token, \[2, 4\]")):
+        with pytest.raises(InputError, match=message):
+            read("t5", ENCODER | {"decoder_input_ids": IDS, "labels": labels}, "completion")
+
+
+def test_all_counts_padding_in_every_stream() -> None:
+    streams = read("t5", ENCODER | {"decoder_input_ids": IDS}, "all")
+    assert counted(streams, "decoder", 8) is counted(streams, "encoder", 6) is None
+
+
+def test_keys_of_cross_attention_are_the_encoders_for_all_lengths() -> None:
+    streams = read("t5", ENCODER | {"decoder_input_ids": IDS[:, :3]})
+    fed = streams.rows("decoder", True, 6)
+    assert isinstance(fed, Rows) and fed.counted is not None
+    assert fed.counted.tolist() == counted(streams, "encoder", 6) != counted(streams, "decoder", 6)
+
+
+def test_a_mask_may_cover_a_cache_before_the_tokens() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    streams = read("packed", {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": mask})
+    assert counted(streams, "text", 6) == [True, True, True, True, True, False]
+
+
+def test_packed_sequences_are_samples() -> None:
+    streams = read("packed", CASES["packed"].batch())
+    rows = streams.rows("text", False, 20)
+    assert streams.samples == 3 and isinstance(rows, Rows) and rows.starts.tolist() == [0, 11, 17, 20]
+
+
+def test_a_batch_without_known_fields_has_equal_shares() -> None:
+    for batch in (torch.ones(3, 5, 2), (torch.ones(3, 5),), {"x": torch.ones(3, 5)}):
+        rows = read("plain", batch).rows("text", False, 15)
+        assert isinstance(rows, Rows) and rows.starts.tolist() == [0, 5, 10, 15] and rows.counted is None
+
+
+def test_rows_of_a_stream_that_the_batch_does_not_hold_are_untold() -> None:
+    text = {"input_ids": torch.ones(2, 3, dtype=torch.long)}
+    reason = read("llava", text).rows("vision", False, 8)
+    assert reason == "are of the vision stream, which no field of the batch describes"
+
+
+def test_images_that_no_placeholder_assigns_are_untold() -> None:
+    text = {"input_ids": torch.ones(2, 3, dtype=torch.long), "pixel_values": torch.ones(3, 3, 16, 16)}
+    assert read("llava", text).rows("vision", False, 12) == "come from 3 images that cannot be assigned to 2 samples"
