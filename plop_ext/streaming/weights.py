@@ -22,7 +22,7 @@ from plop_ext.errors import InputError, SetupError
 from plop_ext.models import prefixes, quantization
 from plop_ext.models.checkpoint import Checkpoint, TensorEntry
 from plop_ext.streaming.reader import buffer_size
-from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
+from plop_ext.streaming.skeleton import ALTERNATIVE, Skeleton, input_embedding, output_head
 
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
@@ -128,6 +128,13 @@ class Weights:
                 aliases.setdefault(id(parameter), []).append(name)
         missing = []
         for names in aliases.values():
+            holders = sorted({block for block in map(skeleton.block_of, names) if block is not None})
+            if len(holders) > 1 and holders[1] <= skeleton.last:
+                listed = ", ".join(map(str, holders[:3]))
+                raise InputError(
+                    f"`{names[0]}` is shared by the blocks {listed}: a model whose blocks share weights cannot be "
+                    f"streamed; {ALTERNATIVE}"
+                )
             block = skeleton.block_of(names[0])
             wanted = not head.issuperset(names) and (block is None or block <= skeleton.last)
             if wanted and covered.isdisjoint(names):

@@ -59,7 +59,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def without_models(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, tmp_path: Path) -> None:
-    """Scoring returns at once; training and whatever else loads a model ends there."""
+    """Scoring returns at once; training and any other use of a model ends there."""
     scores = ranked()
 
     def load(*_: Any, for_training: bool = False, **__: Any) -> Any:

@@ -265,7 +265,7 @@ def test_a_dry_run_downloads_no_weights(
 
 @pytest.mark.parametrize("budget", ["much", "0GiB", "-1", "6 gallons", ""])
 def test_a_budget_that_is_no_size(budget: str, model: Path) -> None:
-    with pytest.raises(InputError, match="`memory_budget` must be a size such as 6GiB or 500MB, got"):
+    with pytest.raises(InputError, match="`memory_budget` must be a size .6GiB, 500MB., got"):
         streamed(model, memory_budget=budget)
 
 
@@ -288,3 +288,17 @@ def test_a_checkpoint_without_a_tokenizer(model: Path, capsys: pytest.CaptureFix
 def test_mistakes_at_the_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "plop-tiny", "arithmetic", "--device", "cpu", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_blocks_that_share_weights(tmp_path: Path, nothing_runs: None) -> None:
+    from transformers import AutoModelForCausalLM, Zamba2Config
+
+    config = Zamba2Config(
+        **{"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "mamba_d_state": 8, "n_mamba_heads": 4},
+        **{"mamba_headdim": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "attention_head_dim": 32},
+        **{"intermediate_size": 32, "mamba_ngroups": 1, "num_mem_blocks": 1, "adapter_rank": 4, "chunk_size": 16},
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+    )
+    folder = saved(AutoModelForCausalLM.from_config(config), tmp_path / "zamba2")
+    with pytest.raises(InputError, match=r"is shared by the blocks 1, 3: a model whose blocks share weights cannot"):
+        streamed(folder)
