@@ -265,7 +265,7 @@ def test_a_dry_run_downloads_no_weights(
 
 @pytest.mark.parametrize("budget", ["much", "0GiB", "-1", "6 gallons", ""])
 def test_a_budget_that_is_no_size(budget: str, model: Path) -> None:
-    with pytest.raises(InputError, match="`memory_budget` must be a size .6GiB, 500MB., got"):
+    with pytest.raises(InputError, match=r"`memory_budget` must be a size .6GiB, 500MB., got"):
         streamed(model, memory_budget=budget)
 
 
