@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext import Scores, score
+from plop_ext.errors import InputError
+from plop_ext.layers import discover
 from plop_ext.placement import Placement
 from tests.support.census.inputs import Sample, padded, samples_for
 from tests.support.census.models import builder
@@ -38,7 +41,6 @@ class Examination:
         unscored: Matrices that may be missed, with the reason.
         by_batch: Whether the oracle is the padded batch, because padding changes the model's own outputs.
         worst: The largest relative error of a mean gain of one matrix on one sample.
-        placed: Modules and parameters with LoRA.
         faults: What is wrong, one line each.
     """
 
@@ -46,7 +48,6 @@ class Examination:
     unscored: tuple[str, ...] = ()
     by_batch: bool = False
     worst: float = 0.0
-    placed: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -64,9 +65,11 @@ def examine(class_name: str, model_type: str, folder: Path) -> Examination:
         found.unscored = tuple(f"{item.name}: {item.reason}" for item in scores.unscored if item.wanted)
         compare(model, samples, batch, scores, found)
         score(model, [batch], max_samples=None, progress=False)  # the default scope has something to score
-        placement = scores.place(strategy="all")
-        found.placed = len(placement.lora_targets)
-        train_and_reload(build, model, batch, placement, folder, found)
+        compare_scopes(model, found)
+        try:
+            train_and_reload(build, model, batch, scores.place(strategy="all"), folder, found)
+        except Exception as error:  # PEFT's and the model's own refusals are outcomes of the table
+            found.faults.append(f"{type(error).__name__}: {error}")
     return found
 
 
@@ -127,6 +130,20 @@ def compare(model: nn.Module, samples: list[Sample], batch: Sample, scores: Scor
                 found.worst = max(found.worst, float(error))
                 if error > TOLERANCE:
                     found.faults.append(f"{name}: gain of sample {sample} is wrong by {error:.1e}")
+
+
+def compare_scopes(model: nn.Module, found: Examination) -> None:
+    """Check that each matrix is in one scope, unless the default scope falls back to the only part there is."""
+    names: dict[str, set[str]] = {}
+    for scope in ("all", "language", "vision", "audio"):
+        with contextlib.suppress(InputError):  # the model has no such part
+            names[scope] = {layer.name for layer in discover(model, scope=scope).layers}
+    everything = names.pop("all")
+    alone = [scope for scope, own in names.items() if own == everything]
+    counts = Counter(name for own in names.values() for name in own)
+    if not alone and (set(counts) != everything or max(counts.values()) > 1):
+        wrong = sorted(name for name in everything if counts[name] != 1)
+        found.faults.append(f"{wrong[0]}: in {counts[wrong[0]]} scopes, as {len(wrong)} of {len(everything)}")
 
 
 def without_inner_padding(calls: Calls, sample: Sample) -> Calls:
