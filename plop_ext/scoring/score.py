@@ -226,6 +226,9 @@ def score(
     return scores
 
 
+_ARGUMENTS = frozenset(inspect.signature(score).parameters)
+
+
 def find_plop_targets(
     model: nn.Module | str | os.PathLike[str],
     dataloader: Iterable[Any] | str | os.PathLike[str],
@@ -248,20 +251,23 @@ def find_plop_targets(
         >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
         >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
     """
-    unknown = sorted(set(score_kwargs) - set(inspect.signature(score).parameters))
+    unknown = sorted(set(score_kwargs) - _ARGUMENTS)
     if unknown:
         raise InputError(f"`{unknown[0]}` is no argument of `score`")
     if types is not None:
         check_type((str, Integral, Sequence), "a number, 'auto' or names of types", types=types)
-    model, score_kwargs["tokenizer"] = take_model(model, score_kwargs.get("tokenizer"))
-    if isinstance(types, Integral) and not isinstance(types, bool) and score_kwargs.get("compat") is None:
+    model, tokenizer = take_model(model, score_kwargs.get("tokenizer"))
+    if tokenizer is not None:
+        score_kwargs["tokenizer"] = tokenizer
+    number = int(types) if isinstance(types, Integral) and not isinstance(types, bool) else None
+    if number is not None and number > 0 and score_kwargs.get("compat") is None:
         options = {name: score_kwargs[name] for name in ("include", "exclude", "scope") if name in score_kwargs}
         with random_state(), evaluating(model):
             found = discover(runnable(model), **options)
-        check_number_of_types(max(1, types), len({layer.type for layer in found.layers if not layer.no_place}))
+        check_number_of_types(number, len({layer.type for layer in found.layers if not layer.no_place}))
     stop = score_kwargs.get("stop", "auto")
     by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
     settles = stop == "settled" or (stop == "auto" and by_default)
-    if settles and isinstance(types, Integral) and not isinstance(types, bool) and types >= 1:
-        score_kwargs["stop"] = StopRule(types=int(types))
+    if settles and number is not None and number > 0:
+        score_kwargs["stop"] = StopRule(types=number)
     return score(model, dataloader, **score_kwargs).place(types=types).targets()

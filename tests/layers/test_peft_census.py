@@ -21,8 +21,9 @@ _SHARED_EXPERTS = {f"shared_experts.{leaf}" for leaf in ("gate_proj", "up_proj",
 LOST = {
     "inkling2": {"sconv.weight_proj"},
     "inkling2_text": {"sconv.weight_proj"},
+    "inkling2_loop": {"sconv.weight_proj"},
+    "inkling2_loop_text": {"sconv.weight_proj"},
     "laguna": _SHARED_EXPERTS,
-    "maskformer": {"self.query", "self.key", "self.value", "output.dense", "intermediate.dense"},
     "mistral_large4": _EXPERTS | _SHARED_EXPERTS,
     "mistral_large4_text": _EXPERTS | _SHARED_EXPERTS,
     "unlimited_ocr": {
