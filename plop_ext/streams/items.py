@@ -198,6 +198,8 @@ def _of_pixels(
                 flags.append(pooled.flatten(1).bool())
     question = fields.get("qformer_attention_mask")
     if isinstance(question, Tensor) and len(question) == items and not count_all:  # tokens beside the queries
-        asked = question.bool()
-        flags += [asked, *(functional.pad(asked, (number, 0), value=True) for number in sorted(facts.queries))]
+        frames = pixels.shape[1] if pixels.dim() == 5 else 1
+        asked = [question.bool()]
+        asked += [functional.pad(asked[0], (number, 0), value=True) for number in sorted(facts.queries)]
+        flags += [layout.repeat(1, frames) for layout in asked]
     return Items(what, count, flags=tuple(flags), padded=padded, latents=facts.queries)
