@@ -113,6 +113,24 @@ def early_stop(result: Result) -> str:
     return f"{where}\n\n{table(header, rows)}"
 
 
+def demo_seeds(result: Result) -> str:
+    """Tabulate one row per seed."""
+    rows = [
+        [
+            str(row["seed"]),
+            row["decision"],
+            row["compared"],
+            f"{row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["seed", "verdict", "compared with all-linear", "difference in test loss, 95 % interval", "seconds"]
+    parallel = result["settings"]["parallel"]
+    note = f"{parallel} seeds ran at the same time." if parallel > 1 else "One seed at a time."
+    return f"{note}\n\n{table(header, rows)}"
+
+
 def time_to_placement(result: Result) -> str:
     """Tabulate one row per candidate and batch size."""
     settings = result["settings"]
@@ -213,6 +231,7 @@ def host_cost(result: Result) -> str:
 
 
 RENDERERS = {
+    "demo_seeds": demo_seeds,
     "early_stop": early_stop,
     "time_to_placement": time_to_placement,
     "kernel_bandwidth": kernel_bandwidth,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from plop_ext.finetuning.finetune import FinetuneResult, finetune
     from plop_ext.ops.native import build_info
     from plop_ext.placement import Placement
+    from plop_ext.runs.run import run_experiment
     from plop_ext.scores import Scores
     from plop_ext.scoring.score import find_plop_targets, score
     from plop_ext.statistics import StopRule
@@ -38,6 +39,7 @@ _HOMES = {
     "compare": "experiment.compare",
     "find_plop_targets": "scoring.score",
     "finetune": "finetuning.finetune",
+    "run_experiment": "runs.run",
     "score": "scoring.score",
     "score_streaming": "streaming.score",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "compare",
     "find_plop_targets",
     "finetune",
+    "run_experiment",
     "score",
     "score_streaming",
 ]

@@ -1,109 +1,79 @@
-"""`plop demo`: score, place and finetune the model that ships with the package, offline, on a CPU."""
+"""`plop demo`: `plop run` on the model and the data that ship with the package, offline, on a CPU."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from plop_ext.arguments import check_seed, check_whole
 from plop_ext.cli import options
 from plop_ext.cli.options import console
+from plop_ext.cli.parsing import whole
 from plop_ext.cli.result import Result
-from plop_ext.errors import InputError
+from plop_ext.cli.run import result_of, say_estimate, say_verdict
 
-_SAMPLES = 64
-_RANK = 16
-_STEPS = 300
-_RATE = 3e-3
+# Minutes on two cores: few rows, few steps, and a final of two. A run on your own data has more of each.
+_TRAIN_ROWS = 1000
+_TEST_ROWS = 128
+_SETTINGS: dict[str, Any] = {
+    "r": 8,
+    "learning_rates": (2e-3, 8e-3, 3.2e-2),
+    "batch_size": 8,
+    "validation": 0.05,
+    "finalists": 2,
+    "widen": 0,
+}
+_STEPS = 15
+_SEEDS = 3
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
-        help="score, place and finetune plop-tiny, offline, in under 3 minutes",
-        examples=["plop demo", "plop demo -o runs/demo"],
+        help="plop run on plop-tiny, offline, in under 3 minutes",
+        examples=["plop demo", "plop demo -o runs/other --seed 1"],
     )
     parser.add_argument(
-        "-o", "--output", default="runs/demo", metavar="FOLDER", help="folder of the results (default: runs/demo)"
+        "-o", "--output", default="runs/demo", metavar="FOLDER", help="new folder for the run (default: runs/demo)"
     )
-    parser.add_argument("--steps", type=int, default=_STEPS, help=f"optimizer steps per placement (default: {_STEPS})")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted demo; a finished one is left")
+    parser.add_argument("--steps", type=whole, default=_STEPS, help=f"optimizer steps of a trial (default: {_STEPS})")
+    options.add_seed(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, words={"folder": "--output"})
 
 
 def run(args: argparse.Namespace) -> Result:
-    from rich.table import Table
-    from rich.text import Text
-
-    from plop_ext.data import batches, encode, load_rows
-    from plop_ext.finetuning.finetune import finetune
+    from plop_ext.data import encode, load_rows
+    from plop_ext.files import make_folder, resolve
     from plop_ext.models import load_model
-    from plop_ext.report import plots, tables
-    from plop_ext.scoring.score import score
+    from plop_ext.runs.folder import check_folder
+    from plop_ext.runs.run import run_experiment
 
-    folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"`--output` {folder}: {error.strerror}; name a folder that can be written") from error
-
+    check_whole(max_steps=args.steps)
+    check_seed(seed=args.seed)
+    check_folder(args.output, args.resume)
+    make_folder(resolve(args.output).parent)
+    console.print("plop-tiny, a pretrained byte-level Llama, on worked arithmetic that it has not seen")
     model, tokenizer = load_model("plop-tiny", for_training=True, device="cpu")
-    train = encode(load_rows("arithmetic"), tokenizer)
-    held_out = encode(load_rows("arithmetic", split="test", max_samples=256), tokenizer)
-    console.print(
-        Text.assemble(("1. Score", "bold"), " a pretrained byte-level Llama on worked arithmetic it has not seen")
-    )
-    scores = score(
+    train = encode(load_rows("arithmetic", max_samples=_TRAIN_ROWS, seed=args.seed), tokenizer)
+    held_out = encode(load_rows("arithmetic", split="test", max_samples=_TEST_ROWS, seed=args.seed), tokenizer)
+    comparison = run_experiment(
         model,
-        batches(train[:_SAMPLES], pad_token_id=tokenizer.pad_token_id),
-        max_samples=None,
+        tokenizer,
+        train,
+        held_out,
+        args.output,
+        seeds=tuple(range(args.seed, args.seed + _SEEDS)),
+        max_steps=args.steps,
+        resume=args.resume,
         data_name="arithmetic",
         progress=not args.quiet,
+        on_estimate=None if args.quiet else say_estimate,
+        **_SETTINGS,
     )
-    placement, inverse = scores.place(types=3), scores.place(types=3, strategy="inverse")
-    console.print(tables.scores_table(scores, chosen=placement.types))
-    scores.save(folder / "scores.json")
-    plots.heatmap(scores, folder / "heatmap.png", chosen=placement.types)
-    console.print(f"heatmap: {folder / 'heatmap.png'}", highlight=False)
-
-    console.print(Text.assemble(("2. Place", "bold"), " LoRA on the three types that respond least to their input"))
-    for line in tables.placement_lines(placement, _RANK):
-        console.print(line, highlight=False)
-    placement.save(folder / "placement.json")
-
-    console.print(
-        Text.assemble(
-            ("3. Finetune", "bold"), " with PEFT, beside the inverse placement at equal trainable parameters"
-        )
-    )
-    budget = placement.num_parameters(_RANK)
-    table = Table(title="Held-out loss, nats per token")
-    for column in ("placement", "types", "r", "parameters", "before", "after"):
-        table.add_column(column, justify="left" if column in ("placement", "types") else "right")
-    before = None
-    for candidate in (placement, inverse):
-        rank = candidate.rank_for(budget)
-        result = finetune(
-            model,
-            tokenizer,
-            train,
-            held_out,
-            candidate,
-            r=rank,
-            lora_alpha=2 * rank,
-            learning_rate=_RATE,
-            max_steps=args.steps,
-            loss_before=before,
-            progress=not args.quiet,
-        )
-        before = result.loss_before
-        losses = f"{result.loss_before:.3f}", f"{result.loss_after:.3f}"
-        cells = candidate.label, ", ".join(candidate.types), str(rank), f"{result.trainable_params:,}"
-        table.add_row(*cells, *losses)
-    console.print(table)
-    console.print(
-        "One seed at one learning rate does not show which placement is better: "
-        "plop compare tunes the rate of each placement and repeats each run with several seeds.",
-        style="dim",
-    )
-    return Result({"folder": str(folder)})
+    assert comparison is not None
+    say_verdict(comparison, args.output)
+    console.print("on your own model and data:", style="bold")
+    console.print("  plop run MODEL DATA -o FOLDER --max-time 2h", highlight=False)
+    return result_of(comparison, args.output)

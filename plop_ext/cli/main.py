@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from plop_ext._version import __version__
-from plop_ext.cli import compare, demo, doctor, finetune, merge, place, report, score
+from plop_ext.cli import compare, demo, doctor, finetune, merge, place, report, run, score
 from plop_ext.cli.config import with_config
 from plop_ext.cli.endings import explain
 from plop_ext.cli.logs import logs_on_stderr
@@ -15,7 +15,7 @@ from plop_ext.cli.result import Result, stdout_for
 from plop_ext.cli.streams import every_character_printable
 
 # In the order in which they are used.
-_COMMANDS = (score, report, place, finetune, compare, merge, demo, doctor)
+_COMMANDS = (run, score, report, place, finetune, compare, merge, demo, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +50,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         prog="plop",
         description="Where in this model should LoRA go for this task?",
         examples=[
+            "plop run MODEL DATA -o FOLDER --max-time 2h",
             "plop score MODEL DATA -o scores.json",
             "plop report scores.json -o report.html",
             "plop place scores.json -o placement.json",

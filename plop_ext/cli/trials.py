@@ -13,8 +13,8 @@ from plop_ext.errors import InputError
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def add_trials(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the trials and of the held-out data."""
+def add_trials(parser: argparse.ArgumentParser, finalists: int | None = None) -> None:
+    """Add the options of the trials and of the held-out data; `finalists` is the default of --finalists."""
     group = parser.add_argument_group("trials")
     group.add_argument(
         "--max-params",
@@ -26,7 +26,10 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seeds", type=whole, default=5, help="number of seeds of the final trials (default: 5)")
     group.add_argument(
-        "--finalists", type=whole, default=None, help="placements in the final, with all-linear (default: all)"
+        "--finalists",
+        type=whole,
+        default=finalists,
+        help=f"placements in the final, with all-linear (default: {finalists or 'all'})",
     )
     group.add_argument(
         "--margin",
@@ -52,11 +55,11 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
     from plop_ext.arguments import check_whole
     from plop_ext.experiment.settings import Settings
     from plop_ext.experiment.trial import Recipe
+    from plop_ext.quantities import count_or_share
 
     check_training(args)
     check_whole(seeds=args.seeds)
     chosen: dict[str, Any] = {
-        "max_params": args.max_params,
         "r": 16 if args.rank is None else args.rank,
         "learning_rates": _rates(args.rates),
         "seeds": tuple(range(args.seed, args.seed + args.seeds)),
@@ -64,8 +67,11 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
         "finalists": args.finalists,
         "margin": args.margin,
     }
-    Settings(**chosen, widen=0, validation=0.5, recipe=Recipe(args.batch_size, 1, 1))
+    if args.max_params is not None:
+        count_or_share(args.max_params, "max_params")
+    Settings(**chosen, max_params=None, widen=0, validation=0.5, recipe=Recipe(args.batch_size, 1, 1))
     return chosen | {
+        "max_params": args.max_params,
         "batch_size": args.batch_size,
         "max_seconds": None if args.max_time is None else seconds(args.max_time),
         "progress": not args.quiet,

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from plop_ext.errors import InputError
+from plop_ext.placement.ranks import largest_rank
 
 if TYPE_CHECKING:
     from plop_ext.placement import Placement
+    from plop_ext.placement.budget import Budget
     from plop_ext.scores import Scores
 
 # A type is uncertain at the cut if it changes sides in this share of the resamples of the samples or of the layers.
@@ -63,7 +65,7 @@ def proposals(scores: Scores) -> list[Entry]:
 
     Without signal in the scores there is no such placement, and the list is empty.
     """
-    if not scores.signal.found:
+    if not scores.placeable:
         return []
     chosen = scores.place()
     found = [Entry(chosen, f"PLoP: the {len(chosen.types)} types with the lowest NFN")]
@@ -116,7 +118,7 @@ def without_repetitions(entries: Sequence[Entry], asked: bool) -> list[Entry]:
     return kept
 
 
-def match(entries: Sequence[Entry], r: int, max_params: int | None) -> list[Candidate]:
+def match(entries: Sequence[Entry], r: int, budget: Budget | None) -> list[Candidate]:
     """Give each placement a rank, so that all have equally many trainable parameters.
 
     Without a budget, the first placement has rank `r`, or the next higher rank at which whole-numbered ranks match the
@@ -127,7 +129,7 @@ def match(entries: Sequence[Entry], r: int, max_params: int | None) -> list[Cand
     Args:
         entries: The placements, the reference first.
         r: Rank of the reference.
-        max_params: Most trainable parameters of each placement.
+        budget: Limit on the parameters and the memory of each placement.
 
     Raises:
         InputError: If a placement does not fit the budget even at rank 1, or PEFT can adapt nothing of one.
@@ -135,8 +137,8 @@ def match(entries: Sequence[Entry], r: int, max_params: int | None) -> list[Cand
     placements = [entry.placement for entry in entries]
     for placement in placements:
         placement.check_not_empty()
-    if max_params is not None:
-        ranks = [min(placement.rank_for(max_params), _cap(placement)) for placement in placements]
+    if budget is not None:
+        ranks = [_largest(placement, budget) for placement in placements]
     else:
         first = min(r, _cap(placements[0]))
         tried = [_ranks_at(placements, anchor) for anchor in range(first, min(2 * first, _cap(placements[0])) + 1)]
@@ -148,6 +150,20 @@ def match(entries: Sequence[Entry], r: int, max_params: int | None) -> list[Cand
 def mismatch(candidates: Sequence[Candidate]) -> float:
     """Return the largest relative difference in trainable parameters from the first candidate."""
     return _mismatch([item.placement for item in candidates], [item.r for item in candidates])
+
+
+def _largest(placement: Placement, budget: Budget) -> int:
+    """Return the largest rank within a budget."""
+    if budget.max_params is not None:
+        placement.rank_for(budget.max_params)  # refuses what does not fit at rank 1
+    rank = largest_rank(_cap(placement), lambda r: budget.fits(replace(placement, r=r, ranks={})))
+    if rank < 1:
+        least = budget.bytes_of(replace(placement, r=1, ranks={})) / 2**20
+        raise InputError(
+            f"`max_memory` is too small for `{placement.label}`: rank 1 adds {least:,.1f} MiB in training; raise it,"
+            " or lower the batch size"
+        )
+    return rank
 
 
 def _ranks_at(placements: Sequence[Placement], anchor: int) -> list[int]:

@@ -17,6 +17,7 @@ from plop_ext.experiment.result import Comparison
 from plop_ext.experiment.settings import Settings
 from plop_ext.experiment.trial import Recipe
 from plop_ext.finetuning.evaluation import learnable
+from plop_ext.placement.budget import Budget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,7 +115,8 @@ def compare(
         max_params=max_params,
         recipe=Recipe(batch_size, eval_batch_size, alpha_over_r, dict(lora_kwargs or {})),
     )
-    candidates = match(_entries(placements, scores), r, max_params)
+    budget = None if settings.max_params is None else Budget(settings.max_params, None, "float32", 1, 1)
+    candidates = match(_entries(placements, scores), r, budget)
     train = learnable(train, "train")
     eval = apart(train, learnable(eval, "eval"), "eval")
     parts = divide(train, eval, validation, seeds[0])

@@ -43,8 +43,9 @@ class TrialJournal:
             raise InputError(f"`{path}` belongs to an earlier run; continue it with `resume`, or delete it")
         self._file = self._open()
         end = self._read(json.loads(json.dumps(inputs)))
-        self._file.truncate(end)
-        self._file.seek(end)
+        if end < self._file.tell():  # an incomplete last line
+            self._file.truncate(end)
+            self._file.seek(end)
         if not end:
             self._write({"format": FORMAT, "version": FORMAT_VERSION, "inputs": dict(inputs)})
             _sync_folder(self._path.parent)

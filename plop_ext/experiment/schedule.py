@@ -135,8 +135,8 @@ def within(limit: float, wanted: Schedule, speed: Speed) -> Schedule:
     if speed.seconds(least) > planned:
         needed = math.ceil(speed.seconds(least) / _PLANNED / 60)
         raise InputError(
-            f"`max_time` is too short: {low} steps a trial take {needed} minutes; give more time, fewer candidates or"
-            " rates, or a smaller batch"
+            f"`max_seconds` is too short: {low} steps a trial take {needed} minutes; give more time, fewer candidates"
+            " or rates, or a smaller batch"
         )
     while low < high - 1:
         middle = (low + high) // 2

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from plop_ext._version import __version__
 from plop_ext.files import write_text_atomic
@@ -14,8 +13,9 @@ from plop_ext.report import tables
 from plop_ext.report.against import Against
 from plop_ext.report.figures import Drawing
 from plop_ext.report.module_rows import module_rows
-from plop_ext.report.recommendation import Recommendation, listed
+from plop_ext.report.recommendation import Recommendation
 from plop_ext.report.svg import inline
+from plop_ext.report.templates import render
 
 if TYPE_CHECKING:
     from plop_ext.placement import Placement
@@ -53,51 +53,31 @@ def write_page(
     chosen = set(placements[0][0].types) if placements else set[str]()
     what, rows = module_rows(scores, chosen)
     figures = {drawing.name: (drawing, inline(drawing)) for drawing in drawings}
-    page = (
-        _environment()
-        .get_template(_TEMPLATE)
-        .render(
-            version=__version__,
-            name=scores.provenance["model"].get("name") or scores.provenance["model"]["class"],
-            data=scores.provenance["data"],
-            provenance=scores.provenance,
-            details=json.dumps(dict(scores.provenance), indent=1),
-            tokens=scores.tokens,
-            recommendation=recommendation,
-            lines=tables.confidence_lines(scores, len(chosen) or None),
-            statistics=statistics,
-            by_name={} if statistics is None else {item.type: item for item in statistics.types},
-            by_type=scores.by_type()[:_MOST_TYPES],
-            no_place=scores.no_place_by_type(),
-            more_types=max(0, len(scores.types) - _MOST_TYPES),
-            what_rows=what,
-            rows=rows,
-            chosen=chosen,
-            heatmap=figures.pop("heatmap"),
-            against=figures.pop("against", None),
-            figures=list(figures.values()),
-            placements=placements,
-            step=step,
-            left_out=tables.left_out_lines(scores),
-            comparison=comparison,
-            comparison_lines=[] if comparison is None else tables.against_lines(comparison),
-        )
+    page = render(
+        _TEMPLATE,
+        version=__version__,
+        name=scores.provenance["model"].get("name") or scores.provenance["model"]["class"],
+        data=scores.provenance["data"],
+        provenance=scores.provenance,
+        details=json.dumps(dict(scores.provenance), indent=1),
+        tokens=scores.tokens,
+        recommendation=recommendation,
+        lines=tables.confidence_lines(scores, len(chosen) or None),
+        statistics=statistics,
+        by_name={} if statistics is None else {item.type: item for item in statistics.types},
+        by_type=scores.by_type()[:_MOST_TYPES],
+        no_place=scores.no_place_by_type(),
+        more_types=max(0, len(scores.types) - _MOST_TYPES),
+        what_rows=what,
+        rows=rows,
+        chosen=chosen,
+        heatmap=figures.pop("heatmap"),
+        against=figures.pop("against", None),
+        figures=list(figures.values()),
+        placements=placements,
+        step=step,
+        left_out=tables.left_out_lines(scores),
+        comparison=comparison,
+        comparison_lines=[] if comparison is None else tables.against_lines(comparison),
     )
     write_text_atomic(path, page)
-
-
-def _environment() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["mib"] = lambda value: f"{value / 2**20:,.1f}"
-    environment.filters["span"] = lambda pair: "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-    environment.filters["listed"] = listed
-    environment.filters["sentence"] = lambda line: f"{line[:1].upper()}{line[1:]}."
-    return environment

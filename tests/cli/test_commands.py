@@ -87,15 +87,19 @@ def test_compare_prints_plots_and_saves(scores_file: Path, tmp_path: Path, capsy
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_leaves_scores_heatmap_and_placement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "-o", str(tmp_path / "demo"), "--steps", "2", "--quiet"]) == 0
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
-        "heatmap.png",
-        "placement.json",
-        "scores.json",
-    ]
+@pytest.mark.slow
+def test_demo_ends_with_a_verdict_and_the_line_for_your_own_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / "demo"
+    assert main(["demo", "-o", str(folder), "--steps", "2", "--quiet"]) == 0
+    assert {"report.html", "result.json", "adapter"} < {path.name for path in folder.iterdir()}
     printed = capsys.readouterr().out
-    assert "lowest-3" in printed and "inverse-3" in printed
+    assert json.loads((folder / "result.json").read_text())["verdict"]["sentence"] in " ".join(printed.split())
+    assert printed.splitlines()[-1] == "  plop run MODEL DATA -o FOLDER --max-time 2h"
+    assert main(["demo", "-o", str(folder), "--steps", "2", "--quiet", "--resume"]) == 0
+    assert main(["demo", "-o", str(folder), "--steps", "2", "--quiet"]) == 2
+    assert "holds a finished run" in capsys.readouterr().err
 
 
 def test_prompts_that_are_cut_off_are_scored_but_not_trained_on(

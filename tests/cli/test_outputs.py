@@ -27,7 +27,7 @@ COMMANDS = {
 # Options that name a file or folder to write, and what they add to the name.
 WRITTEN = {"-o": "", "--heatmap": ".png", "--plot": ".png"}
 # Commands whose output is a folder of their own, which has to be new or empty or is theirs alone.
-FOLDERS = {"finetune", "demo", "doctor"}
+FOLDERS = {"run", "finetune", "demo", "doctor"}
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ class TestRefusals:
             ({"seeds": ()}, "`seeds` must hold at least one value and none twice"),
             ({"validation": 0.0}, "`validation` must be above 0 and below 1, got 0.0"),
             ({"validation": 0.99}, "`train` has 30 different samples with a token to predict, too few to split off"),
-            ({"max_seconds": 1e-9}, "`max_time` is too short: 5 steps a trial take 1 minutes"),
+            ({"max_seconds": 1e-9}, "`max_seconds` is too short: 5 steps a trial take 1 minutes"),
             ({"placements": []}, "`placements` is empty; give at least one"),
             (
                 {"placements": [placement(tiny_llama(), "q_proj"), placement(tiny_llama(), "q_proj")]},

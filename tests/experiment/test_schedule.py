@@ -60,5 +60,5 @@ def test_the_time_is_kept_and_used(limit: float) -> None:
 
 
 def test_too_little_time_is_refused_with_what_it_takes() -> None:
-    with pytest.raises(InputError, match="`max_time` is too short: 20 steps a trial take 7 minutes; give more time"):
+    with pytest.raises(InputError, match="`max_seconds` is too short: 20 steps a trial take 7 minutes; give"):
         within(60.0, WANTED, SPEED)
