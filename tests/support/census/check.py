@@ -193,6 +193,9 @@ def divided(calls: Calls, alone: list[Calls], batch: Sample, last: int) -> list[
                 if last and width - last in {mask.shape[1] for mask in masks}:
                     own_rows = (place < rows[sample] - last) | (place >= width - last)
                 chosen = (sample_of == sample) & own_rows
+                if sum(rows) == call.rows:  # one sample after another, without padding
+                    before = sum(rows[:sample])
+                    chosen = (call.row >= before) & (call.row < before + rows[sample])
                 own.setdefault(name, []).append(Call(call.gains[chosen], call.row[chosen], call.shape))
     return samples
 
