@@ -25,7 +25,6 @@ from plop_ext.experiment.trial import Parts, Recipe
 from plop_ext.finetuning.evaluation import learnable
 from plop_ext.finetuning.finetune import pad_token_id
 from plop_ext.placement.budget import Budget, make_budget
-from plop_ext.report.run_page import write_run_page
 from plop_ext.runs.folder import RunFolder, open_folder
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
@@ -183,6 +182,8 @@ def _finish(
     if winner is not None:
         types = winner.placement.types
         replace(winner.placement, r=winner.r, ranks={}).save(files.placement)
+    from plop_ext.report.run_page import write_run_page  # needs rich and jinja2, and importing plop_ext does not
+
     write_run_page(files.report, scores, comparison, types, _next(files, scores, comparison) if kept else "")
     comparison.save(files.result)
     return comparison

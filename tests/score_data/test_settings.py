@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import re
@@ -16,7 +15,7 @@ import pytest
 import plop_ext
 from plop_ext import InputError, Scores
 from plop_ext.cli import options
-from plop_ext.cli import score as command
+from plop_ext.cli.main import build_parser
 from plop_ext.score_data.settings import MUST_AGREE, NAMES, Settings
 from tests.support.checkpoint import saved
 from tests.support.gain_tables import scores, table
@@ -123,8 +122,7 @@ def test_a_merge_refuses_other_settings_of_what_is_measured(name: str) -> None:
 
 
 def test_the_command_passes_every_setting_on() -> None:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
+    parser, _ = build_parser()
     given = (
         "--mask completion --baseline probe --probes 8 --include q_proj --exclude up_proj --scope all --token-step 2"
     )
