@@ -26,11 +26,13 @@ from plop_ext.data.held_out import apart
 from plop_ext.errors import InputError
 from plop_ext.files import check_new_folder, save_or_rescue
 from plop_ext.finetuning.evaluation import RowLosses, held_out_losses, learnable, logits_of
+from plop_ext.finetuning.record import make_record
 from plop_ext.finetuning.saving import check_saved, save_adapter
 from plop_ext.finetuning.training import OnStep, train_adapter
 from plop_ext.placement.data import PlacementData
 from plop_ext.preserve import Snapshot, random_state
 from plop_ext.progress import progress_bar
+from plop_ext.provenance import describe_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,7 +143,8 @@ def finetune(
         lr_scheduler: Schedule after the warm-up: `"cosine"`, `"linear"`, `"constant"` (which has no warm-up) or
             `"constant_with_warmup"`.
         seed: Seed of the adapter's initial weights, the order of the samples and the dropout.
-        output_dir: Folder to write the adapter to, new or empty, in PEFT's format. It is written atomically,
+        output_dir: Folder to write the adapter to, new or empty, in PEFT's format, with `result.json` and a card that
+            say what it was trained on and what came of it. It is written atomically,
             and not after a run that diverged. If the folder cannot be written after the training, the adapter is
             saved elsewhere, and the error says where. Default none.
         keep: Return the model with the adapter in `FinetuneResult.model`. Then `model` is not restored, because the
@@ -243,6 +246,7 @@ def train_and_measure(
     from transformers import set_seed
 
     config = placement.lora_config(r=r, lora_alpha=lora_alpha, **{"task_type": "CAUSAL_LM", **(lora_kwargs or {})})
+    described = describe_model(model)
     snapshot = Snapshot(model)
     kept = False
     with random_state():
@@ -272,11 +276,8 @@ def train_and_measure(
             rows = held_out_losses(adapted, eval, **measure)
             after = rows.mean
             diverged = _diverged(run.history, after)
-            if output_dir is not None and not diverged:
-                save_or_rescue(partial(save_adapter, adapted), output_dir)
-                check_saved(adapted, output_dir, lambda: logits_of(adapted, eval[0]))
-            kept = keep
-            return FinetuneResult(
+            folder = None if output_dir is None or diverged else str(Path(output_dir).expanduser())
+            result = FinetuneResult(
                 loss_before=before,
                 loss_after=after if math.isfinite(after) else math.nan,
                 trainable_params=sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
@@ -287,10 +288,17 @@ def train_and_measure(
                 seconds=run.seconds,
                 history=run.history,
                 diverged=diverged,
-                output_dir=str(Path(output_dir).expanduser()) if output_dir is not None and not diverged else None,
+                output_dir=folder,
                 rows=rows,
                 model=adapted.eval() if keep else None,
             )
+            if folder is not None:
+                settings = {**arguments, "lora_alpha": config.lora_alpha, "lora_kwargs": lora_kwargs or {}}
+                record = make_record(described, placement, train, eval, result.to_dict(), settings)
+                save_or_rescue(partial(save_adapter, adapted, record), folder)
+                check_saved(adapted, folder, lambda: logits_of(adapted, eval[0]))
+            kept = keep
+            return result
         finally:
             if kept:
                 snapshot.restore_types()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from plop_ext.errors import InputError, OutputError, first_line
 from plop_ext.files import atomic_folder
+from plop_ext.finetuning.record import write_record
 from plop_ext.placement.round_trip import check_loaded, load, own_values
 
 _ADAPTER = "default"
@@ -17,8 +18,13 @@ _ADAPTER = "default"
 _TOLERANCE = 0.02
 
 
-def save_adapter(adapted: Any, path: str | os.PathLike[str]) -> None:
-    """Write an adapter to `path`, a new or empty folder, atomically.
+def save_adapter(adapted: Any, record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write an adapter with its record and card to `path`, a new or empty folder, atomically.
+
+    Args:
+        adapted: The model with its adapter.
+        record: What the run depended on and came to, from `make_record`.
+        path: The folder.
 
     Raises:
         OutputError: If the folder is in use or cannot be written.
@@ -29,6 +35,7 @@ def save_adapter(adapted: Any, path: str | os.PathLike[str]) -> None:
         with atomic_folder(path) as scratch:
             # The default "auto" makes PEFT ask the hub whether the vocabulary was resized.
             adapted.save_pretrained(scratch, save_embedding_layers=False)
+            write_record(scratch, record)
     except SafetensorError as error:  # in which the library wraps what the system refused
         raise OutputError(f"cannot write `{path}`: {first_line(error)}; free some space") from error
 
