@@ -147,7 +147,7 @@ def _check_provenance(provenance: Any) -> None:
     """Raise if the provenance lacks fields that placements and reports read."""
     model, data = provenance["model"], provenance["data"]
     _require(_is_text(model["class"]))
-    _require(model.get("name") is None or _is_text(model["name"]))
+    _require(all(model.get(name) is None or _is_text(model[name]) for name in ("name", "type", "dtype")))
     _require(all(model.get(name) is None or type(model[name]) is int for name in ("parameters", "weight_bytes")))
     _require(all(part["name"] is None or _is_text(part["name"]) for part in (data, *data.get("parts", ()))))
     _require(type(data["samples"]) is int)
