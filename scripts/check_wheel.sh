@@ -15,7 +15,7 @@ done
     || { cat "$work/log"; exit 1; }
 
 "$BIN/python" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet "$TORCH" numpy
+"$work/venv/bin/pip" install --quiet "$TORCH" numpy orjson
 "$work/venv/bin/pip" install --quiet --no-deps "$work"/dist/plop_ext-*.whl
 cd "$work"
 "$work/venv/bin/python" - <<'PYTHON'
