@@ -93,11 +93,14 @@ class BitsAndBytes4bitAdapter(LayerAdapter):
         functional: Any = sys.modules["bitsandbytes.functional"]
         weight: Any = module.weight
         data, state = weight.data, weight.quant_state
+        absmax, nested = state.absmax, state.nested
         if getattr(state, "packing_format_for_cpu", False):
+            # The first forward on some CPUs packs the codes and transposes the scales, as [K / blocksize, M].
+            # The library's inverse leaves plain scales transposed, and quantizes nested ones once more.
+            absmax = absmax.T.reshape(-1)
             data, state = functional._convert_weight_packed_for_cpu_inverse(data, copy.copy(state))
         codes = data.view(torch.uint8).reshape(-1)
-        absmax = state.absmax
-        if state.nested:
+        if nested:
             absmax = functional.dequantize_blockwise(absmax, state.state2) + state.offset
         in_features, out_features = self.features(module)
         for start, stop in _row_chunks(

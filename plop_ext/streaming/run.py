@@ -126,6 +126,7 @@ class Stream:
         self._state = state
         self._calls: list[Calls] = []
         self._first: LoadedBlock | None = None
+        self._first_baselines: list[float] | None = None
         self.loader = BlockLoader(skeleton, weights, device)
 
     def run(self, forward: Callable[[nn.Module, Any], Any], finished: int, progress: bool) -> list[dict[str, Any]]:
@@ -141,7 +142,7 @@ class Stream:
                 return results
             self._record(forward)
             if finished:
-                self._first = None
+                self._first = self._first_baselines = None
                 self._continue_from(finished - 1)
             self.loader.drop_outside()
             began = time.perf_counter()
@@ -162,6 +163,8 @@ class Stream:
         self.loader.load_outside()
         self.loader.start(0)
         self._first = self.loader.wait()
+        # Before any forward, as in memory: the first one may store a weight in another form.
+        self._first_baselines = compute_baselines(self._first.layers, self._first.norms, self._settings)
         result: Result | None = None
         for number, batch in enumerate(self._batches):
             inputs = batch_to_device(batch.inputs, self._device)
@@ -200,7 +203,9 @@ class Stream:
 
     def _run_block(self, block: LoadedBlock) -> dict[str, Any]:
         """Run all batches through `block` and collect the totals of its layers."""
-        values = compute_baselines(block.layers, block.norms, self._settings)
+        values, self._first_baselines = self._first_baselines, None
+        if values is None:
+            values = compute_baselines(block.layers, block.norms, self._settings)
         collector = Collector(block.module, block.layers)
         with collector:
             for number, (batch, calls) in enumerate(zip(self._batches, self._calls, strict=True)):

@@ -147,6 +147,20 @@ def test_bitsandbytes_4bit(quant_type: str, nested: bool) -> None:
 
 
 @needs("bitsandbytes")
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "double"])
+def test_a_weight_that_a_forward_packed_for_the_cpu_is_the_same_matrix(nested: bool) -> None:
+    """Some CPUs store the codes in another order and the scales transposed, in bfloat16, after the first forward."""
+    import bitsandbytes as bnb
+
+    layer: Any = nf4(nn.Linear(192, 64, bias=False), nested=nested)
+    adapter = adapter_for(layer)
+    before = torch.cat(list(adapter.weight_chunks(layer)))
+    pack = bnb.functional._convert_weight_packed_for_cpu
+    layer.weight.data, layer.weight.quant_state = pack(layer.weight.data, layer.weight.quant_state)
+    torch.testing.assert_close(torch.cat(list(adapter.weight_chunks(layer))), before, rtol=2**-8, atol=0)
+
+
+@needs("bitsandbytes")
 def test_provenance_counts_the_weights_in_4_bits_and_their_real_bytes() -> None:
     full, model = describe_model(wide_llama()), replace_linears(wide_llama(), nf4)
     model.is_loaded_in_4bit = True  # as the quantizer of transformers marks it
