@@ -96,10 +96,8 @@ def _whole(value: Any, name: str, pattern: re.Pattern[str], wanted: str) -> int:
         number = int(value)
     elif isinstance(value, Real) and not isinstance(value, bool):
         number = int(float(value)) if math.isfinite(value) and float(value).is_integer() else None
-    if number is None or number > _MOST:
+    if number is None or not 1 <= number <= _MOST:
         raise InputError(f"`{name}` must be {wanted}, got {shown(value)}")
-    if number < 1:
-        raise InputError(f"`{name}` must be at least 1, got {shown(value)}")
     return int(number)
 
 

@@ -278,7 +278,7 @@ class TestRefusals:
             ({"learning_rates": [1e-3, -1.0]}, "`learning_rates` must be above 0, got 0.001, -1.0"),
             ({"seeds": [0, -1]}, "`seeds` must be at least 0, got -1"),
             ({"r": 0}, "`r` must be at least 1, got 0"),
-            ({"max_params": 0}, "`max_params` must be at least 1, got 0"),
+            ({"max_params": 0}, "`max_params` must be a whole number \\(24, 10M, 1e9\\), got 0"),
             ({"alpha_over_r": 0}, "`alpha_over_r` must be at least 1, got 0"),
             ({"eval_batch_size": 0}, "`eval_batch_size` must be at least 1, got 0"),
             ({"finalists": 1}, "`finalists` must be at least 2, got 1"),

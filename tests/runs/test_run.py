@@ -16,7 +16,6 @@ from plop_ext.experiment import trial as trial_module
 from plop_ext.experiment.estimate import Estimate
 from plop_ext.experiment.result import Comparison
 from plop_ext.placement import Placement
-from plop_ext.runs import run as run_module
 from plop_ext.runs.run import run_experiment
 from plop_ext.scores import Scores
 from tests.support.stub_trials import StubTrials
@@ -96,7 +95,7 @@ def test_a_finished_run_is_not_touched(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
-@pytest.mark.parametrize("at", ["write_run_page", "keep_adapter"])
+@pytest.mark.parametrize("at", ["plop_ext.report.run_page.write_run_page", "plop_ext.runs.run.RunFolder.keep_adapter"])
 def test_a_kill_after_the_last_trial_repeats_no_trial(
     rows: tuple[list[Encoded], list[Encoded]],
     stub: StubTrials,
@@ -110,7 +109,7 @@ def test_a_kill_after_the_last_trial_repeats_no_trial(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module if at == "write_run_page" else run_module.RunFolder, at, killed)
+        patch.setattr(at, killed)
         with pytest.raises(KeyboardInterrupt):
             quick(rows, tmp_path / "run")
     (tmp_path / "run" / ".plop-left").write_text("half a file")
