@@ -24,8 +24,9 @@ $(VENV)/.native: $(VENV)/.python $(NATIVE_SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
+# A folder of its own each time: a run is never replaced.
 demo: setup
-	$(BIN)/plop demo
+	$(BIN)/plop demo -o runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 # Files side by side, each with one thread: on two cores in three quarters of the time. A process takes 1.5 GB.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

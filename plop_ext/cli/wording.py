@@ -27,7 +27,19 @@ _OPTIONS = (
     *("baseline", "batch_size", "columns", "compat", "device", "dtype", "eval", "exclude", "fast"),
     *("finalists", "graph", "ignore_nonfinite", "include", "margin"),
     *("mask", "max_length", "max_memory", "max_nfn", "max_params", "modules", "pad_to_multiple_of", "probes", "ranks"),
-    *("scope", "seed", "seeds", "seq", "split", "stop", "strategy", "token_step", "trust_remote_code", "types"),
+    *(
+        "resume",
+        "scope",
+        "seed",
+        "seeds",
+        "seq",
+        "split",
+        "stop",
+        "strategy",
+        "token_step",
+        "trust_remote_code",
+        "types",
+    ),
 )
 _WORDS = _RENAMED | {name: f"--{name.replace('_', '-')}" for name in _OPTIONS}
 
