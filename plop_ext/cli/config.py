@@ -7,6 +7,7 @@ options of every command that knows them. The command line wins over the command
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ def with_config(arguments: Sequence[str], commands: Mapping[str, argparse.Argume
         return list(arguments)
     command = arguments[place]
     words = list(_words(path, _tables(path, commands), command, commands, arguments))
+    if words:  # a file in the current folder must not change results without a word
+        print(f"plop: from {path}: {shlex.join(words)}", file=sys.stderr)
     return [*arguments[: place + 1], *words, *arguments[place + 1 :]]
 
 

@@ -37,6 +37,13 @@ def test_options_of_the_command_and_of_all_commands() -> None:
     assert found["fast"] is True and found["graph"] is False
 
 
+def test_what_a_file_sets_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    parsed("[score]\nbatch-size = 2\nfast = true\n")
+    assert capsys.readouterr().err == "plop: from plop.toml: --batch-size=2 --fast\n"
+    parsed("[place]\nrank = 2\n")
+    assert capsys.readouterr().err == ""
+
+
 def test_lists_and_tables_are_what_the_option_takes() -> None:
     found = parsed('[score]\ninclude = ["q_proj", "k_proj"]\ncolumns = {prompt = "question", completion = "answer"}\n')
     assert found["include"] == ["q_proj", "k_proj"]
