@@ -47,5 +47,6 @@ def of_placement(placement: Placement, cost: Cost | None, path: str | None) -> d
         "cost": None if cost is None else dataclasses.asdict(cost) | {"total_bytes": cost.total_bytes},
         "reason": placement.reason,
         "notes": placement.notes,
+        "evidence": None if placement.evidence is None else dataclasses.asdict(placement.evidence),
         "targets": placement.targets(),
     }

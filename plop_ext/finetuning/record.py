@@ -11,10 +11,13 @@ from plop_ext.data import Encoded
 from plop_ext.data.held_out import data_hash
 from plop_ext.files import write_text_atomic
 from plop_ext.placement.data import PlacementData
+from plop_ext.placement.evidence import Evidence
 from plop_ext.provenance import versions
 
 FORMAT = "plop_ext.adapter"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Fields of the placement that readers of the record want; the file of the placement has all.
+_PLACEMENT = ("label", "strategy", "types", "modules", "ranks", "reason", "notes")
 
 
 def make_record(
@@ -42,10 +45,8 @@ def make_record(
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "model": dict(model),
-        "placement": {
-            name: getattr(placement, name)
-            for name in ("label", "strategy", "types", "modules", "ranks", "reason", "notes")
-        },
+        "placement": {name: getattr(placement, name) for name in _PLACEMENT}
+        | {"evidence": None if placement.evidence is None else vars(placement.evidence)},
         "data": {name: {"samples": len(rows), "hash": data_hash(rows)} for name, rows in data.items()},
         "result": {name: value for name, value in result.items() if name not in ("seconds", "output_dir")},
         "settings": dict(settings),
@@ -63,9 +64,12 @@ def card(record: Mapping[str, Any]) -> str:
     """Return the card of an adapter, with the fields that model hubs read at its top."""
     model, placement, result, data = (record[name] for name in ("model", "placement", "result", "data"))
     base = model["name"] or model["class"]
+    evidence = None if placement["evidence"] is None else Evidence(**placement["evidence"])
+    remarks = [*placement["notes"], *(() if evidence is None else evidence.doubts)]
     rows = [
         ("base model", f"{base} ({model['class']}, {model['parameters']:,} parameters)"),
         ("placement", f"{placement['label']}: {', '.join(placement['types'])} ({len(placement['modules'])} modules)"),
+        ("chosen from", "no scores" if evidence is None else evidence.sentence()),
         ("rank", f"{result['r']}, {result['trainable_params']:,} trainable parameters"),
         (
             "held-out loss",
@@ -92,7 +96,7 @@ def card(record: Mapping[str, Any]) -> str:
             "| | |",
             "| --- | --- |",
             *(f"| {name} | {_cell(text)} |" for name, text in rows),
-            *(["", *(f"- {_cell(note)}" for note in placement["notes"])] if placement["notes"] else []),
+            *(["", *(f"- {_cell(remark)}" for remark in remarks)] if remarks else []),
             "",
         ]
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from plop_ext import quantities
 from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
+from plop_ext.placement.evidence import Evidence
 from plop_ext.placement.fingerprint import Fingerprint
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank
 
@@ -32,6 +33,7 @@ class PlacementData:
         r: Default LoRA rank.
         ranks: Rank of each target, by name, if the ranks differ; empty if all targets have the rank `r`.
         reason: Reason for the number of types, if you did not give the number.
+        evidence: The scores that it was chosen from; None for a placement made without scores.
     """
 
     modules: tuple[str, ...]
@@ -45,6 +47,7 @@ class PlacementData:
     r: int = DEFAULT_RANK
     ranks: dict[str, int] = field(default_factory=dict)
     reason: str = ""
+    evidence: Evidence | None = None
 
     def ranks_at(self, r: int | None = None) -> dict[str, int]:
         """Return the rank of each target, by name: `r` for all targets, or by default the ranks of the placement.

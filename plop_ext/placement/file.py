@@ -12,10 +12,11 @@ from plop_ext.errors import InputError
 from plop_ext.files import read_json, write_json
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.data import PlacementData
+from plop_ext.placement.evidence import Evidence
 from plop_ext.placement.fingerprint import Fingerprint
 
 FORMAT = "plop_ext.placement"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 PlacementT = TypeVar("PlacementT", bound=PlacementData)
 
@@ -42,6 +43,7 @@ def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:
             r=int(content["r"]),
             ranks={name: int(rank) for name, rank in content["ranks"].items()},
             reason=content["reason"],
+            evidence=None if content["evidence"] is None else Evidence.from_dict(content["evidence"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error
@@ -52,6 +54,7 @@ def _fields(placement: PlacementData) -> dict[str, Any]:
     values = {field.name: getattr(placement, field.name) for field in dataclasses.fields(PlacementData)}
     values["lora_targets"] = [vars(target) for target in placement.lora_targets]
     values["fingerprints"] = {name: vars(item) for name, item in placement.fingerprints.items()}
+    values["evidence"] = None if placement.evidence is None else vars(placement.evidence)
     return values
 
 

@@ -17,6 +17,7 @@ from plop_ext.errors import InputError
 from plop_ext.module_types import without_role
 from plop_ext.placement.budget import Budget, fit, make_budget, most_types
 from plop_ext.placement.enough_samples import warn_of_too_few_samples
+from plop_ext.placement.evidence import Evidence
 from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
@@ -91,9 +92,10 @@ def select(
     if len(candidates) > 1 and len(placement.types) < len(candidates):
         fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
         reason = f"{reason}; {fewer}" if reason else fewer
-    if placement.strategy in ("lowest", "inverse") or max_nfn is not None:
+    by_score = placement.strategy in ("lowest", "inverse") or max_nfn is not None
+    if by_score:
         warn_of_too_few_samples(scores, placement, amount, single=amount is not None or max_nfn is not None)
-    return replace(placement, reason=reason)
+    return replace(placement, reason=reason, evidence=Evidence.of(scores, placement.types, by_score))
 
 
 def _with_ranks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,6 +85,16 @@ class ScoreData:
         """
         found = self.provenance.get("nonfinite")
         return None if found is None else str(found)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of the modules, the samples and their totals: equal for equal scores, whatever their file is called."""
+        state = hashlib.blake2b(digest_size=16)
+        state.update("\0".join(self.module_names).encode(errors="surrogatepass"))
+        for array in (self.baseline, self.sample_ids, self.totals.values):
+            state.update(f"\0{array.shape}".encode())
+            state.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+        return state.hexdigest()
 
     @property
     def gain(self) -> NDArray[np.float64]:

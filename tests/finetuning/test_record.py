@@ -10,6 +10,7 @@ from plop_ext.data import encode, load_rows
 from plop_ext.data.held_out import data_hash
 from plop_ext.finetuning.finetune import finetune
 from plop_ext.finetuning.record import card
+from plop_ext.placement.evidence import Evidence
 from tests.support.tiny_lm import byte_tokenizer, placement, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -27,7 +28,7 @@ def test_the_record_says_what_the_run_depended_on_and_is_the_same_for_the_same_r
     for name in ("result.json", "README.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     record = json.loads((tmp_path / "a" / "result.json").read_text())
-    assert (record["format"], record["version"]) == ("plop_ext.adapter", 1)
+    assert (record["format"], record["version"]) == ("plop_ext.adapter", 2)
     assert record["model"]["class"] == "LlamaForCausalLM"
     assert record["model"]["parameters"] == sum(weight.numel() for weight in model.parameters())
     assert record["placement"]["modules"] == list(chosen.modules) and record["placement"]["label"] == chosen.label
@@ -46,7 +47,7 @@ def test_the_record_says_what_the_run_depended_on_and_is_the_same_for_the_same_r
 def test_names_cannot_break_the_card() -> None:
     record: dict[str, Any] = {
         "model": {"name": 'a: "b"\n---', "class": "Toy", "parameters": 1},
-        "placement": {"label": "x | y", "types": ("t",), "modules": ("m",), "notes": ("one\nline",)},
+        "placement": {"label": "x | y", "types": ("t",), "modules": ("m",), "notes": ("one\nline",), "evidence": None},
         "data": {"train": {"samples": 1, "hash": "h"}},
         "result": {
             **{"r": 1, "trainable_params": 2, "loss_before": 1.0, "loss_after": None, "steps": 3},
@@ -54,7 +55,12 @@ def test_names_cannot_break_the_card() -> None:
         },
         "versions": {"plop_ext": "0"},
     }
+    assert "| chosen from | no scores |" in card(record)
+    evidence = Evidence("h", "a|b", None, 4, 9, {"t": 0.5}, ("no\nsignal",))
+    record["placement"]["evidence"] = vars(evidence)
     lines = card(record).splitlines()
+    assert r"| chosen from | scores h of 4 samples (9 tokens) of a\|b; NFN: t 0.500 |" in lines
+    assert "- no signal" in lines
     assert lines[:5] == ["---", r'base_model: "a: \"b\"\n---"', "library_name: peft", "tags: [lora, plop]", "---"]
     assert "| placement | x \\| y: t (1 modules) |" in lines and "- one line" in lines
     assert any("1.0000 before, not finite after" in line for line in lines)

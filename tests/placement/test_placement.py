@@ -18,6 +18,7 @@ import plop_ext
 from plop_ext import InputError, Placement, Scores
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import STRATEGIES
+from plop_ext.placement.evidence import Evidence
 from plop_ext.placement.fingerprint import Fingerprint
 from tests.support import gain_tables, tiny_models
 from tests.support.architectures import ARCHITECTURES
@@ -307,24 +308,36 @@ def test_every_field_is_kept_in_a_readable_file(tmp_path: Path) -> None:
         4,
         {"a": 2},
         "why",
+        Evidence("a hash", None, "of data", 8, 100, {"t": 0.5}, ("a doubt",)),
     )
     placement = Placement(("a", "b"), ("t",), *given)
     placement.save(path)
     assert Placement.load(path) == placement
-    content = {"format": "plop_ext.placement", "version": 2, **dataclasses.asdict(placement)}
+    content = {"format": "plop_ext.placement", "version": 3, **dataclasses.asdict(placement)}
     assert json.loads(path.read_text()) == json.loads(json.dumps(content))
     lines = path.read_text().splitlines()
-    assert lines[:3] == ["{", ' "format": "plop_ext.placement",', ' "version": 2,'] and lines[-1] == "}"
+    assert lines[:3] == ["{", ' "format": "plop_ext.placement",', ' "version": 3,'] and lines[-1] == "}"
     assert lines.index(' "lora_targets": [') + 2 == lines.index(" ],")  # a target on each line
+
+
+EVIDENCE: list[dict[str, Any]] = [
+    {"surplus": 1},
+    *({name: 1.5} for name in ("scores_hash", "data", "data_hash", "samples", "tokens", "nfn", "doubts")),
+    *({"nfn": {"q_proj": value}} for value in (None, "1", float("nan"))),
+    {"doubts": [1]},
+    {"samples": 0},
+]
 
 
 def test_other_files(tmp_path: Path) -> None:
     path = tmp_path / "placement.json"
     scores().place(types=2).save(path)
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "version": 99}))
-    with pytest.raises(InputError, match=r"has version 99 of plop_ext.placement, .* write it again with `plop place`"):
-        Placement.load(path)
+    for version in (2, 99):  # of before evidence was kept, and of a later package
+        path.write_text(json.dumps({**content, "version": version}))
+        match = rf"has version {version} of plop_ext.placement, .* write it again with `plop place`"
+        with pytest.raises(InputError, match=match):
+            Placement.load(path)
     scores().save(path, overwrite=True)
     with pytest.raises(InputError, match=r"is not a plop_ext.placement file but plop_ext.scores; .*`plop place`"):
         Placement.load(path)
@@ -342,6 +355,8 @@ def test_other_files(tmp_path: Path) -> None:
         {"r": "x"},
         {"ranks": [1]},
         {"ranks": {"a": "x"}},
+        {"evidence": 3},
+        *({"evidence": {**content["evidence"], **change}} for change in EVIDENCE),
     ):
         refuse_damaged(path, {**content, **changes})
     for missing in set(content) - {"format", "version"}:
