@@ -2,7 +2,7 @@
 
 `score` measures a model on task data, `Scores.statistics` how certain the ranking is. `Scores.place` puts LoRA on the
 module types with the lowest normalized feature norm, and `Placement.lora_config` is the result for PEFT. The import
-needs torch, numpy and orjson; transformers and PEFT are imported when they are used.
+needs torch and numpy; transformers and PEFT are imported when they are used.
 """
 
 from __future__ import annotations

@@ -19,10 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from plop_ext.arguments import check_flags, check_type
 from plop_ext.errors import InputError, OutputError, first_line, reason
+
+try:
+    import orjson
+except ImportError:  # Python's own module reads the same, several times slower
+    orjson = None  # type: ignore[assignment]
 
 # Bytes of a file that are read to tell its kind.
 _OPENING = 256
@@ -293,10 +296,11 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
 def _parse(content: bytes) -> Any:
     """Parse JSON."""
     with uncollected():
-        try:
-            return orjson.loads(content)
-        except orjson.JSONDecodeError:  # also NaN, which Python's own module reads
-            return json.loads(content.decode())
+        if orjson is not None:
+            # It refuses NaN, which Python's own module reads.
+            with suppress(orjson.JSONDecodeError):
+                return orjson.loads(content)
+        return json.loads(content.decode())
 
 
 def _lines(value: Any) -> str:

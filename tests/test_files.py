@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from plop_ext import files
 from plop_ext.errors import InputError, OutputError
 from plop_ext.files import check_writable, save_or_rescue, write_json, write_text_atomic
 from tests.support.disks import limited_file_size
@@ -143,3 +144,17 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
     path.touch(0o600)
     write_text_atomic(path, "x")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("text", ['{"format": "x", "version": 1, "n": [1, 0.1, "\\u00e9"]}', "{", '{"n": NaN}'])
+def test_files_read_the_same_without_orjson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    found = []
+    for module in (files.orjson, None):
+        monkeypatch.setattr(files, "orjson", module)
+        try:
+            found.append(repr(files.read_json(path, "x", 1, "a test")))
+        except InputError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
