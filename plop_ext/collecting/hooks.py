@@ -15,7 +15,7 @@ from plop_ext.collecting.feeding import Fed
 from plop_ext.collecting.notes import IndexedLayers
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import Reading
-from plop_ext.layers import ProductAdapter, Unsupported, weights_in_place
+from plop_ext.layers import LayerAdapter, ProductAdapter, Unsupported, bias_in_place, weights_in_place
 
 
 class Hook(Fed):
@@ -33,9 +33,10 @@ class Hook(Fed):
         self._layers = layers
         self._adapter = layers[0][1].adapter
         # Read now, not in the forward: when the hook runs, accelerate's offload has already removed the bias.
-        with weights_in_place(module):
+        in_place = bias_in_place if type(self._adapter).bias is LayerAdapter.bias else weights_in_place
+        with in_place(module):
             bias = self._adapter.bias(module)
-        self._bias = None if bias is None else bias.detach()
+            self._bias = None if bias is None else bias.detach().clone()
         self._cast_biases: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -3,9 +3,10 @@
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for, register_adapter
 from plop_ext.layers.discovery import Discovery, LinearLayer, discover
 from plop_ext.layers.linear import is_plain_product
-from plop_ext.layers.offload import weights_in_place
+from plop_ext.layers.offload import bias_in_place, weights_in_place
 from plop_ext.layers.product_adapter import ProductAdapter
 from plop_ext.layers.scope import SCOPES
+from plop_ext.layers.sharded import at_rest, whole_size
 from plop_ext.layers.split import Split
 from plop_ext.layers.walk import base_model, base_modules, plain_class, runnable, wrapped_modules
 
@@ -19,13 +20,16 @@ __all__ = [
     "Split",
     "Unsupported",
     "adapter_for",
+    "at_rest",
     "base_model",
     "base_modules",
+    "bias_in_place",
     "discover",
     "is_plain_product",
     "plain_class",
     "register_adapter",
     "runnable",
     "weights_in_place",
+    "whole_size",
     "wrapped_modules",
 ]

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plop_ext import ops
 from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.parametrized import changed_by_peft
+from plop_ext.layers.sharded import row_sums
 from plop_ext.layers.split import Split
 from plop_ext.layers.walk import plain_class
+from plop_ext.ops import FLOATS
 
 # Packages with linear layers that are no `nn.Linear`, which PEFT adapts by classes of its own.
 _QUANTIZED_BY = {"aqlm", "eetq", "gptqmodel", "hqq", "neural_compressor", "transformer_engine"}
@@ -93,13 +94,13 @@ class LayerAdapter:
         """Return the rows of W in order, as chunks [*, K], because a dequantized weight may not fit the memory."""
         return (self.weight_rows(module),)
 
+    def sums_shards(self, module: nn.Module) -> bool:
+        """Return whether `part_sumsq` reads a sharded weight as it is, so that it need not be gathered."""
+        return False
+
     def weight_sumsq(self, module: nn.Module) -> Tensor:
         """Return [M] float32 or float64, on the weight's device: the sum of squares of each row of W."""
-        totals = []
-        for rows in self.weight_chunks(module):
-            rows = rows.detach()
-            totals.append(torch.empty(len(rows), dtype=ops.sum_dtype(rows.dtype), device=rows.device))
-            ops.row_sumsq_(totals[-1], rows)
+        totals = [row_sums(rows, module) for rows in self.weight_chunks(module)]
         return totals[0] if len(totals) == 1 else torch.cat(totals)
 
     def bias(self, module: nn.Module) -> Tensor | None:
@@ -140,7 +141,7 @@ class LayerAdapter:
     def dtype(self, module: nn.Module) -> torch.dtype:
         """Return the type of the module's inputs, also if the weight is stored as codes of another type."""
         tensors = (*module.parameters(), *module.buffers())
-        return next((tensor.dtype for tensor in tensors if tensor.dtype in ops.FLOATS), torch.float32)
+        return next((tensor.dtype for tensor in tensors if tensor.dtype in FLOATS), torch.float32)
 
     def lora_size(self, module: nn.Module) -> int:
         """Return the number of parameters that rank-1 LoRA adds."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.roles import Traits, roles_of
 from plop_ext.layers.routers import ROUTER, is_router, is_router_class
 from plop_ext.layers.scope import LANGUAGE, parts_with, scope_of
+from plop_ext.layers.sharded import shapes_known
 from plop_ext.layers.split import Split
 from plop_ext.layers.streams import TEXT, ModelStreams
 from plop_ext.layers.targets import Adaptable, lora_targets
@@ -167,7 +169,8 @@ def discover(
     modules = tuple(base_modules(model))
     lists = {name for name, module in modules if isinstance(module, nn.ModuleList)}
     in_scope = scope_of(model, scope)
-    candidates, unscored = _candidates(modules, lists, linear_only=everything)
+    with closing(_with_shapes(modules)) as visited:
+        candidates, unscored = _candidates(visited, lists, linear_only=everything)
     wanted, unwanted = frozenset(include or ()), frozenset(exclude)
     patterns_unused = {*wanted, *unwanted}
     paths = [candidate.path for candidate in candidates]
@@ -245,6 +248,13 @@ def discover(
         for candidate, label, role, target, reason in zip(chosen, labels, roles, targets, no_place, strict=True)
     )
     return Discovery(layers, tuple(unscored), scope)
+
+
+def _with_shapes(modules: Iterable[tuple[str, nn.Module]]) -> Generator[tuple[str, nn.Module]]:
+    """Yield each module while its weights have their own shapes."""
+    for name, module in modules:
+        with shapes_known(module):
+            yield name, module
 
 
 def _candidates(

@@ -19,6 +19,7 @@ from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, register_ad
 from plop_ext.layers.attributes import attribute, tensor
 from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.linear import check_in_place
+from plop_ext.layers.sharded import row_sums, shard_of
 from plop_ext.layers.split import Split
 
 _FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
@@ -76,6 +77,12 @@ class ExpertsAdapter(LayerAdapter):
         part = self.parts(module, None)[0]
         return part.in_features, part.out_features
 
+    def experts(self, module: nn.Module) -> int:
+        """Return E, which `num_experts` of the module is not where experts are divided over processes."""
+        down = tensor(module, "down_proj")
+        assert down is not None
+        return down.shape[0]
+
     def projections(self, module: nn.Module) -> tuple[Projection, ...]:
         """Return the gate, up and down projections, or up and down in classes without a gate."""
         layer: Any = module
@@ -101,6 +108,9 @@ class ExpertsAdapter(LayerAdapter):
                 parts.append(Part(f".{expert}.{projection.name}", f".{projection.name}", in_features, out_features))
         return tuple(parts)
 
+    def sums_shards(self, module: nn.Module) -> bool:
+        return shard_of(tensor(module, "down_proj")) is not None and not getattr(module, "is_transposed", False)
+
     def part_sumsq(self, module: nn.Module, split: Split | None) -> Tensor:
         sums = []
         for projection in self.projections(module):
@@ -108,8 +118,7 @@ class ExpertsAdapter(LayerAdapter):
             transposed = getattr(module, "is_transposed", False)
             if projection.split is not None and transposed:
                 weight = _flat(projection.split.select(weight, projection.index))
-            out = torch.empty(weight.shape[:2], dtype=ops.sum_dtype(weight.dtype), device=weight.device)
-            ops.row_sumsq_(out.view(-1), weight)
+            out = row_sums(weight, module)
             if projection.split is not None and not transposed:
                 out = projection.split.select(out, projection.index).flatten(1)
             sums.append(out.sum(dim=1, dtype=torch.float64))
@@ -129,8 +138,9 @@ class ExpertsAdapter(LayerAdapter):
     def probe_part(self, module: nn.Module, part: int, z: Tensor) -> Tensor:
         """Return W z of one expert's projection: [P, K] to [P, M]."""
         layer: Any = module
-        projection = self.projections(module)[part // layer.num_experts]
-        weight = getattr(layer, projection.parameter)[part % layer.num_experts]
+        of, expert = divmod(part, self.experts(module))
+        projection = self.projections(module)[of]
+        weight = getattr(layer, projection.parameter)[expert]
         y = functional.linear(z, weight.T if layer.is_transposed else weight)
         return y if projection.split is None else _flat(projection.split.select(y, projection.index))
 

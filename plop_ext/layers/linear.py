@@ -14,14 +14,14 @@ from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
 from plop_ext.layers.attributes import check_weight, tensor
 from plop_ext.layers.offload import is_offloaded, on_meta
 from plop_ext.layers.parametrized import base_weight
-from plop_ext.layers.sharded import why_not_whole
+from plop_ext.layers.sharded import shard_of, why_not_readable, without_style
 
 
 def check_in_place(module: nn.Module) -> None:
     """Raise `Unsupported` for weights without values."""
     if on_meta(module) and not is_offloaded(module):
         raise Unsupported("its weight is on the meta device and was never loaded")
-    reason = why_not_whole(module)
+    reason = why_not_readable(module)
     if reason:
         raise Unsupported(reason)
 
@@ -37,7 +37,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     weight = tensor(module, "weight")
     if weight is None:
         return False
-    plain = type(weight) in (nn.Parameter, Tensor) or type(weight.data) is Tensor
+    plain = type(weight) in (nn.Parameter, Tensor) or type(weight.data) is Tensor or type(shard_of(weight)) is Tensor
     return plain and weight.dtype in ops.FLOATS and weight.shape == (module.out_features, module.in_features)
 
 
@@ -61,6 +61,15 @@ class LinearAdapter(LayerAdapter):
 
     def weight_rows(self, module: nn.Module) -> Tensor:
         return cast(nn.Linear, module).weight
+
+    def sums_shards(self, module: nn.Module) -> bool:
+        return shard_of(self.weight_rows(module)) is not None
+
+    def probe(self, module: nn.Module, z: Tensor) -> Tensor:
+        forward = vars(module).get("forward")
+        if forward is None or without_style(forward) is forward:
+            return super().probe(module, z)
+        return functional.linear(z, self.weight_rows(module), self.bias(module))
 
     def base_output(self, module: nn.Module, x: Tensor, output: Any) -> Any:
         if not module._modules:  # no parametrization; tested in every call

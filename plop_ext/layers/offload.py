@@ -1,14 +1,16 @@
-"""Weights that are in place only within their module's forward: offloaded by accelerate, or computed by a hook."""
+"""Weights that are in place only within their module's forward: offloaded, sharded, or computed by a hook."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from plop_ext.layers.sharded import gathered, is_sharded
 
 
 def on_meta(module: nn.Module) -> bool:
@@ -24,9 +26,23 @@ def is_offloaded(module: nn.Module) -> bool:
 
 @contextmanager
 def weights_in_place(module: nn.Module) -> Iterator[None]:
-    """Hold the weights as the forward has them within the block: on the execution device, and computed."""
-    with _loaded(module), _computed(module):
+    """Hold the weights as the forward has them within the block: on the execution device, whole, and computed.
+
+    For a sharded module, this is a collective.
+    """
+    with _loaded(module), gathered(module) if is_sharded(module) else nullcontext(), _computed(module):
         yield
+
+
+@contextmanager
+def bias_in_place(module: nn.Module) -> Iterator[None]:
+    """Hold the bias as the forward has it within the block, and the weight only if it costs no collective."""
+    if is_sharded(module):
+        with gathered(module, "bias"):
+            yield
+    else:
+        with weights_in_place(module):
+            yield
 
 
 @contextmanager

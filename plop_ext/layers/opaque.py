@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from plop_ext.layers.adapter import LayerAdapter, Unsupported, register_adapter
 from plop_ext.layers.attributes import attribute
 from plop_ext.layers.linear import is_plain_linear
-from plop_ext.layers.sharded import why_not_whole
+from plop_ext.layers.sharded import why_not_readable
 
 # Largest relative difference between W (a + b) and W a + W b: quantized activations cause a few percent, a forward
 # that is not linear causes more.
@@ -37,7 +37,7 @@ class OpaqueAdapter(LayerAdapter):
         return known and not is_plain_linear(module)
 
     def check(self, module: nn.Module) -> None:
-        reason = why_not_whole(module)
+        reason = why_not_readable(module)
         if reason:
             raise Unsupported(reason)
         if min(self.features(module)) < 1:

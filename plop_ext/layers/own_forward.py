@@ -41,7 +41,7 @@ from plop_ext.layers.product_adapter import (
     returns_product,
 )
 from plop_ext.layers.products import Product, observe, shares_memory
-from plop_ext.layers.sharded import why_not_whole
+from plop_ext.layers.sharded import why_not_readable, without_style
 
 _KNOWN = {kind.forward for kind in (nn.Linear, *CONVOLUTIONS)}
 _LINEAR, _TRANSPOSED, _CONV = LinearAdapter(), TransposedLinearAdapter(), ConvAdapter()
@@ -72,7 +72,7 @@ class OwnForwardAdapter(LayerAdapter):
     def for_module(self, module: nn.Module) -> LayerAdapter:
         plain = _plain_adapter(module)
         assert plain is not None
-        if tensor(module, "weight") is None or why_not_whole(module):
+        if tensor(module, "weight") is None or why_not_readable(module):
             return plain  # whose `check` gives the reason
         with weights_in_place(module), _undisturbed(module):
             return _adapter_for(plain, module)
@@ -109,7 +109,7 @@ class ResponseAdapter(OpaqueAdapter):
 def has_own_forward(module: nn.Module) -> bool:
     """Return whether a call of the module runs other code than that of its kind."""
     called = vars(module).get("_old_forward") or vars(module).get("forward")  # accelerate keeps what it wraps
-    function: Any = type(module).forward if called is None else called
+    function: Any = type(module).forward if called is None else without_style(called)
     for wrapper in ("_torchdynamo_orig_callable", "__func__"):
         function = getattr(function, wrapper, function)
     base = next((kind for kind in CONVOLUTIONS if isinstance(module, kind)), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from plop_ext.layers.adapter import LayerAdapter
 from plop_ext.layers.experts import ExpertsAdapter, holds_stacked_experts
 from plop_ext.layers.reloading import lost_on_reload
+from plop_ext.layers.sharded import shapes_known
 from plop_ext.layers.tied import tied_weights
 from plop_ext.layers.walk import plain_class
 from plop_ext.lora_target import LoraTarget
@@ -67,12 +69,14 @@ def lora_targets(
     tied = tied_weights(model, modules)
     by_name = dict(modules)
     targets = []
-    for layer in layers:
-        target = _target(layer, rewritten)
-        reason = against_all or target.refused or layer.adapter.against_lora(layer.module)
-        reason = reason or _against_leaf(model, layer.name) or _against_owner(by_name, layer)
-        reason = reason or _against_tied(target, tied)
-        targets.append(replace(target, refused=reason))
+    for module, matrices in groupby(layers, key=lambda layer: layer.module):
+        with shapes_known(module):
+            found = [(layer, _target(layer, rewritten)) for layer in matrices]
+        for layer, target in found:
+            reason = against_all or target.refused or layer.adapter.against_lora(module)
+            reason = reason or _against_leaf(model, layer.name) or _against_owner(by_name, layer)
+            reason = reason or _against_tied(target, tied)
+            targets.append(replace(target, refused=reason))
     lost = lost_on_reload(model, [target for target in targets if not target.refused])
     return [_lost(target) if target.name in lost else target for target in targets]
 
@@ -81,7 +85,8 @@ def _target(layer: Adaptable, rewritten: bool) -> LoraTarget:
     """Return the module or parameter that holds the matrix."""
     name, module, adapter, part = layer
     if isinstance(adapter, ExpertsAdapter):
-        parameter = adapter.projections(module)[part // int(module.num_experts)].parameter  # type: ignore[arg-type]
+        projections = adapter.projections(module)
+        parameter = projections[part // adapter.experts(module)].parameter
         shape = tuple(getattr(module, parameter).shape)
         return LoraTarget(f"{name}.{parameter}", True, adapter.lora_sizes(module)[parameter], shape)
     target = LoraTarget(name, False, adapter.lora_size(module), adapter.features(module))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -50,7 +51,7 @@ def frobenius_norms(layers: Sequence[LinearLayer], advance: Callable[[int], None
         first = parts[0]
         advance(len(parts))
         try:
-            with weights_in_place(module):
+            with nullcontext() if first.adapter.sums_shards(module) else weights_in_place(module):
                 sums = first.adapter.part_sumsq(module, first.split)
         except Unsupported as error:
             failures.update((part.name, str(error)) for part in parts)

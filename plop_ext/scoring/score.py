@@ -19,7 +19,7 @@ from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
 from plop_ext.forwards.choose import choose_forwards
-from plop_ext.layers import base_model, discover, runnable
+from plop_ext.layers import at_rest, base_model, discover, runnable, whole_size
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
@@ -180,7 +180,7 @@ def score(
     if rule is not None and hasattr(given, "in_random_order"):
         given = given.in_random_order(seed)
 
-    with random_state(), evaluating(model):
+    with random_state(), evaluating(model), at_rest(model):
         found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
         warn_of_scope(scope, found.scope)
         settings = replace(settings, scope=found.scope)
@@ -190,7 +190,7 @@ def score(
             norms = frobenius_norms(found.layers, advance)
         baselines = compute_baselines(found.layers, norms, settings, progress)
         watch = None if rule is None else StopWatch(rule, found.layers, baselines)
-        described = describe_model(base_model(model))
+        described = describe_model(base_model(model)) | whole_size(base_model(model))
         identity = {
             "model": described,
             "data": data_name,
@@ -262,7 +262,7 @@ def find_plop_targets(
     number = int(types) if isinstance(types, Integral) and not isinstance(types, bool) else None
     if number is not None and number > 0 and score_kwargs.get("compat") is None:
         options = {name: score_kwargs[name] for name in ("include", "exclude", "scope") if name in score_kwargs}
-        with random_state(), evaluating(model):
+        with random_state(), evaluating(model), at_rest(model):
             found = discover(runnable(model), **options)
         check_number_of_types(number, len({layer.type for layer in found.layers if not layer.no_place}))
     stop = score_kwargs.get("stop", "auto")

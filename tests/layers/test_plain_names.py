@@ -87,6 +87,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "FSDP, original parameters": lambda model: fsdp(
         each_block(model, lambda block: fsdp(block, use_orig_params=True)), use_orig_params=True
     ),
+    "fully_shard": lambda model: fully_shard(each_block(model, fully_shard)),
     "a user's": Around,
     "a user's, twice": lambda model: PassingOn(Around(model)),
     "PEFT": adapted,
@@ -130,13 +131,7 @@ def test_a_wrapped_model_has_the_names_and_scores_of_the_plain_one(wrapper: str,
     placement.check_model(wrapped)
 
 
-def test_a_sharded_model_is_refused_with_what_to_do(plain: nn.Module) -> None:
-    mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
-    sharded = copy.deepcopy(plain)
-    for block in sharded.get_submodule("model.layers"):
-        fully_shard(block, mesh=mesh)
-    with pytest.raises(InputError, match=r"its weight is sharded, .*; score the model before it is sharded"):
-        quietly(fully_shard(sharded, mesh=mesh), [{"input_ids": torch.randint(3, tiny_models.VOCAB, (2, 24))}])
+def test_weights_that_someone_released_are_refused_with_what_to_do(plain: nn.Module) -> None:
     released = copy.deepcopy(plain)
     for parameter in released.parameters():
         parameter.untyped_storage().resize_(0)  # as FSDP 1 does between forwards
