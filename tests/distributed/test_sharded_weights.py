@@ -1,4 +1,4 @@
-"""Models whose weights FSDP shards: scores are bitwise identical to those of one process, and the model is at rest again."""
+"""Models whose weights FSDP shards have bitwise the scores of one process, and are at rest again."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from plop_ext.layers.sharded.whole import on_mesh, shard_of
 def row_sums(weight: Tensor, module: nn.Module) -> Tensor:
     """Return the sum of squares of each row of a weight [..., K], whole on every process.
 
-    Sums travel between processes, not weights. Sums of whole rows are gathered, so they are bitwise identical to those of one process;
-    sums of pieces of rows, as under row-wise tensor parallelism, are added in float64.
+    Sums travel between processes, not weights. Sums of whole rows are gathered, so they are bitwise identical to those
+    of one process; sums of pieces of rows, as under row-wise tensor parallelism, are added in float64.
 
     Args:
         weight: [..., K], plain or a `DTensor`.
