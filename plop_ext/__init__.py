@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from plop_ext.experiment.compare import compare
     from plop_ext.experiment.result import Comparison
     from plop_ext.finetuning.finetune import FinetuneResult, finetune
+    from plop_ext.integrations.one_call import auto_lora
     from plop_ext.ops.native import build_info
     from plop_ext.placement import Placement
     from plop_ext.runs.run import run_experiment
     from plop_ext.scores import Scores
+    from plop_ext.scoring.collected import scores_from
     from plop_ext.scoring.score import find_plop_targets, score
     from plop_ext.statistics import StopRule
     from plop_ext.streaming.score import score_streaming
@@ -35,6 +37,7 @@ _HOMES = {
     "Scores": "scores",
     "SetupError": "errors",
     "StopRule": "statistics",
+    "auto_lora": "integrations.one_call",
     "build_info": "ops.native",
     "compare": "experiment.compare",
     "find_plop_targets": "scoring.score",
@@ -42,6 +45,7 @@ _HOMES = {
     "run_experiment": "runs.run",
     "score": "scoring.score",
     "score_streaming": "streaming.score",
+    "scores_from": "scoring.collected",
 }
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "SetupError",
     "StopRule",
     "__version__",
+    "auto_lora",
     "build_info",
     "compare",
     "find_plop_targets",
@@ -61,6 +66,7 @@ __all__ = [
     "run_experiment",
     "score",
     "score_streaming",
+    "scores_from",
 ]
 
 

@@ -33,6 +33,7 @@ class Collector:
             does. By default every call adds.
 
     Attributes:
+        model: The model, as given.
         layers: The layers, as given.
         unassigned: Names of layers with rows whose sample or padding cannot be told, with the reason.
         experts_implementation: Implementation of the experts modules outside of the context; None if there are no
@@ -46,6 +47,7 @@ class Collector:
         ...         outputs = model(**batch)
         ...         collector.end()
         >>> gain = collector.totals().mean_gain  # [layers, samples]
+        >>> scores = plop_ext.scores_from(collector)
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[LinearLayer], *, last_call_only: bool = False) -> None:
@@ -53,12 +55,12 @@ class Collector:
         self.layers = self.recording.layers
         self.unassigned = self.recording.notes.unassigned
         self.experts_implementation: str | None = None
-        self._model = model
+        self.model = model
         self._stack = ExitStack()
 
     def __enter__(self) -> Collector:
         with ExitStack() as stack:
-            for module in self._model.modules():
+            for module in self.model.modules():
                 for name, eager in compiled_calls(module).items():
                     replace_attribute(stack, module, name, eager)
             experts: dict[nn.Module, ExpertsObserver] = {}
@@ -75,7 +77,7 @@ class Collector:
                     # Before all other hooks of the module, because a user-defined hook may replace the output.
                     handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
                     stack.callback(handle.remove)
-            stack.enter_context(self.recording.feeding.watching(self._model, hooks))
+            stack.enter_context(self.recording.feeding.watching(self.model, hooks))
             self.experts_implementation = stack.enter_context(routed_experts.observed(experts))
             stack.callback(self.recording.clear)
             self._stack = stack.pop_all()

@@ -40,6 +40,22 @@ class TotalsQueue:
             return torch.zeros(self._n_layers, 0, len(TOTALS_FIELDS), dtype=torch.float64)
         return torch.cat(self._arrived, dim=1)
 
+    def each(self) -> list[Tensor]:
+        """Return [M, B, 5] float64 of each batch, in their order. Synchronizes."""
+        self._receive_all()
+        return list(self._arrived)
+
+    def take(self, *, wait: bool) -> list[Tensor]:
+        """Remove the oldest batches and return [M, B, 5] float64 of each, in their order.
+
+        Args:
+            wait: Take all batches, which synchronizes. Otherwise take those that have arrived.
+        """
+        while self._under_way and (wait or _has_arrived(self._under_way[0][1])):
+            self._receive()
+        taken, self._arrived = self._arrived, []
+        return taken
+
     def batch(self, number: int) -> Tensor:
         """Return [M, B, 5] float64 of the `number`-th batch, from 0. Synchronizes with this batch only."""
         while len(self._arrived) <= number:

@@ -77,6 +77,11 @@ def score_types(
     return tuple(sorted(found, key=lambda score: (score.nfn, score.type)))
 
 
+def metric_names(values: Mapping[str, float]) -> dict[str, float]:
+    """Return values by type under names that every tracker takes: a role follows a dot instead of an `@`."""
+    return {label.replace("@", "."): value for label, value in values.items()}
+
+
 def check_number_of_types(types: object, available: int) -> None:
     """Check that `types` is a number of the `available` types.
 

@@ -160,20 +160,22 @@ class _Loading:
             )
             from transformers.modeling_utils import LoadStateDictConfig
 
-            expected = {"model", "state_dict", "load_config"}
-            if not expected <= inspect.signature(convert_and_load_state_dict_in_model).parameters.keys():
+            parameters = inspect.signature(convert_and_load_state_dict_in_model).parameters.keys()
+            if not {"model", "state_dict", "load_config"} <= parameters:
                 raise ImportError("convert_and_load_state_dict_in_model has other parameters")
         except ImportError as error:
             import transformers
 
             raise SetupError(
                 f"streaming does not know how transformers {transformers.__version__} converts checkpoints ({error}); "
-                "install transformers 5.17 to 5.24"
+                "install transformers 5.6 to 5.24"
             ) from error
         self._skeleton = skeleton
         self._model = skeleton.model
         self._config = LoadStateDictConfig
         self._convert = convert_and_load_state_dict_in_model
+        # Up to transformers 5.16 the plan of tensor parallelism is an argument without a default.
+        self._options: dict[str, Any] = {"tp_plan": None} if "tp_plan" in parameters else {}
         self._rename = rename_source_key
         self._new_mapping = lambda: get_model_conversion_mapping(
             self._model, key_mapping=renamed or None, hf_quantizer=skeleton.quantizer
@@ -209,7 +211,7 @@ class _Loading:
             weight_mapping=self._new_mapping(),
         )
         state = {key: _Slice(tensor, codes[key]) for key, tensor in tensors.items()}
-        info, _ = self._convert(model=self._model, state_dict=state, load_config=config)
+        info, _ = self._convert(model=self._model, state_dict=state, load_config=config, **self._options)
         if info.mismatched_keys:
             key, found, wanted = sorted(info.mismatched_keys)[0]
             raise InputError(
