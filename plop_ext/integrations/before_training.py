@@ -58,10 +58,8 @@ def score_trainer(
         SetupError: If the installed TRL generates completions in an unknown way.
 
     Example:
-        >>> probe = SFTTrainer(model=model, args=args, train_dataset=rows)
-        >>> placement = plop_ext.integrations.score_trainer(probe).place(types=3)
-        >>> trainer = SFTTrainer(model=model, args=args, train_dataset=probe.train_dataset,
-        ...                      peft_config=placement.lora_config(r=16, task_type="CAUSAL_LM"))
+        >>> placement = score_trainer(trainer).place(types=3)
+        >>> config = placement.lora_config(r=16, task_type="CAUSAL_LM")  # `peft_config` of the trainer that trains
     """
     check_choice(("chosen", "rejected", "both"), rows=rows)
     unknown = sorted(set(options) - _OPTIONS)

@@ -17,7 +17,17 @@ from plop_ext.streams.batch import BatchStreams
 from tests.support import tiny_models
 from tests.support.tiny_models import Plain
 
-EXPORTED = {"layers", "announce", "unassigned", "experts_implementation", "recording", "begin", "end", "totals"}
+EXPORTED = {
+    "model",
+    "layers",
+    "announce",
+    "unassigned",
+    "experts_implementation",
+    "recording",
+    "begin",
+    "end",
+    "totals",
+}
 
 
 def totals_of(model: nn.Module, *batches: Tensor) -> Tensor:

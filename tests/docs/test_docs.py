@@ -16,6 +16,8 @@ from plop_ext.layers import adapter, discover
 from tests.support import tiny_models
 from tests.support.markdown import python_blocks
 from tests.support.paths import ROOT
+from tests.support.tiny_lm import tiny_llama
+from tests.support.trainings import trainer_of
 
 README = ROOT / "README.md"
 WITH_EXAMPLES = sorted(path for path in (ROOT / "plop_ext").rglob("*.py") if ">>> " in path.read_text())
@@ -42,7 +44,7 @@ def test_the_readme_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_docstring_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docstring_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import peft
 
     monkeypatch.setattr(adapter, "_ADAPTERS", list(adapter._ADAPTERS))  # an example registers one
@@ -50,6 +52,9 @@ def test_docstring_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # What an example leaves out: a model, and data for it.
     names = {"model": tiny_models.llama(), "dataloader": [tiny_models.token_batch([20, 31])], "peft": peft}
     names |= {"plop_ext": plop_ext, "discover": discover}
+    if path.parent.name == "integrations":
+        names["trainer"] = trainer_of(tiny_llama(), tmp_path)
+    monkeypatch.chdir(tmp_path)
     results = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert results.attempted > 0 and results.failed == 0
 
