@@ -44,7 +44,7 @@ class PlopCallback(TrainerCallback):
 
     Example:
         >>> with PlopCallback(trainer, every=10) as watch:
-        ...     trainer.train()
+        ...     result = trainer.train()
         >>> watch.scores().save("training.json")  # plop report training.json draws the drift
     """
 

@@ -44,7 +44,7 @@ def adapted(dropout: float = 0.1, **config: Any) -> nn.Module:
 
 
 def trainer_of(model: nn.Module, folder: Any, **arguments: Any) -> Any:
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     settings: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 2} | arguments
     args = TrainingArguments(
@@ -57,7 +57,9 @@ def trainer_of(model: nn.Module, folder: Any, **arguments: Any) -> Any:
         dataloader_pin_memory=False,
         **settings,
     )
-    return Trainer(model=model, args=args, train_dataset=ROWS, data_collator=collate)
+    trainer = Trainer(model=model, args=args, train_dataset=ROWS, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def losses_of(trainer: Any) -> list[float]:
