@@ -230,6 +230,23 @@ def host_cost(result: Result) -> str:
     return text + "\n\n" + table(["model of", "matrices", *names], lines)
 
 
+def training_overhead(result: Result) -> str:
+    """Return the table of steps of a training, one row per candidate."""
+    settings = result["settings"]
+    rows = [
+        [row["candidate"], f"{row['ms']:.1f}", spread(row, "ratio"), f"{row['extra_peak_mib']:+.1f}"]
+        if row["extra_peak_mib"] is not None
+        else [row["candidate"], f"{row['ms']:.1f}", spread(row, "ratio"), ""]
+        for row in result["rows"]
+    ]
+    header = ["step", "ms", "x plain step, median (p20-p80)", "extra peak memory, MiB"]
+    text = (
+        f"{settings['shape']}, {settings['batch']} x {settings['tokens']} tokens, {settings['dtype']}, LoRA of rank "
+        f"16 on {', '.join(settings['types'])}, gradient checkpointing; losses equal bit by bit."
+    )
+    return text + "\n\n" + table(header, rows)
+
+
 RENDERERS = {
     "demo_seeds": demo_seeds,
     "early_stop": early_stop,
@@ -241,5 +258,6 @@ RENDERERS = {
     "host_cost": host_cost,
     "accuracy": accuracy,
     "streaming": streaming,
+    "training_overhead": training_overhead,
     **renderers_fast.RENDERERS,
 }

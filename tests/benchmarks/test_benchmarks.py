@@ -28,6 +28,7 @@ SCRIPTS = (
     "scoring_overhead",
     "streaming",
     "time_to_placement",
+    "training_overhead",
 )
 
 
