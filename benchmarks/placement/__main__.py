@@ -29,7 +29,7 @@ from benchmarks.placement import analyse, publish, report, stages
 from benchmarks.placement.journal import Deadline, Journal
 from benchmarks.placement.placements import PROTOCOLS
 from benchmarks.placement.settings import SMOKE, Settings
-from benchmarks.placement.tasks import TASKS
+from benchmarks.placement.tasks import TASKS, TRIED
 
 OUT_OF_TIME = 3
 RESULTS = Path(__file__).parent / "results"
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--page", type=Path, default=report.PAGE, help="the page that `report` brings up to date")
     parser.add_argument("--models", type=_words, help="names, separated by commas; default: all")
-    parser.add_argument("--tasks", type=_words, default=list(TASKS), help="names; default: all")
+    parser.add_argument("--tasks", type=_words, default=list(TASKS), help="names; default: the protocol's")
     parser.add_argument("--protocols", type=_words, default=list(PROTOCOLS), help="one-rank, matched; default: both")
     parser.add_argument("--only", type=_words, default=[], help="keys of placements, or triples; default: all")
     parser.add_argument("--search-seeds", type=int, help="seeds that choose the learning rates; default: all")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = args.models or list(settings.models)
     for name, given, known in (
         ("models", models, settings.models),
-        ("tasks", args.tasks, TASKS),
+        ("tasks", args.tasks, {**TASKS, **TRIED}),
         ("protocols", args.protocols, PROTOCOLS),
     ):
         if unknown := [each for each in given if each not in known]:

@@ -1,4 +1,8 @@
-"""Six generated tasks with exact answers, from near the pretraining text to far from it."""
+"""Generated tasks with exact answers, from near the pretraining text to far from it.
+
+`TASKS` are those of the protocol. `TRIED` are those that tell placements apart less well: every placement learns the
+task, or none does, or some seeds do and others do not. Their runs are kept, and `--tasks` still runs them.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +49,47 @@ def inline(rng: random.Random) -> Example:
     return f"f = lambda {', '.join(names)}: {expression(names)}\nf({arguments}) == ", expression(values)
 
 
+def rename(rng: random.Random) -> Example:
+    """The body of a function with other names for its arguments: Python, and names are bound to names."""
+    names, new = rng.sample(_NAMES, 3), rng.sample(_NAMES, 3)
+    places = [0, 1, 2, rng.randrange(3)]
+    rng.shuffle(places)
+    signs = [rng.choice(_OPERATORS[:6]) for _ in range(3)]
+
+    def expression(words: Sequence[str]) -> str:
+        first, *others = (words[place] for place in places)
+        return " ".join([first, *(f"{sign} {word}" for sign, word in zip(signs, others, strict=True))])
+
+    prompt = f"def f({', '.join(names)}):\n    return {expression(names)}\n\nf = lambda {', '.join(new)}: "
+    return prompt, expression(new)
+
+
+def postfix(rng: random.Random) -> Example:
+    """An expression with its operators behind their operands: the structure of Python, in another order."""
+
+    def expression(names: Sequence[str]) -> Example:
+        if len(names) == 1:
+            return names[0], names[0]
+        cut, sign = rng.randint(1, len(names) - 1), rng.choice(_OPERATORS[:4])
+        (left, left_postfix), (right, right_postfix) = expression(names[:cut]), expression(names[cut:])
+        return f"({left} {sign} {right})", f"{left_postfix} {right_postfix} {sign}"
+
+    infix, answer = expression(rng.sample(_NAMES, 6))
+    return f"{infix[1:-1]} => ", answer
+
+
+def order(rng: random.Random) -> Example:
+    """Numbers of two digits in order: an algorithm over its context."""
+    values = [rng.randint(10, 99) for _ in range(7)]
+    return f"{' '.join(map(str, values))} => ", " ".join(map(str, sorted(values)))
+
+
+def total(rng: random.Random) -> Example:
+    """The sum of a number of three digits and one of one: arithmetic, which the text hardly has."""
+    first, second = rng.randint(100, 999), rng.randint(1, 9)
+    return f"{first} + {second} = ", str(first + second)
+
+
 def record(rng: random.Random) -> Example:
     """Fields of a line as JSON with sorted keys: another format of the same content."""
     values = {"name": rng.choice(_PEOPLE), "id": rng.randint(100, 999), "city": rng.choice(_CITIES)}
@@ -69,12 +114,18 @@ def sort(rng: random.Random) -> Example:
 
 
 def add(rng: random.Random) -> Example:
-    """The sum of a number of three digits and one of two: arithmetic, which the text hardly has."""
+    """The sum of a number of three digits and one of two: arithmetic with a carry."""
     first, second = rng.randint(100, 999), rng.randint(10, 99)
     return f"{first} + {second} = ", str(first + second)
 
 
 TASKS: dict[str, Callable[[random.Random], Example]] = {
+    "rename": rename,
+    "postfix": postfix,
+    "order": order,
+    "total": total,
+}
+TRIED: dict[str, Callable[[random.Random], Example]] = {
     "code": code,
     "inline": inline,
     "record": record,
@@ -87,9 +138,10 @@ TASKS: dict[str, Callable[[random.Random], Example]] = {
 def examples(task: str) -> Iterator[Example]:
     """Examples of `task` without end, no prompt twice, the same on every machine."""
     rng = random.Random(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
+    task_of = {**TASKS, **TRIED}[task]
     seen: set[str] = set()
     while True:
-        prompt, answer = TASKS[task](rng)
+        prompt, answer = task_of(rng)
         if prompt not in seen:
             seen.add(prompt)
             yield prompt, answer

@@ -69,7 +69,10 @@ def test_a_second_call_does_nothing_and_one_without_time_says_so(
     run(work, "corpus", "pretrain", "score", "grid", "full")
     assert [len(before.read(kind)) for kind in kinds] == counts
     run(
-        work, "grid", status=command.OUT_OF_TIME, extra=("--budget-seconds", "0", "--tasks", "add", "--only", "q_proj")
+        work,
+        "grid",
+        status=command.OUT_OF_TIME,
+        extra=("--budget-seconds", "0", "--tasks", "total", "--only", "q_proj"),
     )
     assert "out of time" in capsys.readouterr().out
 
