@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from plop_ext._version import __version__
-from plop_ext.cli import compare, demo, doctor, finetune, merge, place, report, run, score
+from plop_ext.cli import compare, demo, doctor, export, finetune, merge, place, report, run, score
 from plop_ext.cli.config import with_config
 from plop_ext.cli.endings import explain
 from plop_ext.cli.logs import logs_on_stderr
@@ -15,7 +15,7 @@ from plop_ext.cli.result import Result, stdout_for
 from plop_ext.cli.streams import every_character_printable
 
 # In the order in which they are used.
-_COMMANDS = (run, score, report, place, finetune, compare, merge, demo, doctor)
+_COMMANDS = (run, score, report, place, export, finetune, compare, merge, demo, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +54,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             "plop score MODEL DATA -o scores.json",
             "plop report scores.json -o report.html",
             "plop place scores.json -o placement.json",
+            "plop export placement.json --to axolotl -o lora.yaml",
             "plop finetune MODEL DATA --placement placement.json -o adapter",
         ],
     )

@@ -25,7 +25,7 @@ _RENAMED = {
 }
 _OPTIONS = (
     *("baseline", "batch_size", "columns", "compat", "device", "dtype", "eval", "exclude", "fast"),
-    *("finalists", "graph", "ignore_nonfinite", "include", "margin"),
+    *("finalists", "graph", "ignore_nonfinite", "include", "lossy", "margin"),
     *("mask", "max_length", "max_memory", "max_nfn", "max_params", "modules", "pad_to_multiple_of", "probes", "ranks"),
     *(
         "resume",

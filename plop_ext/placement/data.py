@@ -34,6 +34,9 @@ class PlacementData:
         ranks: Rank of each target, by name, if the ranks differ; empty if all targets have the rank `r`.
         reason: Reason for the number of types, if you did not give the number.
         evidence: The scores that it was chosen from; None for a placement made without scores.
+        left_out: The other scored modules and parameters of the model, which get no LoRA. Exports check against them
+            that a training stack adapts nothing else.
+        unscored: Names of the model's modules that have a weight and no score.
     """
 
     modules: tuple[str, ...]
@@ -48,6 +51,8 @@ class PlacementData:
     ranks: dict[str, int] = field(default_factory=dict)
     reason: str = ""
     evidence: Evidence | None = None
+    left_out: tuple[LoraTarget, ...] = ()
+    unscored: tuple[str, ...] = ()
 
     def ranks_at(self, r: int | None = None) -> dict[str, int]:
         """Return the rank of each target, by name: `r` for all targets, or by default the ranks of the placement.

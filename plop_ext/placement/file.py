@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from plop_ext.errors import InputError
@@ -16,7 +16,7 @@ from plop_ext.placement.evidence import Evidence
 from plop_ext.placement.fingerprint import Fingerprint
 
 FORMAT = "plop_ext.placement"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 PlacementT = TypeVar("PlacementT", bound=PlacementData)
 
@@ -37,13 +37,15 @@ def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:
             strategy=content["strategy"],
             label=content["label"],
             model=content["model"],
-            lora_targets=tuple(LoraTarget.from_dict(item) for item in content["lora_targets"]),
+            lora_targets=_targets(content["lora_targets"]),
             fingerprints={name: _fingerprint(item) for name, item in content["fingerprints"].items()},
             notes=tuple(content["notes"]),
             r=int(content["r"]),
             ranks={name: int(rank) for name, rank in content["ranks"].items()},
             reason=content["reason"],
             evidence=None if content["evidence"] is None else Evidence.from_dict(content["evidence"]),
+            left_out=_targets(content["left_out"]),
+            unscored=tuple(map(str, content["unscored"])),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"`{path}` is a damaged placement; write it again with `plop place`") from error
@@ -52,10 +54,15 @@ def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:
 def _fields(placement: PlacementData) -> dict[str, Any]:
     """Return the fields, ready for JSON; `dataclasses.asdict` would copy every name."""
     values = {field.name: getattr(placement, field.name) for field in dataclasses.fields(PlacementData)}
-    values["lora_targets"] = [vars(target) for target in placement.lora_targets]
+    for name in ("lora_targets", "left_out"):
+        values[name] = [vars(target) for target in values[name]]
     values["fingerprints"] = {name: vars(item) for name, item in placement.fingerprints.items()}
     values["evidence"] = None if placement.evidence is None else vars(placement.evidence)
     return values
+
+
+def _targets(items: Iterable[Mapping[str, Any]]) -> tuple[LoraTarget, ...]:
+    return tuple(LoraTarget.from_dict(item) for item in items)
 
 
 def _fingerprint(fields: Mapping[str, Any]) -> Fingerprint:

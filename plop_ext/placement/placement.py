@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.placement import file
+from plop_ext.placement import file, peft
 from plop_ext.placement.cost import Cost, cost
 from plop_ext.placement.data import PlacementData
-from plop_ext.placement.exports import export, peft
+from plop_ext.placement.exports import export
 
 if TYPE_CHECKING:
     import torch
@@ -85,19 +85,25 @@ class Placement(PlacementData):
                 that PEFT does not support on `target_parameters`, or if `r` is given although ranks differ.
             SetupError: If PEFT is not installed.
         """
-        return peft.export(self, r, lora_alpha, **kwargs)
+        return peft.lora_config(self, r, lora_alpha, **kwargs)
 
-    def export(self, stack: str, **options: Any) -> Any:
-        """Return the placement in the form of a training stack.
+    def export(self, stack: str, *, r: int | None = None, lora_alpha: float | None = None, lossy: bool = False) -> str:
+        """Return the placement as the configuration of a training stack, with comments at its head.
+
+        The stack adapts exactly the modules of the placement, with its ranks and one alpha / r for all, and without
+        dropout. The stacks, and what each of them can say, are in docs/stacks.md.
 
         Args:
-            stack: Name of a stack, one of `plop_ext.placement.exports.stacks()`; `"peft"` gives `lora_config`.
-            **options: Options of that export.
+            stack: Name of a stack, one of `plop_ext.placement.exports.stacks()`: `"axolotl"`, `"trl"`, `"verl"`, ...
+            r: Rank of all modules; default the ranks of the placement.
+            lora_alpha: Alpha of the modules with the common rank; default twice that rank.
+            lossy: Write also what the stack cannot say exactly. A warning and a comment name each difference.
 
         Raises:
-            InputError: If there is no such stack, or it does not support this placement.
+            InputError: If there is no such stack, the stack cannot say the placement exactly and `lossy` is false, it
+                can say nothing of it, or a number is out of range.
         """
-        return export(self, stack, **options)
+        return export(self, stack, r=r, lora_alpha=lora_alpha, lossy=lossy)
 
     def verify(self, peft_model: nn.Module) -> None:
         """Check that exactly the placement's modules and parameters carry LoRA, and that it survives a reload.

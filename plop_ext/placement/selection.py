@@ -21,7 +21,7 @@ from plop_ext.placement.evidence import Evidence
 from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
-from plop_ext.placement.targets import lines_of_experts, notes_of, targets_of
+from plop_ext.placement.targets import left_out, lines_of_experts, notes_of, targets_of
 from plop_ext.score_data import ScoreData, ScoredModule, TypeScore, check_number_of_types, no_place_lines
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
 
@@ -294,6 +294,8 @@ def _make(
         lora_targets=targets,
         fingerprints=fingerprints_of(targets, scores.modules),
         notes=(*notes_of(modules, scores.modules), *notes),
+        left_out=left_out(targets, scores),
+        unscored=tuple(item.name for item in scores.unscored),
     )
 
 

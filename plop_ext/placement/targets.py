@@ -15,6 +15,15 @@ def targets_of(chosen: Iterable[ScoredModule]) -> tuple[LoraTarget, ...]:
     return tuple({module.target.name: module.target for module in chosen if not module.target.refused}.values())
 
 
+def left_out(chosen: Iterable[LoraTarget], scores: ScoreData) -> tuple[LoraTarget, ...]:
+    """Return the targets of the model that were not chosen, each once, also those that PEFT refuses."""
+    few = scores.few_tokens.modules if scores.few_tokens is not None else ()
+    rest = {module.target.name: module.target for module in (*scores.modules, *few)}
+    for target in chosen:
+        rest.pop(target.name, None)
+    return tuple(rest.values())
+
+
 def notes_of(chosen: Sequence[ScoredModule], everything: Iterable[ScoredModule]) -> tuple[str, ...]:
     """Return one line per difference between the choice and what PEFT can adapt.
 

@@ -19,6 +19,7 @@ SCORE = ["score", "plop-tiny", "{data}", "--quiet", "--device", "cpu"]
 COMMANDS = {
     "score": SCORE,
     "place": ["place", "{scores}"],
+    "export": ["export", "{placement}", "--to", "trl"],
     "report": ["report", "{scores}", "--against", "{scores}"],
     "merge": ["merge", "{scores}", "{scores}"],
     "compare": ["compare", "plop-tiny", "{data}", "--scores", "{scores}", "--eval", "{other}"],

@@ -21,7 +21,7 @@ from plop_ext.data import Encoded, counted_tokens, encode, load_rows
 from plop_ext.errors import InputError, OutputError
 from plop_ext.finetuning.evaluation import held_out_losses, learnable
 from plop_ext.finetuning.finetune import FinetuneResult, _diverged, finetune
-from plop_ext.placement import exports
+from plop_ext.placement import peft
 from tests.support.tiny_lm import byte_tokenizer, placement, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -123,7 +123,7 @@ class TestLeftAsFound:
     def test_after_adapting_other_modules_than_placed(
         self, found: Any, train: list[Encoded], held_out: list[Encoded], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exports.peft, "targets", lambda placement: {"target_modules": ["v_proj"]})
+        monkeypatch.setattr(peft, "targets", lambda placement: {"target_modules": ["v_proj"]})
         with pytest.raises(InputError, match="does not match the placement"):
             finetune(found, TOKENIZER, train, held_out, placement(found, "q_proj"), **QUICK)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
-from plop_ext.placement.exports.peft import adapted_names
+from plop_ext.placement.peft import adapted_names
 from tests.support.meta_models import class_names, config_class, models
 
 _EXPERTS = {"experts.gate_up_proj", "experts.down_proj"}

@@ -17,7 +17,7 @@ from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement
 from plop_ext.placement.budget import Budget, most_types
-from plop_ext.placement.exports.peft import rank_pattern
+from plop_ext.placement.peft import rank_pattern
 from plop_ext.placement.ranks import DEFAULT_RANK, most_common
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score

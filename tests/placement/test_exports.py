@@ -1,178 +1,331 @@
-"""A placement goes to a training stack by a file of its own, and PEFT is the first of them."""
+"""An export makes its training stack adapt exactly the placement, or says what the stack cannot say."""
 
 from __future__ import annotations
 
-import sys
-from collections import OrderedDict
-from collections.abc import Sequence
+import ast
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
 
-from plop_ext.errors import InputError, SetupError
+from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement, exports
-from plop_ext.placement.exports.peft import adapted_names, rank_pattern
-from plop_ext.scores import Scores
+from plop_ext.placement.exports._rules import by_substring
+from plop_ext.placement.exports._stack import Stack
 from tests.support.gain_tables import scores, table
+from tests.support.placed_models import linear_names, llama, placed_on, tiny_mixture
+from tests.support.stack_readers import OWN, PEFT, call_in
+
+STACKS = exports.stacks()
+TYPES = "v_proj|up_proj|gate_proj"
+CASES = {
+    "types": lambda model: placed_on(model, lambda name: re.search(f"({TYPES})$", name)),
+    "attention": lambda model: placed_on(model, lambda name: re.search("[qkvo]_proj$", name)),
+    "everything": lambda model: placed_on(model, lambda name: True),
+    "one module": lambda model: placed_on(model, lambda name: name == "model.layers.1.self_attn.v_proj"),
+    "a few": lambda model: placed_on(model, lambda name: re.search(r"\.(1|3)\..*(q|k|down)_proj$", name)),
+    "q everywhere, k once": lambda model: placed_on(model, lambda name: re.search(r"q_proj$|\.1\..*k_proj$", name)),
+    "other numbers": lambda model: placed_on(model, lambda name: name.endswith("o_proj"), r=6),
+    "ranks": lambda model: placed_on(
+        model,
+        lambda name: re.search(r"\.(0|1|10)\..*(v|up)_proj$", name),
+        r=4,
+        ranks={
+            f"model.layers.{layer}.{name}": rank
+            for layer, rank in ((0, 4), (1, 2), (10, 3))
+            for name in ("self_attn.v_proj", "mlp.up_proj")
+        },
+    ),
+}
 
 
-@pytest.fixture(scope="module")
-def found() -> Scores:
-    return scores(table([0.5, 0.8, 1.2]))
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stack", sorted(PEFT))
+def test_what_ends_in_peft_gives_exactly_the_placement(stack: str, case: str) -> None:
+    text = exact(CASES[case](llama()), stack)
+    if text is not None:
+        config = LoraConfig(**PEFT[stack](text))
+        assert config.lora_dropout == 0 and isinstance(config.target_modules, set)
+        verify(case, tuple(sorted((key, repr_of(value)) for key, value in config.to_dict().items())))
 
 
-def test_peft_is_a_stack_and_its_export_is_the_config(found: Scores) -> None:
-    placement = found.place(types=1)
-    config, exported = placement.lora_config(r=4, lora_alpha=6), placement.export("peft", r=4, lora_alpha=6)
-    assert isinstance(exported, LoraConfig) and exported.to_dict() == config.to_dict()
-    assert placement.export("peft").to_dict() == placement.lora_config().to_dict()
+@cache
+def verify(case: str, fields: tuple[tuple[str, str], ...]) -> None:
+    """Wrap the model of a case with a configuration; stacks whose configurations are equal share the check."""
+    model = llama()
+    placement = CASES[case](model)
+    wrapped = get_peft_model(model, LoraConfig(**{key: ast.literal_eval(value) for key, value in fields}))
+    placement.verify(wrapped)
+    assert {
+        name: (layer.r["default"], layer.scaling["default"])
+        for name, layer in wrapped.base_model.model.named_modules()
+        if isinstance(layer, LoraLayer)
+    } == {name: (rank, 2.0) for name, rank in placement.ranks_at().items()}
 
 
-def test_a_new_file_is_a_new_stack(found: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a_stack.py").write_text("def export(placement, end): return placement.label + end\n")
+def repr_of(value: Any) -> str:
+    """The same text for equal fields of a configuration."""
+    return repr(sorted(value) if isinstance(value, set) else getattr(value, "value", value))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stack", sorted(OWN))
+def test_what_has_a_rule_of_its_own_gives_exactly_the_placement(stack: str, case: str) -> None:
+    model = llama()
+    placement = CASES[case](model)
+    text = exact(placement, stack)
+    if text is not None:
+        expected = {name: (rank, 2 * rank) for name, rank in placement.ranks_at().items()}
+        assert OWN[stack](text, linear_names(model)) == expected
+
+
+def exact(placement: Placement, stack: str) -> str | None:
+    """The export, or None where the description of the stack says why there is none."""
+    description = exports.stack_named(stack)
+    made = exports.plan(placement, stack, lossy=True)
+    if not made.losses:
+        return placement.export(stack)
+    with pytest.raises(InputError, match=r"cannot be exported to .* exactly") as caught:
+        placement.export(stack)
+    assert all(line in str(caught.value) for line in made.losses)
+    reasons = "; ".join(made.losses)
+    assert ("one rank" in reasons) == bool(placement.ranks and not description.ranks)
+    assert ("one alpha" in reasons) == bool(
+        placement.ranks and description.ranks and not description.alphas.per_module
+    )
+    assert ("also adapt" in reasons) <= (stack == "torchtune")
+    return None
+
+
+def test_every_stack_is_read_by_a_test() -> None:
+    assert set(STACKS) == set(PEFT) | set(OWN)
+    for name in STACKS:
+        assert exports.stack_named(name).peft == (name in PEFT)
+
+
+def test_the_cases_are_exact_where_a_stack_can_say_them() -> None:
+    model = llama()
+    inexact = {
+        (stack, case)
+        for case, make in CASES.items()
+        for stack in STACKS
+        if exports.plan(make(model), stack, lossy=True).losses
+    }
+    uneven = {"axolotl", "lycoris", "peft", "unsloth"}
+    assert inexact == {(stack, "ranks") for stack in STACKS if stack not in uneven} | {
+        ("torchtune", case) for case in ("types", "one module", "a few", "q everywhere, k once")
+    }
+
+
+@pytest.mark.parametrize("stack", sorted(PEFT))
+def test_stacked_experts_are_exact_or_refused(stack: str) -> None:
+    model = tiny_mixture()
+    placement = placed_on(model, lambda name: re.search(r"0\.mlp\.experts\.|v_proj$", name), parameters=True)
+    assert any(target.parameter for target in placement.lora_targets)
+    if not exports.stack_named(stack).parameters:
+        with pytest.raises(InputError, match=r"adapts no parameters of a module: `model.layers.0.mlp.experts.\w+`"):
+            placement.export(stack)
+        return
+    placement.verify(get_peft_model(model, LoraConfig(**PEFT[stack](placement.export(stack)))))
+
+
+@pytest.mark.parametrize("stack", [name for name in sorted(PEFT) if exports.stack_named(name).parameters])
+def test_experts_alone_bring_no_default_modules(stack: str) -> None:
+    model = tiny_mixture()
+    placement = placed_on(model, lambda name: name == "model.layers.1.mlp.experts.down_proj", parameters=True)
+    placement.verify(get_peft_model(model, LoraConfig(**PEFT[stack](placement.export(stack)))))
+
+
+@pytest.mark.parametrize("stack", [name for name in STACKS if not exports.stack_named(name).parameters])
+def test_nothing_is_written_where_nothing_is_left(stack: str) -> None:
+    placement = placed_on(tiny_mixture(), lambda name: "experts.down" in name, parameters=True)
+    with pytest.raises(InputError, match="nothing else is placed"):
+        placement.export(stack, lossy=True)
+
+
+@pytest.mark.parametrize("stack", sorted(OWN))
+def test_dense_parameters_are_modules_where_peft_is_not_asked(stack: str) -> None:
+    dense = LoraTarget("model.layers.0.mlp.down_proj.weight", True, 20, (8, 12))
+    other = LoraTarget("model.layers.1.mlp.down_proj.weight", True, 20, (8, 12))
+    placement = Placement(("a",), ("t",), "types", "x", "M", (dense,), left_out=(other,))
+    names = [name.removesuffix(".weight") for name in (dense.name, other.name)]
+    if stack == "torchtune":
+        with pytest.raises(InputError, match=r"would also adapt `model.layers.1.mlp.down_proj`"):
+            placement.export(stack)
+    else:
+        assert OWN[stack](placement.export(stack), names) == {names[0]: (16, 32)}
+
+
+class TestTraps:
+    """What looks right in a stack's configuration and is not."""
+
+    def test_a_list_of_one_name_is_a_regular_expression_in_trl(self) -> None:
+        model = llama()
+        keys = yaml.safe_load(CASES["one module"](model).export("trl"))
+        assert len(keys["lora_target_modules"]) == 2 and len(set(keys["lora_target_modules"])) == 1
+
+    @pytest.mark.parametrize("stack", ["trl", "ms-swift"])
+    def test_a_default_dropout_breaks_parameters(self, stack: str) -> None:
+        model = tiny_mixture()
+        placement = placed_on(model, lambda name: "experts.down" in name, parameters=True)
+        arguments = PEFT[stack](placement.export(stack))
+        with pytest.raises(ValueError, match="lora_dropout"):
+            get_peft_model(tiny_mixture(), LoraConfig(**{**arguments, "lora_dropout": 0.05}))
+        get_peft_model(model, LoraConfig(**arguments))
+
+    def test_a_regular_expression_in_a_list_matches_nothing(self) -> None:
+        with pytest.raises(ValueError, match="not found in the base model"):
+            get_peft_model(llama(), LoraConfig(target_modules=[r"model\.layers\.1\.self_attn\.v_proj"]))
+        entries = yaml.safe_load(CASES["a few"](llama()).export("axolotl"))["lora_target_modules"]
+        assert set(entries) <= set(linear_names(llama()))
+
+    @pytest.mark.parametrize(
+        ("chosen", "also"),
+        [("visual_like.gate", "visual_like.gate_proj"), ("model.l.0.q", "language_model.l.0.q")],
+    )
+    def test_llama_factory_looks_for_parts_of_names(self, chosen: str, also: str) -> None:
+        chosen, also = (name.replace("visual_like", "block") for name in (chosen, also))
+        placement = placed_by_name([chosen], [also])
+        with pytest.raises(InputError, match=f"would also adapt `{also}`"):
+            placement.export("llama-factory")
+
+    def test_llama_factory_passes_over_towers(self) -> None:
+        with pytest.raises(InputError, match=r"it has no name for `model.visual.blocks.0.attn.qkv`"):
+            placed_by_name(["model.visual.blocks.0.attn.qkv", "model.layers.0.q"], []).export("llama-factory")
+
+    def test_an_entry_of_peft_is_a_suffix(self) -> None:
+        with pytest.raises(InputError, match=r"would also adapt `other.layers.0.q`"):
+            placed_by_name(["layers.0.q"], ["other.layers.0.q", "other.layers.0.qq"]).export("trl")
+
+    def test_unsloth_adds_no_experts_of_its_own_accord(self) -> None:
+        text = CASES["types"](llama()).export("unsloth")
+        assert call_in(text, "FastLanguageModel.get_peft_model")["target_parameters"] == []
+
+    def test_unsloth_trains_heads_in_full(self) -> None:
+        with pytest.raises(InputError, match=r"it trains `lm_head` in full instead of with LoRA"):
+            placed_by_name(["lm_head", "layers.0.q"], []).export("unsloth")
+
+    def test_names_that_are_equal_with_underscores_are_refused(self) -> None:
+        with pytest.raises(InputError, match=r"would also adapt `a_b.c`"):
+            placed_by_name(["a.b_c"], ["a_b.c"]).export("kohya")
+
+    def test_mlx_has_fewer_layers_than_its_default(self) -> None:
+        assert yaml.safe_load(CASES["types"](llama()).export("mlx-lm"))["num_layers"] == -1
+
+    def test_a_part_of_a_fused_weight_in_one_block_does_not_hide_another(self) -> None:
+        text = CASES["q everywhere, k once"](llama()).export("megatron-bridge")
+        assert all(entry.startswith("*.layers.") for entry in call_in(text, "CanonicalLoRA")["target_modules"])
+
+
+def placed_by_name(chosen: list[str], others: list[str], **fields: Any) -> Placement:
+    targets = tuple(LoraTarget.of_module(name, 32, 32) for name in chosen)
+    rest = tuple(LoraTarget.of_module(name, 32, 32) for name in others)
+    return Placement(tuple(chosen), ("t",), "types", "by name", "M", targets, left_out=rest, **fields)
+
+
+def test_numbers_of_the_call_are_those_of_the_export() -> None:
+    placement = CASES["types"](llama())
+    for stack in PEFT:
+        arguments = PEFT[stack](placement.export(stack, r=3, lora_alpha=9))
+        assert (arguments["r"], arguments["lora_alpha"]) == (3, 9)
+    for stack in OWN:
+        if stack != "torchtune":
+            assert set(OWN[stack](placement.export(stack, r=3, lora_alpha=9), ["model.layers.0.self_attn.v_proj"]).values()) == {(3, 9)}  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize(("alpha", "written"), [(7.5, 8), (0.2, 1)])
+def test_an_alpha_that_has_to_be_whole_is_not_rounded_in_silence(alpha: float, written: int) -> None:
+    placement = CASES["types"](llama())
+    for stack in STACKS:
+        whole = exports.stack_named(stack).alphas.whole
+        made = exports.plan(placement, stack, lora_alpha=alpha, lossy=True)
+        assert made.alpha == (written if whole else alpha)
+        assert (f"its alpha is a whole number: {alpha:g} would be rounded" in made.losses) == whole
+
+
+def test_alphas_of_ranks_have_to_be_whole_for_axolotl() -> None:
+    placement = CASES["ranks"](llama())
+    assert placement.export("axolotl")
+    with pytest.raises(InputError, match=r"its alpha is a whole number: 4.5 would be rounded"):
+        placement.export("axolotl", lora_alpha=6)
+
+
+def test_what_is_lost_is_a_warning_and_a_comment() -> None:
+    placement = CASES["ranks"](llama())
+    with pytest.warns(UserWarning) as caught:
+        text = placement.export("trl", lossy=True)
+    line = "it has one rank for all modules: 4 instead of 2 to 4"
+    assert [str(item.message) for item in caught] == [line]
+    assert f"# Not as placed: {line}\n" in text and yaml.safe_load(text)["lora_r"] == 4
+
+
+def test_notes_of_the_placement_are_warnings_and_comments() -> None:
+    placement = placed_by_name(["a.0.b"], [], notes=("one\nr: 5",))
+    for stack in PEFT:
+        with pytest.warns(UserWarning, match="one"):
+            text = placement.export(stack)
+        assert "# Note: one r: 5\n" in text
+
+
+def test_comments_come_first_and_the_rest_has_the_form_of_the_stack() -> None:
+    placement = CASES["attention"](llama())
+    for stack in STACKS:
+        text = placement.export(stack)
+        assert text.startswith("# LoRA placement picked of LlamaForCausalLM, 44 modules, for ") and text.endswith("\n")
+        if exports.stack_named(stack).form.startswith("Python"):
+            ast.parse(text)
+
+
+@pytest.mark.parametrize("stack", ["nope", "_plan", "peft.py", ""])
+def test_an_unknown_stack_is_named_with_those_there_are(stack: str) -> None:
+    with pytest.raises(InputError) as caught:
+        CASES["types"](llama()).export(stack)
+    assert str(caught.value) == f"`stack` must be one of {', '.join(STACKS)}, got '{stack}'"
+
+
+def test_a_new_file_is_a_new_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_stack.py").write_text(
+        "from plop_ext.placement.exports._stack import Stack\n"
+        "STACK = Stack(title='A', release='1', form='words', write=lambda plan: ' '.join(plan.modules))\n"
+    )
     (tmp_path / "_shared.py").write_text("")
     monkeypatch.setattr(exports, "__path__", [*exports.__path__, str(tmp_path)])
-    assert exports.stacks() == ("a-stack", "peft")
-    assert found.place(types=1).export("a-stack", end="!") == "lowest-1!"
-    with pytest.raises(InputError, match="`stack` must be one of a-stack, peft, got 'b'"):
-        found.place(types=1).export("b")
+    assert "a-stack" in exports.stacks() and "-shared" not in exports.stacks()
+    placement = placed_by_name(["a.0.b"], [])
+    assert placement.export("a-stack") == "# LoRA placement by name of M, 1 module, for A 1.\na.0.b"
 
 
-@pytest.mark.parametrize("stack", ["nope", "_shared", "peft.py", ""])
-def test_an_unknown_stack_is_named_with_those_there_are(found: Scores, stack: str) -> None:
-    with pytest.raises(InputError) as caught:
-        found.place(types=1).export(stack)
-    assert str(caught.value) == f"`stack` must be one of peft, got '{stack}'"
+def test_names_with_marks_of_each_form_are_kept() -> None:
+    name = 'a.0."b"\\:#{x}'
+    placement = placed_by_name([name], [])
+    for stack in sorted({*PEFT} - {"diffusers", "llama-factory"}):
+        assert set(PEFT[stack](placement.export(stack))["target_modules"]) == {name}
+    for stack in ("lycoris", "mlx-lm", "musubi", "prime-rl"):
+        assert set(OWN[stack](placement.export(stack), [name])) == {name}
+    with pytest.raises(InputError, match="has no name for"):
+        placed_by_name(["a,b"], []).export("llama-factory")
 
 
-def placed(targets: Sequence[LoraTarget], **fields: Any) -> Placement:
-    return Placement(("a",), ("t",), "types", "a label", "Model", tuple(targets), **fields)
+def test_any_part_of_a_name_is_found() -> None:
+    entries = {"b.c", "xyz"}
+    found = {name: by_substring(entries, name) for name in ("a.b.cd", "b.c", "a.b", "xy", "wxyz", "b.d.c")}
+    assert found == {"a.b.cd": True, "b.c": True, "a.b": False, "xy": False, "wxyz": True, "b.d.c": False}
 
 
-MODULES = [LoraTarget.of_module(name, 8, 8) for name in ("0", "1.up", "2")]
-EXPERTS = LoraTarget("experts.up", True, 32, (8, 8))
+def test_a_placement_knows_what_it_left_out() -> None:
+    found = scores(table([0.5, 0.8, 1.2]))
+    placement = found.place(types=1)
+    names = {target.name for target in placement.lora_targets}
+    rest = {target.name for target in placement.left_out}
+    assert names | rest == {module.target.name for module in found.modules} and not names & rest
 
 
-def model() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(8, 8), nn.ModuleDict({"up": nn.Linear(8, 8)}), nn.Linear(8, 8))
-
-
-def test_one_rank_for_all_is_the_placements_and_alpha_twice_the_rank() -> None:
-    for arguments, expected in (
-        ({}, (6, 12)),
-        ({"r": 3}, (3, 6)),
-        ({"lora_alpha": 5}, (6, 5)),
-        ({"r": 3, "lora_alpha": 5}, (3, 5)),
-    ):
-        config = placed(MODULES, r=6).lora_config(**arguments)
-        assert (config.r, config.lora_alpha) == expected
-        assert config.rank_pattern == config.alpha_pattern == {}
-        assert config.target_modules == {"0", "1.up", "2"} and config.target_parameters is None
-
-
-def test_ranks_of_their_own_reach_every_layer_with_one_scale() -> None:
-    placement = placed(MODULES, r=4, ranks={"0": 4, "1.up": 2, "2": 3})
-    config = placement.lora_config(lora_alpha=6)
-    assert (config.r, config.lora_alpha) == (4, 6)
-    assert config.rank_pattern == {r"1\.up": 2, "2": 3} and config.alpha_pattern == {r"1\.up": 3, "2": 4.5}
-    wrapped = get_peft_model(model(), config)
-    layers = {name: layer for name, layer in wrapped.base_model.model.named_modules() if isinstance(layer, LoraLayer)}
-    assert {name: layer.r["default"] for name, layer in layers.items()} == placement.ranks
-    assert {layer.scaling["default"] for layer in layers.values()} == {1.5}
-    given = placement.lora_config(rank_pattern={"0": 1}, alpha_pattern={"0": 2})
-    assert given.rank_pattern == {"0": 1} and given.alpha_pattern == {"0": 2}
-
-
-def test_parameters_are_apart_from_modules() -> None:
-    assert placed(MODULES).targets() == {"target_modules": ["0", "1.up", "2"]}
-    assert placed([EXPERTS]).targets() == {"target_modules": [], "target_parameters": ["experts.up"]}
-    config = placed([*MODULES, EXPERTS]).lora_config(lora_dropout=0.0, use_dora=False, bias="none")
-    assert config.target_modules == {"0", "1.up", "2"} and config.target_parameters == ["experts.up"]
-    assert placed(MODULES).lora_config(lora_dropout=0.5).lora_dropout == 0.5
-
-
-@pytest.mark.parametrize(
-    ("placement", "arguments", "message"),
-    [
-        *(
-            (placed(MODULES), {name: ["0"]}, f"`{name}` comes from the placement; leave it out")
-            for name in ("target_modules", "target_parameters")
-        ),
-        (
-            placed(MODULES, ranks={"0": 2}),
-            {"r": 2},
-            "`r`: every module of this placement has its own rank; leave `r` out",
-        ),
-        *(
-            (
-                placed([EXPERTS, *MODULES]),
-                {name: value},
-                f"`{name}`={value!r}: PEFT cannot do that on parameters, which this placement has (`experts.up`); "
-                "leave it out",
-            )
-            for name, value in (("lora_dropout", 0.5), ("use_dora", True), ("lora_bias", "all"))
-        ),
-    ],
-)
-def test_what_peft_or_the_placement_does_not_allow(
-    placement: Placement, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(InputError) as caught:
-        placement.lora_config(**arguments)
-    assert str(caught.value) == message
-
-
-def test_every_note_is_a_warning() -> None:
-    with pytest.warns(UserWarning) as caught:
-        placed(MODULES, notes=("one", "two")).lora_config()
-    assert [str(warning.message) for warning in caught] == ["one", "two"]
-
-
-def test_peft_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(SetupError) as caught:
-        placed(MODULES).lora_config()
-    assert str(caught.value) == "`lora_config` needs PEFT: pip install peft"
-
-
-@pytest.mark.parametrize(
-    ("adapted", "counts", "example"),
-    [
-        (["0", "1.up"], "1 chosen modules without LoRA and 0 others", "2"),
-        (["0"], "2 chosen modules without LoRA and 0 others", "1.up"),
-        (["0", "1.up", "2", "3"], "0 chosen modules without LoRA and 1 others", "3"),
-        (["0", "3"], "2 chosen modules without LoRA and 1 others", "1.up"),
-    ],
-)
-def test_another_wrap_is_refused_with_an_example(adapted: list[str], counts: str, example: str) -> None:
-    wrapped = get_peft_model(model().append(nn.Linear(8, 8)), LoraConfig(target_modules=adapted))
-    with pytest.raises(InputError) as caught:
-        placed(MODULES).verify(wrapped)
-    assert str(caught.value) == (
-        f"`peft_model` does not match the placement: {counts} with it (`{example}`); wrap the model that was scored "
-        "with `lora_config()`"
-    )
-    placed([LoraTarget.of_module(name, 8, 8) for name in adapted]).verify(wrapped)
-
-
-def test_adapted_parameters_have_the_names_of_the_model_without_adapters() -> None:
-    class Experts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up, self.down = nn.Parameter(torch.ones(2, 8, 8)), nn.Parameter(torch.ones(2, 8, 8))
-
-    wrapped = nn.Sequential(OrderedDict(experts=Experts(), head=nn.Linear(8, 8)))
-    config = LoraConfig(target_modules=["head"], target_parameters=["experts.up", "experts.down"])
-    assert adapted_names(get_peft_model(wrapped, config)) == {"experts.up", "experts.down", "head"}
-
-
-def test_a_rank_pattern_lists_the_ranks_upwards() -> None:
-    ranks = {"a": 8, "b": 2, "c.d": 4, "e": 2, "f": 16}
-    assert list(rank_pattern(ranks, common=4).items()) == [("b|e", 2), ("a", 8), ("f", 16)]
-    assert rank_pattern({}, common=4) == {}
+def test_a_stack_that_is_described_only_takes_a_whole_alpha() -> None:
+    plain = Stack(title="A", release="1", form="words", write=lambda plan: "")
+    assert plain.peft and plain.alphas.whole and not (plain.ranks or plain.parameters or plain.alphas.per_module)

@@ -309,14 +309,16 @@ def test_every_field_is_kept_in_a_readable_file(tmp_path: Path) -> None:
         {"a": 2},
         "why",
         Evidence("a hash", None, "of data", 8, 100, {"t": 0.5}, ("a doubt",)),
+        (LoraTarget.of_module("c", 8, 4),),
+        ("lm_head",),
     )
     placement = Placement(("a", "b"), ("t",), *given)
     placement.save(path)
     assert Placement.load(path) == placement
-    content = {"format": "plop_ext.placement", "version": 3, **dataclasses.asdict(placement)}
+    content = {"format": "plop_ext.placement", "version": 4, **dataclasses.asdict(placement)}
     assert json.loads(path.read_text()) == json.loads(json.dumps(content))
     lines = path.read_text().splitlines()
-    assert lines[:3] == ["{", ' "format": "plop_ext.placement",', ' "version": 3,'] and lines[-1] == "}"
+    assert lines[:3] == ["{", ' "format": "plop_ext.placement",', ' "version": 4,'] and lines[-1] == "}"
     assert lines.index(' "lora_targets": [') + 2 == lines.index(" ],")  # a target on each line
 
 
@@ -350,6 +352,8 @@ def test_other_files(tmp_path: Path) -> None:
         {"lora_targets": [{**target, "size": "8"}]},
         {"lora_targets": [3]},
         {"lora_targets": None},
+        {"left_out": [{**target, "size": 0}]},
+        {"unscored": 3},
         {"modules": 3},
         {"types": None},
         {"r": "x"},

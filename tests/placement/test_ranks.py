@@ -9,7 +9,7 @@ import pytest
 
 from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
-from plop_ext.placement.exports.peft import alpha_pattern
+from plop_ext.placement.peft import alpha_pattern
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, largest_rank, most_common
 from tests.support.made_scores import made
 

@@ -16,6 +16,7 @@ from tests.support.saved_scores import save_placement, save_scores
 COMMANDS = {
     "score": (("plop-tiny", "{data}"), ("-o", "--heatmap")),
     "place": (("{scores}",), ("-o",)),
+    "export": (("{placement}", "--to", "trl"), ("-o",)),
     "report": (("{scores}",), ("-o", "--figures")),
     "finetune": (("plop-tiny", "{data}", "--placement", "{placement}"), ("-o",)),
     "compare": (("plop-tiny", "{data}", "--scores", "{scores}"), ("-o", "--plot")),
@@ -30,6 +31,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         *("--types", "--modules", "--max-nfn", "--strategy", "--rank", "--ranks", "--max-params", "--max-memory"),
         *("--batch-size", "--seq", "--seed"),
     ),
+    "export": ("--to", "--rank", "--alpha"),
     "report": ("--against", "--types", "--rank", "--batch-size", "--seq"),
     "finetune": (
         *("--eval", "--eval-samples", "--rank", "--steps", "--batch-size", "--alpha", "--lr", "--columns", "--split"),
@@ -37,7 +39,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "compare": ("--strategies", "--types", "--max-params", "--rates", "--seeds", "--rank", "--steps", "--eval"),
 }
-FLAGS = {"score": ("--resume", "--fast"), "place": ("--ignore-nonfinite",)}
+FLAGS = {"score": ("--resume", "--fast"), "place": ("--ignore-nonfinite",), "export": ("--lossy",)}
 # Files and other things that a path may name; the rest of the pool is made in `make_pool`.
 NAMES = (
     *("data", "scores", "placement", "old", "link", "hard", "folder", "pipe", "loop", "dangling", "null", "full"),
