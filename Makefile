@@ -102,6 +102,7 @@ gpu-bench:
 	$(PYTHON) -m benchmarks.model_forward --whole-model-compile llama-3.1-8b --output benchmarks/results/model_forward.json
 	$(PYTHON) -m benchmarks.plot_model_forward benchmarks/results/model_forward.json --output docs/model_forward.svg
 	$(PYTHON) -m benchmarks.scoring_overhead --output benchmarks/results/scoring_overhead.json
+	$(PYTHON) -m benchmarks.adapter_cost --output benchmarks/results/adapter_cost.json
 	$(PYTHON) -m benchmarks.training_overhead --output benchmarks/results/training_overhead.json
 	$(PYTHON) -m benchmarks.streaming --output benchmarks/results/streaming.json
 	$(PYTHON) -m benchmarks.moe_overhead --output benchmarks/results/moe_overhead.json

@@ -247,7 +247,31 @@ def training_overhead(result: Result) -> str:
     return text + "\n\n" + table(header, rows)
 
 
+def adapter_cost(result: Result) -> str:
+    """Return the table of adapters, one row per placement and rank."""
+    settings = result["settings"]
+    rows = [
+        [
+            row["placement"],
+            str(row["rank"]),
+            f"{row['parameters'] / 1e6:.1f}",
+            f"{row['ms']:.1f}",
+            spread(row, "ratio"),
+            "" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["placement", "rank", "parameters, M", "step, ms", "x all-linear, median (p20-p80)", "peak memory, GiB"]
+    text = (
+        f"{settings['shape']}, {settings['batch']} x {settings['tokens']} tokens, {settings['dtype']}, AdamW, "
+        f"{'with' if settings['checkpointing'] else 'without'} gradient checkpointing. The peak memory does not count "
+        "the weights of the base model."
+    )
+    return text + "\n\n" + table(header, rows)
+
+
 RENDERERS = {
+    "adapter_cost": adapter_cost,
     "demo_seeds": demo_seeds,
     "early_stop": early_stop,
     "time_to_placement": time_to_placement,

@@ -17,6 +17,7 @@ from tests.support.paths import ROOT
 
 SCRIPTS = (
     "accuracy",
+    "adapter_cost",
     "cpu_overhead",
     "early_stop",
     "fused_kernels",
