@@ -82,7 +82,7 @@ def adapted(model: nn.Module) -> nn.Module:
 
 
 def training_step(model: nn.Module, ids: Tensor) -> Callable[[], Tensor]:
-    """Return a function that takes a step and returns its loss; the values of the adapter stay as they are."""
+    """Return a function that takes a step and returns its loss; it leaves the values of the adapter unchanged."""
     # At a learning rate of 0 every step is the same one.
     optimizer = torch.optim.AdamW((weight for weight in model.parameters() if weight.requires_grad), lr=0.0)
 
