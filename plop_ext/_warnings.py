@@ -6,6 +6,9 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 # Frames of the import system, between an import statement and the imported module, count as part of the package.
@@ -14,6 +17,17 @@ _SKIPPED = (
     os.path.dirname(importlib.__file__) + os.sep,
     "<frozen importlib",
 )
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Issue no warning within the block, because another process issues the same."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -26,6 +40,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         message: Text of the warning.
         category: Class of the warning.
     """
+    if _silent.get():
+        return
     frame = _caller(sys._getframe(1))
     warnings.warn_explicit(
         message,

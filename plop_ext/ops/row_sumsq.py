@@ -50,8 +50,10 @@ def row_sumsq_(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1
     """
     if torch.compiler.is_compiling():
         traced_sumsq(out, x, bias, step, phase)
-    else:
-        _native(out, x, bias, step, phase)
+        return
+    # FSDP releases the memory of weights between forwards and keeps the tensors, whose pointers lead nowhere.
+    check(x.untyped_storage().nbytes() > 0 or x.numel() == 0, "row_sumsq_: x must have memory, got released storage")
+    _native(out, x, bias, step, phase)
 
 
 def traced_sumsq(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: int) -> None:

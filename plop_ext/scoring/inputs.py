@@ -31,7 +31,13 @@ def take_model(model: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
 
 
 def take_batches(
-    dataloader: Any, tokenizer: Any, mask: str, samples: int | None, seed: int, own: bool
+    dataloader: Any,
+    tokenizer: Any,
+    mask: str,
+    samples: int | None,
+    seed: int,
+    own: bool,
+    may_be_empty: bool = False,
 ) -> Iterable[Any]:
     """Return batches: rows, texts, encoded samples or the name of a data set are encoded and batched.
 
@@ -42,6 +48,7 @@ def take_batches(
         samples: Most rows to read of a data set that is named.
         seed: Seed of the choice of these rows.
         own: Whether a function of the user takes the batches, which may then hold anything.
+        may_be_empty: Whether other processes may hold all data.
 
     Raises:
         InputError: If the data is of no known kind, or has to be tokenized and there is no tokenizer.
@@ -57,6 +64,8 @@ def take_batches(
         dataloader = list(dataloader)
     if isinstance(dataloader, Sequence):
         if not dataloader:
+            if may_be_empty:
+                return dataloader
             raise InputError("`dataloader` is empty; give at least one batch, row or text")
         first = dataloader[0]
         if isinstance(first, str):

@@ -38,6 +38,49 @@ class Record:
     unassigned: Mapping[str, str] = field(default_factory=dict)
 
 
+class Known:
+    """The batches of a journal, which need no forward.
+
+    Args:
+        records: The batches.
+        path: The journal, for errors.
+    """
+
+    def __init__(self, records: Sequence[Record], path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._of_sample = {sample: record for record in records for sample in record.ids}
+        self._of_ids = {record.ids: record for record in records}
+
+    def of_ids(self, ids: Sequence[int]) -> Record:
+        """Return the batch with these samples."""
+        return self._of_ids[tuple(ids)]
+
+    def holds(self, record: Record) -> bool:
+        """Return whether this very record is one of the journal."""
+        return self._of_ids.get(record.ids) is record
+
+    def find(self, ids: Sequence[int], digest: str) -> Record | None:
+        """Return the record of a batch, or None if none of its samples was scored.
+
+        Raises:
+            InputError: If only some of the samples were scored, or the batch holds other inputs than the recorded one.
+        """
+        known = [sample for sample in ids if sample in self._of_sample]
+        if not known:
+            return None
+        record = self._of_ids.get(tuple(ids)) or self._of_sample[known[0]]
+        if record.ids != tuple(ids):
+            raise InputError(
+                f"sample {known[0]} in `{self._path}` was scored in another batch; resume with the same data, order "
+                "and batch size"
+            )
+        if record.digest != digest:
+            raise InputError(
+                f"sample {known[0]} in `{self._path}` had other inputs; resume with the same data, in the same order"
+            )
+        return record
+
+
 class Journal:
     """An append-only file of batches. Records are complete: an incomplete last line is dropped.
 
@@ -50,6 +93,10 @@ class Journal:
         run: Values that must be equal in the runs whose totals are added: model, modules, settings. Plain JSON.
         baseline: [M] baselines, which distinguish two checkpoints of one shape.
         resume: Continue an existing file. Without `resume`, an existing file is an error.
+
+    Attributes:
+        records: The batches of the existing file.
+        known: The same, to find them in.
 
     Raises:
         InputError: If the file belongs to another run, is damaged, or exists and `resume` is false.
@@ -67,7 +114,7 @@ class Journal:
             resolve(path)  # refuses what is no path
             if self._path.exists():
                 self._continue(resume)
-        self._known = {sample: record for record in self.records for sample in record.ids}
+        self.known = Known(self.records, self._path)
 
     def __enter__(self) -> Journal:
         return self
@@ -79,44 +126,13 @@ class Journal:
             with writing(self._path):  # what a full disk refused before is tried again
                 self._file.close()
 
-    def find(self, ids: Sequence[int], digest: str) -> Record | None:
-        """Return the record of a batch, or None if none of its samples was scored.
-
-        Raises:
-            InputError: If only some of the samples were scored, or the batch holds other inputs than the recorded one.
-        """
-        known = [sample for sample in ids if sample in self._known]
-        if not known:
-            return None
-        record = self._known[known[0]]
-        if record.ids != tuple(ids):
-            raise InputError(
-                f"sample {known[0]} in `{self._path}` was scored in another batch; resume with the same data, order "
-                "and batch size"
-            )
-        if record.digest != digest:
-            raise InputError(
-                f"sample {known[0]} in `{self._path}` had other inputs; resume with the same data, in the same order"
-            )
-        return record
-
     def append(self, record: Record) -> None:
         """Add a batch."""
         if self._file is None:
             with writing(self._path):
                 self._file = self._path.open("xb")
-            self._write(self._header)
-        data = record.totals.values.tobytes()
-        self._write(
-            {
-                "ids": record.ids,
-                "digest": record.digest,
-                "shape": record.totals.values.shape,
-                "crc": zlib.crc32(data),
-                "totals": base64.b64encode(data).decode(),
-                "unassigned": dict(record.unassigned),
-            }
-        )
+            self._write_line(json.dumps(self._header).encode())
+        self._write_line(encode(record))
 
     def delete(self) -> None:
         """Remove the file, once the result is saved."""
@@ -137,10 +153,10 @@ class Journal:
         else:  # killed while the header was written
             self._path.unlink()
 
-    def _write(self, content: Mapping[str, Any]) -> None:
+    def _write_line(self, line: bytes) -> None:
         assert self._file is not None
         with writing(self._path):
-            self._file.write(json.dumps(content).encode() + b"\n")
+            self._file.write(line + b"\n")
             self._file.flush()
 
     def _read(self) -> int:
@@ -159,7 +175,7 @@ class Journal:
                 raise InputError(
                     f"`{self._path}` was written by another version of plop_ext; delete it and score anew"
                 )
-            records = [_decode(json.loads(line)) for line in whole[1:]]
+            records = list(map(decode, whole[1:]))
             self._check(header)
         except InputError:
             raise
@@ -180,12 +196,28 @@ class Journal:
             raise InputError(f"`{self._path}` is of another checkpoint: its weights differ; delete it and start anew")
 
 
-def _decode(line: Mapping[str, Any]) -> Record:
-    data = base64.b64decode(line["totals"], validate=True)
-    if zlib.crc32(data) != line["crc"]:
+def encode(record: Record) -> bytes:
+    """Return a batch as one line of JSON."""
+    data = record.totals.values.tobytes()
+    content = {
+        "ids": record.ids,
+        "digest": record.digest,
+        "shape": record.totals.values.shape,
+        "crc": zlib.crc32(data),
+        "totals": base64.b64encode(data).decode(),
+        "unassigned": dict(record.unassigned),
+    }
+    return json.dumps(content).encode()
+
+
+def decode(line: bytes) -> Record:
+    """Return the batch that `encode` wrote; a damaged one raises a `KeyError`, `TypeError` or `ValueError`."""
+    content = json.loads(line)
+    data = base64.b64decode(content["totals"], validate=True)
+    if zlib.crc32(data) != content["crc"]:
         raise ValueError
-    totals = Totals(np.frombuffer(data, dtype=np.float64).reshape(line["shape"]))
-    return Record(tuple(line["ids"]), line["digest"], totals, dict(line["unassigned"]))
+    totals = Totals(np.frombuffer(data, dtype=np.float64).reshape(content["shape"]))
+    return Record(tuple(content["ids"]), content["digest"], totals, dict(content["unassigned"]))
 
 
 def _short(value: Any) -> str:

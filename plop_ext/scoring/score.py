@@ -19,7 +19,8 @@ from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
 from plop_ext.forwards.choose import choose_forwards
-from plop_ext.layers import at_rest, base_model, discover, runnable, whole_size
+from plop_ext.layers import base_model, discover, runnable
+from plop_ext.layers.completeness import part_of_model
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
@@ -31,7 +32,7 @@ from plop_ext.scoring.baseline import compute_baselines, frobenius_norms
 from plop_ext.scoring.describe import check_data_info, describe_run
 from plop_ext.scoring.extent import available_samples, extent
 from plop_ext.scoring.inputs import take_batches, take_model
-from plop_ext.scoring.journal import Journal
+from plop_ext.scoring.ranks import TIMEOUT, ranks_of
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.scoring.warn_about import warn_about, warn_of_scope
@@ -39,6 +40,7 @@ from plop_ext.statistics import StopRule
 from plop_ext.weight_formats import refuse_misread
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,9 @@ def score(
     journal: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
+    process_group: ProcessGroup | str | None = "auto",
+    data: str = "auto",
+    timeout: float = TIMEOUT,
 ) -> Scores:
     r"""Measure the normalized feature norm (NFN) of every linear module on task data.
 
@@ -142,6 +147,14 @@ def score(
         resume: Continue `journal` if it exists: its batches need no forward, and nothing counts twice. Data, order,
             batch size, model and settings must be the same.
         progress: Show a progress bar.
+        process_group: Ranks that score together: each runs other batches, and all return the same scores, bitwise
+            those of one process. By default those of torch.distributed, if it is initialized; all must call. None
+            uses this process alone, as in `if rank == 0`.
+        data: `"same"`: all ranks have the same batches, which are dealt to them. `"shard"`: each rank has other ones,
+            with `sample_ids`; samples that a sampler repeats count once. By default the first batches decide.
+        timeout: Seconds after which a rank that does not answer counts as lost, and the others end with its number. A
+            rank that fails ends the others within a batch, unless the model itself communicates in its forward: then
+            the launcher ends them.
 
     Returns:
         The scores; `Scores.place` turns them into a placement.
@@ -171,15 +184,18 @@ def score(
         raise InputError(
             f"`fast` reads outputs together, and `compat`={compat!r} reads each separately; leave one of the two out"
         )
-    data = check_data_info(data_info)
-    model, tokenizer = take_model(model, tokenizer)
-    given = take_batches(dataloader, tokenizer, mask, limit, seed, own=forward is not None)
-    model = runnable(model)
-    refuse_misread(base_model(model))
-    started = time.perf_counter()
-    if rule is not None and hasattr(given, "in_random_order"):
-        given = given.in_random_order(seed)
+    described_data = check_data_info(data_info)
+    with ranks_of(process_group, data, timeout) as ranks:
+        model, tokenizer = take_model(model, tokenizer)
+        given = take_batches(dataloader, tokenizer, mask, limit, seed, forward is not None, ranks.size > 1)
+        model = runnable(model)
+        refuse_misread(base_model(model))
+        started = time.perf_counter()
+        if rule is not None and hasattr(given, "in_random_order"):
+            given = given.in_random_order(seed)
+        progress = progress and ranks.leads
 
+<<<<<<< HEAD
     with random_state(), evaluating(model), at_rest(model):
         found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
         warn_of_scope(scope, found.scope)
@@ -205,21 +221,60 @@ def score(
             done = run_batches(
                 model,
                 given,
+=======
+        with random_state(), evaluating(model), at_rest(model):
+            found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
+            warn_of_scope(scope, found.scope)
+            ranks.settle(model)
+            settings = replace(settings, scope=found.scope)
+            collector = Collector(model, found.layers, last_call_only=compat is not None)
+            forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
+            with progress_bar("reading weights", len(found.layers), progress) as advance:
+                norms = frobenius_norms(found.layers, advance)
+            ranks.check_alike(found.layers, norms, input_device(model))
+            baselines = ranks.agree_on(compute_baselines(found.layers, norms, settings, progress))
+            watch = None if rule is None else StopWatch(rule, found.layers, baselines)
+            described = describe_model(base_model(model)) | whole_size(base_model(model))
+            part = part_of_model(model)
+            if part:
+                described["part"] = part
+            identity = {
+                "model": described,
+                "data": data_name,
+                **settings.to_dict(),
+                "stop": str(rule),
+                "fast": fast,
+                "modules": [layer.name for layer in found.layers],
+            }
+            written, known = (None, None) if journal is None else ranks.journal(journal, identity, baselines, resume)
+            total = limit if limit is not None else length(given)
+            with (
+                written or nullcontext(),
+>>>>>>> ce5a61f (Score in several processes with the bits of one)
                 collector,
                 forwards,
-                settings,
-                journal=written,
-                watch=watch,
-                advance=lambda samples: advance(samples if limit is not None else 1),
-            )
-            report = forwards.report()
-    outcome = done.outcome(collector, norms, baselines)
-    available = available_samples(given, limit, done.batches.count(done.batches[0]))
-    ended = None if watch is None else watch.report(len(done.ids), available)
-    data |= {"name": data_name, "hash": done.fingerprint}
-    provenance = describe_run(described, data, settings, outcome, input_device(model), started, ended)
-    scores = assemble(found, outcome, provenance | report)
-    warn_about(scores, outcome)
+                progress_bar("scoring", total, progress) as advance,
+            ):
+                done = run_batches(
+                    model,
+                    given,
+                    collector,
+                    forwards,
+                    settings,
+                    ranks=ranks,
+                    journal=written,
+                    known=known,
+                    watch=watch,
+                    advance=lambda samples: advance(samples if limit is not None else 1),
+                )
+                report = forwards.report()
+        outcome = done.outcome(collector, norms, baselines)
+        available = ranks.available(available_samples(given, limit, done.batches.count(done.batches[0])))
+        ended = None if watch is None else watch.report(len(done.ids), available)
+        described_data |= {"name": data_name, "hash": done.fingerprint}
+        provenance = describe_run(described, described_data, settings, outcome, input_device(model), started, ended)
+        scores = assemble(found, outcome, ranks.describe(provenance | report))
+        warn_about(scores, outcome)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )

@@ -26,6 +26,9 @@ def warn_of_scope(asked: str, found: str) -> None:
 
 def warn_about(scores: Scores, outcome: Outcome) -> None:
     """Warn of each problem of the result."""
+    part = scores.provenance["model"].get("part")
+    if part:
+        warn(f"the model lacks some of its blocks: the scores are of {part}")
     fast = scores.provenance.get("fast")
     if fast is not None and fast["reason"] is not None:
         effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
@@ -40,11 +43,11 @@ def warn_about(scores: Scores, outcome: Outcome) -> None:
         )
     # The tokens that a sample holds, not those that were read.
     few = int((per_sample * step < FEW_TOKENS).sum()) - unread
-    part = _ITEMS.get(scores.provenance["settings"].get("scope", ""))
-    without = int((per_sample == 0).sum()) if part is not None and step == 1 else 0
+    item = _ITEMS.get(scores.provenance["settings"].get("scope", ""))
+    without = int((per_sample == 0).sum()) if item is not None and step == 1 else 0
     if without:
         few -= without
-        logger.info("%d of %d samples hold no %s", without, len(per_sample), part)
+        logger.info("%d of %d samples hold no %s", without, len(per_sample), item)
     if few:
         warn(
             f"{few} of {len(per_sample)} samples have fewer than {FEW_TOKENS} counted tokens; "

@@ -77,3 +77,13 @@ def test_a_failed_call_writes_nothing(device: torch.device) -> None:
     with pytest.raises(RuntimeError, match="bias must have 6 elements"):
         ops.row_sumsq_(out, torch.ones(4, 6, device=device), torch.ones(5, device=device))
     assert (out == 7).all()
+
+
+def test_released_storage_is_refused() -> None:
+    """FSDP 1 frees the memory of weights between forwards; a read of it ends the process, and a CUDA context."""
+    weight = torch.randn(64, 64)
+    view = weight.view(64, 64)
+    weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="row_sumsq_: x must have memory, got released storage"):
+        ops.row_sumsq_(torch.empty(64), view)
+    ops.row_sumsq_(torch.empty(0), torch.empty(0, 4))

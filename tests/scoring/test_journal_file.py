@@ -130,9 +130,9 @@ def test_a_torn_header_is_dropped(path: Path, text: str) -> None:
 
 def test_batches_are_found_by_their_samples(path: Path) -> None:
     journal = opened(path)
-    assert journal.find((9, 8), "digest 1") is None
-    assert journal.find([3, 1], "digest 1") is journal.records[0]
-    assert journal.find((2,), "digest 2") is journal.records[1]
+    assert journal.known.find((9, 8), "digest 1") is None
+    assert journal.known.find([3, 1], "digest 1") is journal.records[0]
+    assert journal.known.find((2,), "digest 2") is journal.records[1]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_batches_are_found_by_their_samples(path: Path) -> None:
 )
 def test_batches_that_are_not_the_recorded_ones(path: Path, ids: tuple[int, ...], digest: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        opened(path).find(ids, digest)
+        opened(path).known.find(ids, digest)
     assert str(caught.value).replace(str(path), "FILE") == message
 
 

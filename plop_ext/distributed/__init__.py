@@ -1,0 +1,1 @@
+"""One scoring run in the processes of a torch.distributed group. A run of one process imports nothing from here."""

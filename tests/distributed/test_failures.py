@@ -1,0 +1,165 @@
+"""One rank fails, ends, hangs or stays away: all ranks end within a limit, with the cause."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from plop_ext.distributed import handshake
+from plop_ext.scoring.score import score
+from tests.support import tiny_models
+from tests.support.ranks import run_ranks
+
+pytestmark = pytest.mark.slow
+
+# Two batches of a slow forward, and what the processes need on a busy machine.
+SOON = 10.0
+
+
+def batches(number: int = 8) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {"x": torch.randn(2, 5, 16, generator=generator), "sample_ids": torch.tensor([2 * i, 2 * i + 1])}
+        for i in range(number)
+    ]
+
+
+def scored(data: Any, model: nn.Module | None = None, **options: Any) -> int:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = score(model or tiny_models.Plain(), data, **{"max_samples": None, "progress": False, **options})
+    return len(found.sample_ids)
+
+
+def raises(rank: int, what: str) -> None:
+    """Rank 1 raises before, in or after its second forward, or while it reads data."""
+    calls = 0
+
+    def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+        nonlocal calls
+        calls += 1
+        if what == "forward" and rank == 1 and calls == 2:
+            raise ValueError("index out of range\nin detail")
+        model(**batch)
+
+    def data() -> Any:
+        for number, batch in enumerate(batches()):
+            if what == "data" and rank == 1 and number == 3:
+                raise OSError("the disk is gone")
+            if what == "mask" and rank == 1 and number == 3:
+                batch = batch | {"sample_ids": torch.tensor([1, 2, 3])}
+            yield batch
+
+    scored(data(), forward=forward)
+
+
+@pytest.mark.parametrize(
+    ("what", "own", "others"),
+    [
+        (
+            "forward",
+            "ValueError: index out of range\nin detail",
+            "RuntimeError: rank 1 failed: ValueError: index out of range",
+        ),
+        ("data", "OSError: the disk is gone", "RuntimeError: rank 1 failed: OSError: the disk is gone"),
+        (
+            "mask",
+            "InputError: `sample_ids` in a batch must be [2]",
+            "InputError: rank 1: `sample_ids` in a batch must be [2]",
+        ),
+    ],
+)
+def test_what_one_rank_raises_is_raised_on_all(what: str, own: str, others: str) -> None:
+    ended = run_ranks(raises, 3, what)
+    for rank, found in enumerate(ended):
+        kind, _, text = (own if rank == 1 else others).partition(": ")
+        assert kind.removesuffix("Error") in found.error.split(":")[0] and found.error.partition(": ")[2].startswith(
+            text
+        )
+        assert found.seconds < SOON
+
+
+def killed(rank: int, doomed: int) -> None:
+    calls = 0
+
+    def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+        nonlocal calls
+        calls += 1
+        if rank == doomed and calls == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        model(**batch)
+
+    scored(batches(16), forward=forward)
+
+
+@pytest.mark.parametrize(("size", "doomed"), [(2, 1), (4, 2)])
+def test_a_killed_rank_is_named(size: int, doomed: int) -> None:
+    for rank, found in enumerate(run_ranks(killed, size, doomed)):
+        if rank == doomed:
+            assert found.signal == "SIGKILL"
+        else:
+            assert f"LostRank: rank {doomed} has ended, or did not answer" in found.error and found.seconds < SOON
+
+
+def hangs(rank: int) -> None:
+    def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+        if rank == 1:
+            time.sleep(4)
+            os._exit(1)
+        model(**batch)
+
+    scored(batches(), forward=forward, timeout=2.0)
+
+
+def test_a_rank_that_hangs_is_named_after_the_timeout() -> None:
+    ended = run_ranks(hangs, 3)
+    for found in (ended[0], ended[2]):
+        assert "rank 1 has ended, or did not answer within 2 s" in found.error and found.seconds < SOON
+
+
+def stays_away(rank: int) -> None:
+    handshake.LIMIT = 1.0
+    if rank != 1:
+        scored(batches())
+
+
+def comes_later(rank: int) -> int:
+    """After a call that only some ranks made, the next one of all ranks works."""
+    handshake.LIMIT = 1.0
+    if rank == 0:
+        with pytest.raises(ValueError, match="only 0 called"):
+            scored(batches())
+    else:
+        time.sleep(1.5)
+    handshake.LIMIT = 20.0
+    return scored(batches())
+
+
+def test_ranks_that_do_not_call_are_named_and_how_to_do_without() -> None:
+    ended = run_ranks(stays_away, 3)
+    for rank in (0, 2):
+        assert ended[rank].error == (
+            "InputError: `process_group`: of 3 ranks only 0, 2 called within 1 s, and not 1; call on every rank, or "
+            "pass process_group=None to use this process alone"
+        )
+    assert [found.value for found in run_ranks(comes_later, 2)] == [16, 16]
+
+
+def full_disk(rank: int, path: str) -> None:
+    scored(batches(), journal=path)
+
+
+def test_a_disk_that_is_full_on_rank_0_ends_all(tmp_path: Path) -> None:
+    ended = run_ranks(full_disk, 2, str(tmp_path / "no folder" / "run.partial"))
+    assert all("cannot write" in found.error for found in ended) and ended[1].error.startswith(
+        "_PeerOutputError: rank 0:"
+    )
