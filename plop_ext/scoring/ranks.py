@@ -50,7 +50,7 @@ class Ranks(Protocol):
         """Yield the batches, as many at a time as there are processes."""
 
     def forward(self) -> AbstractContextManager[None]:
-        """Return the context of a forward of the model."""
+        """Return the context of what may communicate by itself: a forward, or the reading of sharded weights."""
 
     def records(self, mine: Record | None) -> list[Record | None]:
         """Return what each place of a round has scored."""

@@ -19,7 +19,7 @@ from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
 from plop_ext.forwards.choose import choose_forwards
-from plop_ext.layers import base_model, discover, runnable
+from plop_ext.layers import at_rest, base_model, discover, runnable, whole_size
 from plop_ext.layers.completeness import part_of_model
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
@@ -195,44 +195,19 @@ def score(
             given = given.in_random_order(seed)
         progress = progress and ranks.leads
 
-<<<<<<< HEAD
-    with random_state(), evaluating(model), at_rest(model):
-        found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
-        warn_of_scope(scope, found.scope)
-        settings = replace(settings, scope=found.scope)
-        collector = Collector(model, found.layers, last_call_only=compat is not None)
-        forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
-        with progress_bar("reading weights", len(found.layers), progress) as advance:
-            norms = frobenius_norms(found.layers, advance)
-        baselines = compute_baselines(found.layers, norms, settings, progress)
-        watch = None if rule is None else StopWatch(rule, found.layers, baselines)
-        described = describe_model(base_model(model)) | whole_size(base_model(model))
-        identity = {
-            "model": described,
-            "data": data_name,
-            **settings.to_dict(),
-            "stop": str(rule),
-            "fast": fast,
-            "modules": [layer.name for layer in found.layers],
-        }
-        record = nullcontext() if journal is None else Journal(journal, identity, baselines, resume)
-        total = limit if limit is not None else length(given)
-        with record as written, collector, forwards, progress_bar("scoring", total, progress) as advance:
-            done = run_batches(
-                model,
-                given,
-=======
         with random_state(), evaluating(model), at_rest(model):
-            found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
-            warn_of_scope(scope, found.scope)
             ranks.settle(model)
-            settings = replace(settings, scope=found.scope)
+            with ranks.forward():
+                found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
+                settings = replace(settings, scope=found.scope)
+                with progress_bar("reading weights", len(found.layers), progress) as advance:
+                    norms = frobenius_norms(found.layers, advance)
+                baselines = compute_baselines(found.layers, norms, settings, progress)
+            warn_of_scope(scope, found.scope)
+            ranks.check_alike(found.layers, norms, input_device(model))
+            baselines = ranks.agree_on(baselines)
             collector = Collector(model, found.layers, last_call_only=compat is not None)
             forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
-            with progress_bar("reading weights", len(found.layers), progress) as advance:
-                norms = frobenius_norms(found.layers, advance)
-            ranks.check_alike(found.layers, norms, input_device(model))
-            baselines = ranks.agree_on(compute_baselines(found.layers, norms, settings, progress))
             watch = None if rule is None else StopWatch(rule, found.layers, baselines)
             described = describe_model(base_model(model)) | whole_size(base_model(model))
             part = part_of_model(model)
@@ -250,7 +225,6 @@ def score(
             total = limit if limit is not None else length(given)
             with (
                 written or nullcontext(),
->>>>>>> ce5a61f (Score in several processes with the bits of one)
                 collector,
                 forwards,
                 progress_bar("scoring", total, progress) as advance,

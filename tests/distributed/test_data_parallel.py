@@ -1,4 +1,4 @@
-"""Replicas on several ranks: the bits of one process, whatever their number."""
+"""Replicas on several ranks: bitwise the scores of one process, whatever their number."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
 from plop_ext.statistics import StopRule
 from tests.support import tiny_models
-from tests.support.ranks import run_ranks, values
+from tests.support.processes import ends_of, in_processes
 
 Batch = dict[str, torch.Tensor]
 
@@ -42,7 +42,7 @@ def batches(number: int = 7, ids: bool = True) -> list[Batch]:
 
 
 def digest(scores: Scores) -> tuple[Any, ...]:
-    """Everything that must have the same bits, as plain data."""
+    """Everything that must be bitwise identical, as plain data."""
     return (
         scores.totals.values.tobytes(),
         scores.sample_ids.tolist(),
@@ -61,33 +61,34 @@ def scored(given: Any, ddp: bool = False, **options: Any) -> Scores:
         return score(wrapped, given, **{"max_samples": None, "progress": False, **options})
 
 
-def on_each_rank(rank: int, options: dict[str, Any], ddp: bool = False, ids: bool = True) -> tuple[Any, ...]:
+def on_each_rank(options: dict[str, Any], ddp: bool = False, ids: bool = True) -> tuple[Any, ...]:
     return digest(scored(batches(ids=ids), ddp=ddp, **options))
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_the_same_batches_on_all_ranks_give_the_bits_of_one_process(size: int) -> None:
+def test_the_same_batches_on_all_ranks_are_bitwise_one_process(size: int) -> None:
     options = {"token_step": 3}
-    one = on_each_rank(0, options)
-    assert values(on_each_rank, size, options) == [one] * size
+    one = on_each_rank(options)
+    assert in_processes(size, on_each_rank, options) == [one] * size
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_any_number_of_ranks_stops_at_the_same_batch(size: int) -> None:
     options = {"stop": StopRule(types=2, confidence=0.6, min_samples=4), "max_samples": 128}
-    one = on_each_rank(0, options)
+    one = on_each_rank(options)
     assert one[5]["settled"] and one[5]["samples"] < 14, "the rule is not met within the data"
-    assert values(on_each_rank, size, options) == [one] * size
+    assert in_processes(size, on_each_rank, options) == [one] * size
 
 
 @pytest.mark.slow
 def test_ddp_is_scored_under_the_names_of_the_plain_model() -> None:
-    one = on_each_rank(0, {}, ids=False)
-    assert values(on_each_rank, 2, {}, True, False) == [one] * 2
+    one = on_each_rank({}, ids=False)
+    assert in_processes(2, on_each_rank, {}, True, False) == [one] * 2
 
 
-def sharded(rank: int, number: int, size: int, repeats: int, data: str) -> tuple[Any, ...]:
+def sharded(number: int, size: int, repeats: int, data: str) -> tuple[Any, ...]:
     """Every `size`-th batch, and the first ones once more where a sampler fills the last round."""
+    rank = distributed.get_rank()
     mine = batches(number)[rank::size]
     if len(mine) < -(-number // size):
         mine += batches(number)[:repeats]
@@ -98,25 +99,28 @@ def sharded(rank: int, number: int, size: int, repeats: int, data: str) -> tuple
     ("number", "size", "repeats", "data"),
     [(7, 2, 0, "auto"), (7, 3, 1, "auto"), (2, 3, 0, "auto"), (6, 2, 0, "shard")],
 )
-def test_shards_give_the_bits_of_one_process(number: int, size: int, repeats: int, data: str) -> None:
+def test_shards_are_bitwise_one_process(number: int, size: int, repeats: int, data: str) -> None:
     """Uneven shards, those that a sampler fills with repeats, and a rank without data."""
     one = digest(scored(batches(number)))
-    assert values(sharded, size, number, size, repeats, data) == [one] * size
+    assert in_processes(size, sharded, number, size, repeats, data) == [one] * size
 
 
-def without_ids(rank: int) -> None:
+def without_ids() -> None:
+    rank = distributed.get_rank()
     scored([{key: value for key, value in batch.items() if key != "sample_ids"} for batch in batches()[rank::2]])
 
 
-def other_later(rank: int) -> None:
+def other_later() -> None:
+    rank = distributed.get_rank()
     scored([*batches(2), batches()[2 + rank]], data="auto")
 
 
-def nothing(rank: int) -> None:
+def nothing() -> None:
     scored(iter([]))
 
 
-def alone(rank: int) -> None:
+def alone() -> None:
+    rank = distributed.get_rank()
     if rank == 0:
         scored(batches(1), process_group=None)
 
@@ -134,11 +138,11 @@ def alone(rank: int) -> None:
     ],
 )
 def test_data_that_cannot_be_told_is_refused_on_all_ranks(function: Any, expected: str) -> None:
-    for found in run_ranks(function, 2):
-        assert found.error.startswith(expected) and bool(found.error) == bool(expected) and not found.signal
+    for found in ends_of(2, function):
+        assert found.error.startswith(expected) and bool(found.error) == bool(expected) and not found.killed
 
 
-def journaled(rank: int, path: str, number: int | None, options: dict[str, Any]) -> tuple[Any, ...]:
+def journaled(path: str, number: int | None, options: dict[str, Any]) -> tuple[Any, ...]:
     """A run whose data ends early, as a killed one, if `number` is given."""
     return digest(scored(batches()[:number], journal=path, resume=True, **options))
 
@@ -148,12 +152,12 @@ def journaled(rank: int, path: str, number: int | None, options: dict[str, Any])
 def test_a_journal_continues_on_another_number_of_ranks(first: int, then: int, tmp_path: Path) -> None:
     path, options = str(tmp_path / "run.partial"), {"token_step": 2}
     whole = digest(scored(batches(), **options))
-    values(journaled, first, path, 4, options)
+    in_processes(first, journaled, path, 4, options)
     assert [record["ids"][0] for record in map(json.loads, Path(path).read_bytes().splitlines()[1:])] == [
         100,
         102,
         104,
         106,
     ]
-    assert values(journaled, then, path, None, options) == [whole] * then
+    assert in_processes(then, journaled, path, None, options) == [whole] * then
     assert len(Path(path).read_bytes().splitlines()) == 8

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from plop_ext.distributed import handshake
 from plop_ext.scoring.score import score
 from tests.support import tiny_models
-from tests.support.ranks import run_ranks
+from tests.support.processes import ends_of
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +40,9 @@ def scored(data: Any, model: nn.Module | None = None, **options: Any) -> int:
     return len(found.sample_ids)
 
 
-def raises(rank: int, what: str) -> None:
+def raises(what: str) -> None:
     """Rank 1 raises before, in or after its second forward, or while it reads data."""
+    rank = distributed.get_rank()
     calls = 0
 
     def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
@@ -79,7 +80,7 @@ def raises(rank: int, what: str) -> None:
     ],
 )
 def test_what_one_rank_raises_is_raised_on_all(what: str, own: str, others: str) -> None:
-    ended = run_ranks(raises, 3, what)
+    ended = ends_of(3, raises, what)
     for rank, found in enumerate(ended):
         kind, _, text = (own if rank == 1 else others).partition(": ")
         assert kind.removesuffix("Error") in found.error.split(":")[0] and found.error.partition(": ")[2].startswith(
@@ -88,7 +89,8 @@ def test_what_one_rank_raises_is_raised_on_all(what: str, own: str, others: str)
         assert found.seconds < SOON
 
 
-def killed(rank: int, doomed: int) -> None:
+def killed(doomed: int) -> None:
+    rank = distributed.get_rank()
     calls = 0
 
     def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
@@ -103,14 +105,16 @@ def killed(rank: int, doomed: int) -> None:
 
 @pytest.mark.parametrize(("size", "doomed"), [(2, 1), (4, 2)])
 def test_a_killed_rank_is_named(size: int, doomed: int) -> None:
-    for rank, found in enumerate(run_ranks(killed, size, doomed)):
+    for rank, found in enumerate(ends_of(size, killed, doomed)):
         if rank == doomed:
-            assert found.signal == "SIGKILL"
+            assert found.killed == "SIGKILL"
         else:
             assert f"LostRank: rank {doomed} has ended, or did not answer" in found.error and found.seconds < SOON
 
 
-def hangs(rank: int) -> None:
+def hangs() -> None:
+    rank = distributed.get_rank()
+
     def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
         if rank == 1:
             time.sleep(4)
@@ -121,19 +125,21 @@ def hangs(rank: int) -> None:
 
 
 def test_a_rank_that_hangs_is_named_after_the_timeout() -> None:
-    ended = run_ranks(hangs, 3)
+    ended = ends_of(3, hangs)
     for found in (ended[0], ended[2]):
         assert "rank 1 has ended, or did not answer within 2 s" in found.error and found.seconds < SOON
 
 
-def stays_away(rank: int) -> None:
+def stays_away() -> None:
+    rank = distributed.get_rank()
     handshake.LIMIT = 1.0
     if rank != 1:
         scored(batches())
 
 
-def comes_later(rank: int) -> int:
+def comes_later() -> int:
     """After a call that only some ranks made, the next one of all ranks works."""
+    rank = distributed.get_rank()
     handshake.LIMIT = 1.0
     if rank == 0:
         with pytest.raises(ValueError, match="only 0 called"):
@@ -145,21 +151,21 @@ def comes_later(rank: int) -> int:
 
 
 def test_ranks_that_do_not_call_are_named_and_how_to_do_without() -> None:
-    ended = run_ranks(stays_away, 3)
+    ended = ends_of(3, stays_away)
     for rank in (0, 2):
         assert ended[rank].error == (
             "InputError: `process_group`: of 3 ranks only 0, 2 called within 1 s, and not 1; call on every rank, or "
             "pass process_group=None to use this process alone"
         )
-    assert [found.value for found in run_ranks(comes_later, 2)] == [16, 16]
+    assert [found.value for found in ends_of(2, comes_later)] == [16, 16]
 
 
-def full_disk(rank: int, path: str) -> None:
+def full_disk(path: str) -> None:
     scored(batches(), journal=path)
 
 
 def test_a_disk_that_is_full_on_rank_0_ends_all(tmp_path: Path) -> None:
-    ended = run_ranks(full_disk, 2, str(tmp_path / "no folder" / "run.partial"))
+    ended = ends_of(2, full_disk, str(tmp_path / "no folder" / "run.partial"))
     assert all("cannot write" in found.error for found in ended) and ended[1].error.startswith(
         "_PeerOutputError: rank 0:"
     )

@@ -11,7 +11,7 @@ from torch import distributed, nn
 
 from plop_ext.scoring.score import score
 from tests.support import tiny_models
-from tests.support.ranks import run_ranks
+from tests.support.processes import ends_of
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,8 @@ class RowLinear(nn.Linear):
         return y
 
 
-def shards_by_hand(rank: int, size: int) -> None:
+def shards_by_hand(size: int) -> None:
+    rank = distributed.get_rank()
     model = tiny_models.llama()
     rows, columns = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
     for name, module in list(model.named_modules()):
@@ -40,13 +41,15 @@ def shards_by_hand(rank: int, size: int) -> None:
     quietly(model)
 
 
-def stages(rank: int, size: int) -> None:
+def stages(size: int) -> None:
+    rank = distributed.get_rank()
     model = tiny_models.llama()
     model.get_submodule("model").layers = model.get_submodule("model.layers")[rank : rank + 1]  # type: ignore[index]
     quietly(model)
 
 
-def renamed_stages(rank: int, size: int) -> None:
+def renamed_stages(size: int) -> None:
+    rank = distributed.get_rank()
     model = tiny_models.llama()
     model.get_submodule("model.layers")[1 - rank] = nn.Identity()  # type: ignore[index]
     quietly(model)
@@ -70,6 +73,6 @@ def quietly(model: nn.Module) -> None:
     ],
 )
 def test_parts_of_a_model_without_marks_are_refused(function: Any, expected: str) -> None:
-    for found in run_ranks(function, 2, 2):
+    for found in ends_of(2, function, 2):
         assert found.error.startswith(f"InputError: {expected}"), found
         assert "pass process_group=None" in found.error

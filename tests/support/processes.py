@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import tempfile
+import signal
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,25 @@ GROUP_SECONDS = 20
 TEST_SECONDS = 60
 
 
+@dataclass(frozen=True)
+class End:
+    """How a process ended.
+
+    Attributes:
+        value: What its work returned.
+        error: What it raised, as `NameOfTheClass: text`; empty if it raised nothing.
+        trace: The traceback.
+        killed: Name of the signal that ended it; `exit` if it left by itself, and empty if it ended well.
+        seconds: Time that its work took.
+    """
+
+    value: Any = None
+    error: str = ""
+    trace: str = ""
+    killed: str = ""
+    seconds: float = 0.0
+
+
 def in_processes(count: int, work: Callable[..., Any], *args: Any, seconds: float = TEST_SECONDS) -> list[Any]:
     """The results of `work(*args)` in `count` processes, by rank; fails if one raises, ends or takes too long.
 
@@ -29,57 +49,73 @@ def in_processes(count: int, work: Callable[..., Any], *args: Any, seconds: floa
         *args: Its arguments, which the fork copies.
         seconds: Limit of the whole call.
     """
-    context: Any = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        ends = [context.Pipe(duplex=False) for _ in range(count)]
-        store = os.path.join(folder, "store")
-        processes = [
-            context.Process(target=_run, args=(rank, count, store, sender, work, args), daemon=True)
-            for rank, (_, sender) in enumerate(ends)
-        ]
-        for process in processes:
-            process.start()
-        for _, sender in ends:
-            sender.close()
-        deadline = time.monotonic() + seconds
-        try:
-            results = [_receive(receiver, rank, deadline) for rank, (receiver, _) in enumerate(ends)]
-        finally:
-            for process in processes:
-                process.join(1)
-                if process.is_alive():
-                    process.kill()
-    failed = [text for ok, text in results if not ok]
+    ends = ends_of(count, work, *args, seconds=seconds)
+    failed = [f"rank {rank}: {end.trace or end.killed}" for rank, end in enumerate(ends) if end.error or end.killed]
     if failed:
         pytest.fail("\n".join(failed), pytrace=False)
-    return [value for _, value in results]
+    return [end.value for end in ends]
 
 
-def _receive(receiver: Any, rank: int, deadline: float) -> tuple[bool, Any]:
-    if not receiver.poll(max(0.0, deadline - time.monotonic())):
-        return False, f"rank {rank} hangs"
+def ends_of(count: int, work: Callable[..., Any], *args: Any, seconds: float = TEST_SECONDS) -> list[End]:
+    """How `count` processes that call `work(*args)` end, by rank; fails if one takes too long. See `in_processes`."""
+    context: Any = multiprocessing.get_context("fork")
+    # As under torchrun, the store outlives every rank.
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    processes = [
+        context.Process(target=_run, args=(rank, count, store.port, sender, work, args), daemon=True)
+        for rank, (_, sender) in enumerate(pipes)
+    ]
+    for process, (_, sender) in zip(processes, pipes, strict=True):
+        process.start()
+        sender.close()
+    deadline = time.monotonic() + seconds
     try:
-        return receiver.recv()
+        ends = [_receive(receiver, process, deadline) for process, (receiver, _) in zip(processes, pipes, strict=True)]
+    finally:
+        for process in processes:
+            process.join(1)
+            if process.is_alive():
+                process.kill()
+    hanging = [rank for rank, end in enumerate(ends) if end is None]
+    if hanging:
+        pytest.fail(f"ranks {hanging} hang; how the others ended: {ends}", pytrace=False)
+    return [end for end in ends if end is not None]
+
+
+def _receive(receiver: Any, process: Any, deadline: float) -> End | None:
+    if not receiver.poll(max(0.0, deadline - time.monotonic())):
+        return None
+    try:
+        end: End = receiver.recv()
+        return end
     except EOFError:
-        return False, f"rank {rank} ended without a result"
+        process.join()
+        return End(killed=signal.Signals(-process.exitcode).name if process.exitcode < 0 else "exit")
 
 
-def _run(rank: int, count: int, store: str, sender: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(rank: int, count: int, port: int, sender: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     # Variables that transformers and accelerate read.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count))
     torch.set_num_threads(1)
+    started = time.monotonic()
     try:
         distributed.init_process_group(
             "gloo",
-            init_method=f"file://{store}",
+            store=distributed.TCPStore("127.0.0.1", port, is_master=False),
             rank=rank,
             world_size=count,
             timeout=timedelta(seconds=GROUP_SECONDS),
         )
+        distributed.barrier()
         torch.manual_seed(0)
-        sender.send((True, work(*args)))
-    except BaseException:
-        sender.send((False, f"rank {rank}: {traceback.format_exc()}"))
-    finally:
+        started = time.monotonic()
+        end = End(work(*args), seconds=time.monotonic() - started)
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+        end = End(error=text, trace=traceback.format_exc(), seconds=time.monotonic() - started)
+    try:
+        sender.send(end)
         sender.close()
+    finally:
         os._exit(0)  # no atexit handlers of the test process, and no wait for the others
