@@ -112,12 +112,11 @@ def confidence_lines(scores: Scores, k: int | None = None) -> list[str]:
 
 def left_out_lines(scores: Scores) -> list[str]:
     """Return the part of the model that was scored, and why types are no place for LoRA and modules have no score."""
-    part = scores.provenance["model"].get("part")
     reasons: dict[str, list[str]] = {}
     for item in scores.unscored:
         reasons.setdefault(item.reason, []).append(f"{item.name} ({item.layer_class})")
     return [
-        *([f"scored {part}: the model that was scored lacks the others"] if part else []),
+        *([f"scored {scores.part}: the model that was scored lacks the others"] if scores.part else []),
         *no_place_lines(scores.no_place_by_type()),
         *(
             f"not scored, {reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

@@ -78,6 +78,11 @@ class ScoreData:
         return self.provenance["settings"]["compat"] == "paper-script"
 
     @property
+    def part(self) -> str | None:
+        """Which blocks of the model were there to score, if others were missing."""
+        return self.provenance.get("model", {}).get("part")
+
+    @property
     def nonfinite(self) -> str | None:
         """The first modules with NaN or infinite weights or activations, in a phrase; None if there are none.
 

@@ -26,9 +26,8 @@ def warn_of_scope(asked: str, found: str) -> None:
 
 def warn_about(scores: Scores, outcome: Outcome) -> None:
     """Warn of each problem of the result."""
-    part = scores.provenance["model"].get("part")
-    if part:
-        warn(f"the model lacks some of its blocks: the scores are of {part}")
+    if scores.part:
+        warn(f"the model lacks some of its blocks: the scores are of {scores.part}")
     fast = scores.provenance.get("fast")
     if fast is not None and fast["reason"] is not None:
         effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
