@@ -5,6 +5,7 @@
     score     take every candidate score, and ask PEFT's selectors
     grid      finetune every placement at its own learning rate
     full      finetune all parameters
+    stability score under other samples, lengths, forms and after finetuning
     publish   write what the journal holds to result files
     analyse   what predicts the order, from the result files alone
     report    tables of the page and the plot, from the analysis
@@ -33,7 +34,7 @@ from benchmarks.placement.tasks import TASKS, TRIED
 
 OUT_OF_TIME = 3
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("corpus", "pretrain", "score", "grid", "full", "publish", "analyse", "report")
+STAGES = ("corpus", "pretrain", "score", "grid", "full", "stability", "publish", "analyse", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "score": lambda: stages.make_scores(work, models, args.tasks),
         "grid": lambda: stages.make_grid(work, models, args.tasks, args.protocols, args.only),
         "full": lambda: stages.make_full(work, models, args.tasks),
+        "stability": lambda: stages.make_stability(work, models, args.tasks),
     }[args.stage]()
     print(f"{args.stage}: {'complete' if finished else 'out of time'}")
     return 0 if finished else OUT_OF_TIME

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from benchmarks.placement.measures import Array
 from benchmarks.placement.models import ATTENTION, MLP, TYPES, type_means
 from benchmarks.placement.placements import TRIPLES
 from benchmarks.placement.rules import BASELINE, RULES
+from benchmarks.placement.stability import REFERENCE, TEXT
 
 KEYS = tuple("+".join(triple) for triple in TRIPLES)
 NAMES = tuple(rule.name for rule in RULES)
@@ -130,26 +131,44 @@ def transfer(found: Sequence[Evidence]) -> list[dict[str, Any]]:
 
 
 def stability(evidence: Evidence) -> list[dict[str, Any]]:
-    """Kendall's tau between the NFN of the types on data or at a checkpoint, and on text at the end of pretraining."""
+    """Kendall's tau between the NFN of the types under a condition, and of the same data as the experiment scores it.
+
+    Checkpoints, and the tasks themselves, are compared with ordinary text at the end of pretraining.
+    """
     orders = {}
     for record in evidence.content["features"]:
         if "nfn" in record["values"]:
             nfn = dict(zip(record["modules"], record["values"]["nfn"], strict=True))
-            means = type_means(nfn)
-            orders[record["data"], record["checkpoint"]] = np.array([means[name] for name in TYPES])
-    last = orders.get(("text", 1.0))
+            orders[record["data"], record["checkpoint"]] = _types(type_means(nfn))
+    last = orders.get((TEXT, 1.0))
     if last is None:
         return []
-    return [
-        {
-            "model": evidence.model,
-            "data": data,
-            "checkpoint": checkpoint,
-            "nfn": [_short(value) for value in means],
-            "tau": _short(measures.kendall(means, last)),
-        }
-        for (data, checkpoint), means in sorted(orders.items(), key=lambda item: (item[0][1], item[0][0]))
-    ]
+    rows = []
+    for (data, checkpoint), means in sorted(orders.items(), key=lambda item: (item[0][1], item[0][0])):
+        condition = f"{100 * checkpoint:g} % of pretraining"
+        rows.append(_compared(evidence, data, condition, means, last))
+    conditions = {(record["data"], record["condition"]): record["nfn"] for record in evidence.content["stability"]}
+    for (data, condition), nfn in conditions.items():
+        if condition != REFERENCE:
+            rows.append(_compared(evidence, data, condition, _types(nfn), _types(conditions[data, REFERENCE])))
+    return rows
+
+
+def _types(means: Mapping[str, float]) -> Array:
+    return np.array([means[name] for name in TYPES])
+
+
+def _compared(evidence: Evidence, data: str, condition: str, means: Array, reference: Array) -> dict[str, Any]:
+    """One row: the types' NFN, the order's tau against `reference`, the largest change, and whether k = 3 stays."""
+    return {
+        "model": evidence.model,
+        "data": data,
+        "condition": condition,
+        "nfn": [_short(value) for value in means],
+        "tau": _short(measures.kendall(means, reference)),
+        "largest_change": _short(np.abs(means / reference - 1).max()),
+        "same_three": set(np.argsort(means)[:3]) == set(np.argsort(reference)[:3]),
+    }
 
 
 def leave_one_out(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

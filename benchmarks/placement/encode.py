@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,10 @@ class Encoded:
         """The first `count` examples."""
         return Encoded(*(getattr(self, name)[:count] for name in self.__dataclass_fields__))
 
+    def last(self, count: int) -> Encoded:
+        """The last `count` examples."""
+        return Encoded(*(getattr(self, name)[-count:] for name in self.__dataclass_fields__))
+
     def trimmed(self) -> Encoded:
         """The same without the padding behind the longest example and the places in answers that none has."""
         length, answer = (int(each.max()) for each in (self.lengths, (self.labels >= 0).sum(1)))
@@ -77,14 +82,33 @@ def encode(task: str, tokenizer: Any, settings: Settings) -> dict[str, Encoded]:
             answer = [*answer, END]
             if len(prompt) + len(answer) <= settings.length and len(answer) <= settings.answer:
                 rows.append((prompt, answer))
-        splits[split] = _as_tensors(rows, settings)
+        splits[split] = _as_tensors(rows, settings.length, settings.answer)
     return splits
 
 
-def _as_tensors(rows: list[tuple[list[int], list[int]]], settings: Settings) -> Encoded:
-    tokens = torch.full((len(rows), settings.length), END)
-    positions = torch.zeros((len(rows), settings.answer), dtype=torch.int64)
-    labels = torch.full((len(rows), settings.answer), -100)
+def encode_examples(
+    given: Sequence[tuple[str, str]], tokenizer: Any, device: torch.device, start: tuple[int, ...] = ()
+) -> Encoded:
+    """Prompts and answers of any length, with the ids of `start` in front of each."""
+    rows = [
+        ([*start, *tokenizer.encode(prompt).ids], [*tokenizer.encode(answer).ids, END]) for prompt, answer in given
+    ]
+    length, longest = max(len(prompt) + len(answer) for prompt, answer in rows), max(len(answer) for _, answer in rows)
+    return _as_tensors(rows, length, longest).to(device)
+
+
+def whole(tokens: Tensor) -> Encoded:
+    """[N, T] tokens as examples of which every token counts."""
+    count, length = tokens.shape
+    everything = torch.arange(length - 1, device=tokens.device).expand(count, -1)
+    lengths = torch.full((count,), length, device=tokens.device)
+    return Encoded(tokens, everything, tokens[:, 1:], lengths, torch.zeros_like(lengths))
+
+
+def _as_tensors(rows: list[tuple[list[int], list[int]]], length: int, longest: int) -> Encoded:
+    tokens = torch.full((len(rows), length), END)
+    positions = torch.zeros((len(rows), longest), dtype=torch.int64)
+    labels = torch.full((len(rows), longest), -100)
     for index, (prompt, answer) in enumerate(rows):
         tokens[index, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
         positions[index, : len(answer)] = torch.arange(len(answer)) + len(prompt) - 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import plop_ext
-from benchmarks.placement.encode import Encoded
+from benchmarks.placement.encode import Encoded, whole
 from benchmarks.placement.models import linear_modules, type_of
 from benchmarks.placement.settings import Settings
 from benchmarks.placement.train import Group, Slot, frozen_copy
@@ -27,18 +27,15 @@ _BATCH = 64
 
 def text_examples(tokens: Tensor, settings: Settings) -> Encoded:
     """Windows of ordinary text in the form of a task: everything counts, nothing is padding."""
-    windows = tokens[: settings.scored * settings.length].view(-1, settings.length)
-    everything = torch.arange(settings.length - 1, device=tokens.device).expand(len(windows), -1)
-    lengths = torch.full((len(windows),), settings.length, device=tokens.device)
-    return Encoded(windows, everything, windows[:, 1:], lengths, torch.zeros_like(lengths))
+    return whole(tokens[: settings.scored * settings.length].view(-1, settings.length))
 
 
 def nfn_features(model: nn.Module, examples: Encoded) -> Features:
     """NFN as plop_ext scores it: all tokens, the answers' tokens only, and against random inputs instead of ||W||."""
     return {
-        "nfn": _nfn(model, examples),
-        "nfn_answer": _nfn(model, examples, mask="completion"),
-        "nfn_probe": _nfn(model, examples, baseline="probe"),
+        "nfn": score_nfn(model, examples),
+        "nfn_answer": score_nfn(model, examples, mask="completion"),
+        "nfn_probe": score_nfn(model, examples, baseline="probe"),
     }
 
 
@@ -138,26 +135,43 @@ def early_features(
         settings: Sizes.
         device: Where it trains.
     """
+    return {
+        task: {
+            "nfn_early": score_nfn(changed, data[task]["validation"]),
+            "moved": {name: float(delta.norm()) for name, delta in deltas.items()},
+        }
+        for task, changed, deltas in finetuned(base, data, settings, device, settings.early_steps)
+    }
+
+
+def finetuned(
+    base: nn.Module, data: Mapping[str, Mapping[str, Encoded]], settings: Settings, device: torch.device, steps: int
+) -> Iterator[tuple[str, nn.Module, Mapping[str, Tensor]]]:
+    """Task by task, the model after `steps` of finetuning all modules, and what was added to each weight.
+
+    Args:
+        base: The model in float32.
+        data: Task -> split -> examples, on `device`.
+        settings: Sizes; the learning rate is the middle one.
+        device: Where it trains.
+        steps: Of finetuning.
+    """
     model = frozen_copy(copy.deepcopy(base), device)
-    settings = dataclasses.replace(settings, compile=False)  # a few steps are done sooner than a compilation
+    settings = dataclasses.replace(settings, compile=False)  # a few replicas are done sooner than a compilation
     ranks = dict.fromkeys(linear_modules(base), settings.rank)
     rate = settings.rates[len(settings.rates) // 2]
-    group = Group(model, data, settings, len(data), settings.rank, settings.early_steps)
+    group = Group(model, data, settings, len(data), settings.rank, steps)
     group.train([Slot(task, ranks, rate, 0) for task in data])
-    found = {}
     for index, task in enumerate(data):
         changed, deltas = copy.deepcopy(base), group.merged(index)
         with torch.no_grad():
             for name, linear in linear_modules(changed).items():
                 linear.weight += deltas[name].to(linear.weight)
-        found[task] = {
-            "nfn_early": _nfn(changed, data[task]["validation"]),
-            "moved": {name: float(delta.norm()) for name, delta in deltas.items()},
-        }
-    return found
+        yield task, changed, deltas
 
 
-def _nfn(model: nn.Module, examples: Encoded, **options: str) -> dict[str, float]:
+def score_nfn(model: nn.Module, examples: Encoded, **options: str) -> dict[str, float]:
+    """NFN by module, as `plop_ext.score` gives it with `options`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # small models and samples: that they say little is what is measured here
         scores = plop_ext.score(

@@ -25,7 +25,7 @@ COLUMNS = (
     "capped",
     "environment",
 )
-_LISTS = ("features", "selections", "runs")  # written one item a line
+_LISTS = ("features", "selections", "stability", "runs")  # written one item a line
 
 
 def main(work: Path, results: Path, settings: Settings, models: Sequence[str], quick: bool) -> None:
@@ -38,8 +38,12 @@ def main(work: Path, results: Path, settings: Settings, models: Sequence[str], q
         pretraining = journal.read("pretraining", model=name)
         if not pretraining:
             continue
-        features, selections, runs = (journal.read(kind, model=name) for kind in ("features", "selection", "run"))
-        used = {record["environment"] for record in [corpus[-1], pretraining[-1], *features, *selections, *runs]}
+        kinds = ("features", "selection", "stability", "run")
+        features, selections, stability, runs = (journal.read(kind, model=name) for kind in kinds)
+        used = {
+            record["environment"]
+            for record in [corpus[-1], pretraining[-1], *features, *selections, *stability, *runs]
+        }
         result: dict[str, Any] = {
             "benchmark": "placement",
             "quick": quick,
@@ -50,6 +54,7 @@ def main(work: Path, results: Path, settings: Settings, models: Sequence[str], q
             "pretraining": _without(pretraining[-1], "kind", "model"),
             "features": [_without(each, "kind", "model") for each in features],
             "selections": [_without(each, "kind", "model") for each in selections],
+            "stability": [_without(each, "kind", "model") for each in stability],
             "columns": list(COLUMNS),
             "runs": [_row(record) for record in _once(runs)],
         }

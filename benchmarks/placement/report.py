@@ -114,13 +114,22 @@ def rules(analysis: dict[str, Any]) -> str:
 
 
 def stability(rows: Sequence[dict[str, Any]]) -> str:
-    """The NFN of every type on each data and at each checkpoint."""
-    columns = ["model", "data", "pretrained", *(name.removesuffix("_proj") for name in TYPES), "tau"]
+    """The NFN of every type on each data and under each condition."""
+    types = [name.removesuffix("_proj") for name in TYPES]
+    columns = ["model", "data", "condition", *types, "tau", "largest change", "same k = 3"]
     lines = [
-        [row["model"], row["data"], f"{100 * row['checkpoint']:g} %", *(f"{value:.3g}" for value in row["nfn"])]
+        [
+            row["model"],
+            row["data"],
+            row["condition"],
+            *(f"{value:.3g}" for value in row["nfn"]),
+            f"{row['tau']:.2f}",
+            f"{100 * row['largest_change']:.0f} %",
+            "yes" if row["same_three"] else "no",
+        ]
         for row in rows
     ]
-    return _table(columns, [[*line, f"{row['tau']:.2f}"] for line, row in zip(lines, rows, strict=True)])
+    return _table(columns, lines)
 
 
 def origin(found: Sequence[Evidence]) -> str:

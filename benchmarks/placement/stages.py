@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.placement import corpus, features, full, placements, pretrain, search, selectors
+from benchmarks.placement import corpus, features, full, placements, pretrain, search, selectors, stability
 from benchmarks.placement.encode import Encoded, encode
 from benchmarks.placement.grid import Grid, rows_of
 from benchmarks.placement.journal import Deadline, Journal, Record
@@ -22,6 +23,7 @@ from benchmarks.placement.settings import Settings
 from benchmarks.placement.train import frozen_copy
 
 _SCORE_SECONDS = 60.0  # the scores of a model, at most
+_STABILITY_SECONDS = 90.0  # of a model, at most
 _EVA_BATCH = 16
 _FULL_SECONDS = 15.0  # a run of full finetuning, at most
 _TEXT = "text"  # what scores of ordinary text are filed under
@@ -171,6 +173,37 @@ def placements_of(
             key: each for key, each in found.items() if key in only or ("triples" in only and key.count("+") == 2)
         }
     return list(found.values())
+
+
+def make_stability(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> bool:
+    """Score the models under other samples, lengths, forms and after finetuning."""
+    tokens = torch.from_numpy(corpus.load(work.corpus, "validation").astype("int64")).to(work.device)
+    tokenizer, data = corpus.load_tokenizer(work.corpus), work.data(tasks)
+    for name in models:
+        if work.journal.read("stability", model=name):
+            continue
+        if not work.deadline.allows(_STABILITY_SECONDS):
+            return False
+        started = time.monotonic()
+        base = work.base(name)
+        parts = [stability.of_text(base, tokens, work.settings)]
+        parts += [stability.of_task(base, task, tokenizer, data[task], work.settings) for task in tasks]
+        parts += [stability.of_finetuned(base, data, work.settings, work.device)]
+        work.journal.append(
+            [
+                {
+                    "kind": "stability",
+                    "model": name,
+                    "data": of,
+                    "condition": condition,
+                    "nfn": {each: float(f"{value:.6g}") for each, value in nfn.items()},
+                    "environment": work.environment,
+                }
+                for of, condition, nfn in itertools.chain.from_iterable(parts)
+            ]
+        )
+        print(f"{name}: stability in {time.monotonic() - started:.1f} s")
+    return True
 
 
 def make_full(work: Workspace, models: Sequence[str], tasks: Sequence[str]) -> bool:

@@ -35,7 +35,7 @@ ONLY = "q_proj+k_proj+v_proj,gate_proj+up_proj+down_proj,q_proj,modules:eva,modu
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the smoke run of every stage has finished."""
     folder = tmp_path_factory.mktemp("placement")
-    run(folder, "corpus", "pretrain", "score", "grid", "full", "publish", "analyse")
+    run(folder, "corpus", "pretrain", "score", "grid", "full", "stability", "publish", "analyse")
     return folder
 
 
@@ -60,13 +60,23 @@ def test_every_stage_runs_and_the_result_says_what_it_is(work: Path) -> None:
     assert ("one-rank", "+".join(TYPES)) not in found  # the same run as in the matched protocol
 
 
+def test_padding_does_not_change_scores_and_other_forms_are_compared(work: Path) -> None:
+    rows = json.loads((work / "results" / "analysis.json").read_text())["stability"]
+    found = {(row["data"], row["condition"]): row for row in rows}
+    assert found["inline", "padded to twice the length"]["largest_change"] < 1e-4
+    assert found["inline", "padded to twice the length"]["tau"] == 1
+    changed = ("chat template", "end of text in front", "answers only", "finetuned model", "other samples, 1")
+    assert all(found["inline", condition]["largest_change"] > 1e-4 for condition in changed)
+    assert {("text", "other samples, 1"), ("text", "16 tokens"), ("text", "end of text in front")} <= set(found)
+
+
 def test_a_second_call_does_nothing_and_one_without_time_says_so(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = Journal(work / "journal.jsonl")
-    kinds = ("corpus", "pretraining", "features", "selection", "run")
+    kinds = ("corpus", "pretraining", "features", "selection", "stability", "run")
     counts = [len(before.read(kind)) for kind in kinds]
-    run(work, "corpus", "pretrain", "score", "grid", "full")
+    run(work, "corpus", "pretrain", "score", "grid", "full", "stability")
     assert [len(before.read(kind)) for kind in kinds] == counts
     run(
         work,
@@ -285,6 +295,7 @@ def test_the_triples_of_an_analysis_are_judged_against_size_and_all_linear(tmp_p
             for data in ("weights", "text", "add")
         ],
         "selections": [],
+        "stability": [],
         "columns": list(publish.COLUMNS),
         "runs": rows,
     }
