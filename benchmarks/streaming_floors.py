@@ -12,9 +12,9 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.shapes import SHAPES, build
 from plop_ext.models.checkpoint import Checkpoint
+from plop_ext.models.reader import Reader
 from plop_ext.scoring.score import score
 from plop_ext.streaming import rates
-from plop_ext.streaming.reader import Reader
 from plop_ext.streaming.weights import Weights
 
 

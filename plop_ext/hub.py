@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,10 +37,11 @@ def cached_when_offline() -> Iterator[bool]:
     if hub_reachable():
         yield True
         return
-    import datasets
     import huggingface_hub
 
-    places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    # datasets keeps a copy of its own, if whoever asks for data has imported it.
+    places: tuple[Any, ...] = (huggingface_hub.constants, sys.modules.get("datasets.config"))
+    places = tuple(place for place in places if place is not None)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:

@@ -5,11 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 # Number and bytes of the blocks, evenly spread, that are read of a larger file: no two checkpoints agree in all.
 _BLOCKS, _BLOCK = 1024, 1 << 16
+
+
+class InputsHash:
+    """The `inputs_hash` of a run, which can be taken on a thread while the run goes on.
+
+    Args:
+        model: As for `inputs_hash`.
+        data: As for `inputs_hash`.
+        options: As for `inputs_hash`.
+    """
+
+    def __init__(self, model: str, data: str, options: Mapping[str, Any]) -> None:
+        self._hash = partial(inputs_hash, model, data, options)
+        self._future: Future[str | None] | None = None
+
+    def start(self) -> None:
+        """Begin to take it, best when the files are in the file cache."""
+        if self._future is None:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="plop-hash")
+            self._future = pool.submit(self._hash)
+            pool.shutdown(wait=False)
+
+    def result(self) -> str | None:
+        """Return it."""
+        self.start()
+        assert self._future is not None
+        return self._future.result()
 
 
 def inputs_hash(model: str, data: str, options: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from plop_ext.arguments import check_whole
 from plop_ext.cli import options, outputs, stream, summary
-from plop_ext.cli.inputs import inputs_hash
+from plop_ext.cli.inputs import InputsHash
 from plop_ext.cli.options import console
 from plop_ext.cli.parsing import whole
 from plop_ext.cli.result import Result
 from plop_ext.errors import InputError
 from plop_ext.files import save_or_rescue
+from plop_ext.read_ahead import reading_ahead
 
 if TYPE_CHECKING:
     from plop_ext.scores import Scores
@@ -151,16 +154,20 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from plop_ext.streaming.state import remove
-
     stream.check(args)
+    # A budget limits the RAM of the process, of which the buffers of these reads would be a part.
+    with nullcontext() if args.memory_budget or args.dry_run else reading_ahead(args.model):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> Result:
     _check_numbers(args)
     if args.resume and not args.output:
         raise InputError("`--resume` needs `--output`, the file of the run to continue")
     rule = _stop_rule(args)
     if args.dry_run:
         return Result(stream.dry_run(args))
-    inputs = _inputs(args)
+    inputs = InputsHash(args.model, args.data, _hashed_options(args))
     finished = _finished(args, inputs)
     _check_paths(args, finished is not None)
     if finished is not None:
@@ -168,13 +175,12 @@ def run(args: argparse.Namespace) -> Result:
         return _show(args, finished)
     # A streamed run has its own state, and must not touch the journal of another run.
     journal = None if args.stream else outputs.beside(args.output, ".partial")
-    scores = stream.score(args) if args.stream else _score(args, journal, rule)
-    scores = replace(scores, provenance={**scores.provenance, "inputs": inputs})
+    scores = stream.score(args, inputs.start) if args.stream else _score(args, journal, rule, inputs.start)
+    scores = replace(scores, provenance={**scores.provenance, "inputs": inputs.result()})
     if args.output:  # first, because later steps may fail and the scores are expensive
         save_or_rescue(partial(scores.save, overwrite=args.force), args.output)
-        state = stream.state_folder(args.output) if args.stream else None
-        if state is not None:
-            remove(state)
+        if args.stream:
+            stream.remove_state(args.output)
         if journal is not None:
             journal.unlink(missing_ok=True)
     if args.stream:
@@ -190,22 +196,22 @@ def _check_numbers(args: argparse.Namespace) -> None:
     Settings(max_samples=args.samples, **{name: getattr(args, name) for name in NAMES if name != "max_samples"})
 
 
-def _inputs(args: argparse.Namespace) -> str | None:
-    """Return the hash of what the scores depend on."""
+def _hashed_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options on which the scores depend."""
     from plop_ext.score_data.settings import NAMES
 
-    names = (*_DATA, *_RUN, *(name for name in NAMES if name != "max_samples"))
-    return inputs_hash(args.model, args.data, {name: getattr(args, name) for name in names})
+    return {name: getattr(args, name) for name in (*_DATA, *_RUN, *NAMES) if name != "max_samples"}
 
 
-def _finished(args: argparse.Namespace, inputs: str | None) -> Scores | None:
+def _finished(args: argparse.Namespace, inputs: InputsHash) -> Scores | None:
     """Return the scores of an earlier, finished run with the same inputs that `--resume` asks for, or None."""
     from plop_ext.scores import Scores
 
     if not args.resume or args.force or not Path(args.output).is_file():
         return None
     scores = Scores.load(args.output)
-    if inputs is None or scores.provenance.get("inputs") != inputs:
+    found = inputs.result()
+    if found is None or scores.provenance.get("inputs") != found:
         raise InputError(
             f"`--output` {args.output} was scored from other inputs (another model, other data or options); add "
             "--force to replace it, or name another file"
@@ -247,13 +253,16 @@ def _show(args: argparse.Namespace, scores: Scores) -> Result:
     return Result(summary.of_scores(scores, args.output) | {"heatmap": args.heatmap})
 
 
-def _score(args: argparse.Namespace, journal: Path | None, rule: StopRule | None) -> Scores:
-    """Load the model and score it."""
+def _score(
+    args: argparse.Namespace, journal: Path | None, rule: StopRule | None, loaded: Callable[[], None]
+) -> Scores:
+    """Load the model, call `loaded`, and score it."""
     from plop_ext.data import batches
     from plop_ext.scoring.extent import DEFAULT_SAMPLES
     from plop_ext.scoring.score import score
 
     model, tokenizer = options.load_model(args)
+    loaded()
     encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)
     return score(
         model,

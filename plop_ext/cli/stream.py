@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,8 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def score(args: argparse.Namespace) -> Scores:
-    """Run streamed scoring with the options of `args`."""
+def score(args: argparse.Namespace, found: Callable[[], None]) -> Scores:
+    """Run streamed scoring with the options of `args`; call `found` once the model is known to exist."""
     from plop_ext.data import batches
     from plop_ext.models.architecture import read_config
     from plop_ext.models.code import Trust
@@ -72,6 +73,7 @@ def score(args: argparse.Namespace) -> Scores:
     from plop_ext.streaming.score import score_streaming, streamed_source
 
     source, trust = streamed_source(args.model, code=args.trust_remote_code), Trust(args.trust_remote_code)
+    found()
     with quiet():
         tokenizer = load_tokenizer(source, read_config(source, trust), trust)
     encoded = options.load_data(args, tokenizer, _samples(args), mask=args.mask)
@@ -96,6 +98,15 @@ def score(args: argparse.Namespace) -> Scores:
 def state_folder(output: str | None) -> Path | None:
     """Return the folder of the state from which a run with this `output` can be resumed."""
     return outputs.beside(output, ".stream")
+
+
+def remove_state(output: str) -> None:
+    """Remove the state of a run whose scores are saved."""
+    from plop_ext.streaming.state import remove
+
+    folder = state_folder(output)
+    if folder is not None:
+        remove(folder)
 
 
 def _samples(args: argparse.Namespace) -> int:

@@ -15,9 +15,11 @@ from plop_ext.models.architecture import build_on_meta, model_class, read_config
 from plop_ext.models.checkpoint import TensorEntry, stored_tensors
 from plop_ext.models.code import Trust, ask_for_trust
 from plop_ext.models.device import parse_device, parse_dtype
+from plop_ext.models.direct import DirectWeights, EarlyReader, suits
 from plop_ext.models.explained import explained, quiet
 from plop_ext.models.source import Source, find
 from plop_ext.models.tokenizer import load_tokenizer
+from plop_ext.read_ahead import reading_ahead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,11 +82,11 @@ def load_model(
     if for_training and placed.type == "cpu" and wanted == "auto":
         wanted = torch.float32
     source = find(name_or_path, code=trust_remote_code)
-    trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
-    with quiet():
+    with reading_ahead(source.folder), EarlyReader(placed) as early, quiet():
+        trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
         config = read_config(source, trust)
         tokenizer = load_tokenizer(source, config, trust)
-        model = _load_base(source, config, trust, wanted, placed, attn_implementation)
+        model = _load_base(source, config, trust, wanted, placed, attn_implementation, early)
         # Scores and adapters record this name. The folder of the packaged model depends on the environment.
         model.name_or_path = model.config.name_or_path = name_or_path
         if source.adapter is not None:
@@ -99,6 +101,7 @@ def _load_base(
     dtype: str | torch.dtype,
     device: torch.device,
     attn_implementation: str | None,
+    early: EarlyReader,
 ) -> Any:
     """Load the weights, after all that can be checked without them."""
     name = source.name
@@ -114,6 +117,9 @@ def _load_base(
         quantization.refuse_unread_scales(name, unread, stored, method)
     sizes.check_files(name, empty, stored)
     sizes.check_memory(name, _needed(empty, config, stored, method, dtype), device)
+    plain = method is None and not (source.gguf or renamed or trust.given or trust.asked)
+    reader = early.take() if plain and suits(empty, stored, dtype) else None
+    concrete = type(empty)
     del empty
 
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -124,18 +130,21 @@ def _load_base(
         options["key_mapping"] = renamed
     if source.gguf:
         options |= _dequantized_gguf(source.gguf)
+    options |= {
+        "config": config,
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # refused below, where the error can name them
+    }
     cls, own_code = model_class(config, trust)
     try:
         with explained(name, "weights"):
-            model, report = cls.from_pretrained(
-                str(source.folder),
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, where the error can name them
-                **own_code,
-                **options,
-            )
+            if reader is None:
+                model, report = cls.from_pretrained(str(source.folder), **own_code, **options)
+            else:
+                with DirectWeights(stored, reader) as weights:
+                    model, report = concrete.from_pretrained(None, state_dict=weights.state_dict, **options)
+                _read_generation_config(model, source)
     except SetupError as error:
         packages = quantization.packages_for(method)
         if packages is None:
@@ -145,6 +154,14 @@ def _load_base(
     _refuse_incomplete(name, model, report)
     prefixes.forget(model, renamed)
     return model
+
+
+def _read_generation_config(model: Any, source: Source) -> None:
+    """Set the generation settings of the folder, as `from_pretrained` does for a folder."""
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (source.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
 
 
 def _needed(

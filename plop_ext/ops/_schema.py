@@ -6,7 +6,7 @@ The native kernels make the same checks in the same order (`csrc/checks.h`), wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +15,19 @@ NAMESPACE = "plop_ext"
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FUSED_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 VECTOR = 8  # elements that the fused kernels read at once
+
+
+def register_fake(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that registers the fake of an op.
+
+    For each file that registers one, torch searches all imported modules for the file's source.
+    """
+
+    def register(fake: Callable[..., None]) -> Callable[..., None]:
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+        return fake
+
+    return register
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

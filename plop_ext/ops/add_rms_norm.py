@@ -17,6 +17,7 @@ from plop_ext.ops._schema import (
     check_shape,
     check_step,
     given,
+    register_fake,
 )
 from plop_ext.ops.row_sumsq import write_sumsq
 
@@ -100,7 +101,7 @@ def add_rms_norm_(
     )
 
 
-@torch.library.register_fake(f"{NAMESPACE}::add_rms_norm_")
+@register_fake("add_rms_norm_")
 def add_rms_norm_fake(
     normed: Tensor,
     hidden: Tensor | None,

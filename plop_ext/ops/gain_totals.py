@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from plop_ext.ops._schema import NAMESPACE, check, check_device, check_dtype, check_vector, dtype_name
+from plop_ext.ops._schema import NAMESPACE, check, check_device, check_dtype, check_vector, dtype_name, register_fake
 from plop_ext.totals import TOTALS_FIELDS
 
 torch.library.define(
@@ -42,7 +42,7 @@ def gain_totals_(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor
     torch.ops.plop_ext.gain_totals_.default(totals, sumsq, counted, offsets, records)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::gain_totals_")
+@register_fake("gain_totals_")
 def gain_totals_fake(totals: Tensor, sumsq: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
     op = "gain_totals_"
     for name, tensor in (("totals", totals), ("counted", counted), ("offsets", offsets)):

@@ -18,6 +18,7 @@ from plop_ext.ops._schema import (
     check_shape,
     check_step,
     given,
+    register_fake,
 )
 from plop_ext.ops.row_sumsq import write_sumsq
 
@@ -80,7 +81,7 @@ def gated_activation_(
     )
 
 
-@torch.library.register_fake(f"{NAMESPACE}::gated_activation_")
+@register_fake("gated_activation_")
 def gated_activation_fake(
     out: Tensor,
     gate: Tensor,

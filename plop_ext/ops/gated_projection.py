@@ -19,6 +19,7 @@ from plop_ext.ops._schema import (
     check_shape,
     check_step,
     given,
+    register_fake,
 )
 from plop_ext.ops.gated_activation import ACTIVATIONS, gated_activation_pytorch
 
@@ -95,7 +96,7 @@ def _has_kernel(device: torch.device) -> bool:
     return bool(torch.ops.plop_ext.has_gated_projection.default(torch.empty(0, device=device)))
 
 
-@torch.library.register_fake(f"{NAMESPACE}::gated_projection_")
+@register_fake("gated_projection_")
 def gated_projection_fake(
     out: Tensor,
     x: Tensor,

@@ -17,6 +17,7 @@ from plop_ext.ops._schema import (
     check_shape,
     check_step,
     given,
+    register_fake,
 )
 from plop_ext.ops.add_rms_norm import rms_norm
 from plop_ext.ops.row_sumsq import write_sumsq
@@ -110,7 +111,7 @@ def rotary_(
     )
 
 
-@torch.library.register_fake(f"{NAMESPACE}::rotary_")
+@register_fake("rotary_")
 def rotary_fake(
     q_out: Tensor,
     k_out: Tensor,

@@ -15,6 +15,7 @@ from plop_ext.ops._schema import (
     check_step,
     check_vector,
     dtype_name,
+    register_fake,
     sum_dtype,
 )
 
@@ -66,7 +67,7 @@ def traced_sumsq(out: Tensor, x: Tensor, bias: Tensor | None, step: int, phase: 
     out.copy_((rows * rows).sum(dim=1).view(out.shape))
 
 
-@torch.library.register_fake(f"{NAMESPACE}::row_sumsq_")
+@register_fake("row_sumsq_")
 def row_sumsq_fake(out: Tensor, x: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0) -> None:
     op = "row_sumsq_"
     check_device(op, "out", out, x)

@@ -15,6 +15,7 @@ from plop_ext.ops._schema import (
     check_step,
     check_vector,
     dtype_name,
+    register_fake,
     rows_read,
     sum_dtype,
 )
@@ -58,7 +59,7 @@ def row_sumsq_pair_(
         _native(out, x, y, bias, step, phase)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::row_sumsq_pair_")
+@register_fake("row_sumsq_pair_")
 def row_sumsq_pair_fake(
     out: Tensor, x: Tensor, y: Tensor, bias: Tensor | None = None, step: int = 1, phase: int = 0
 ) -> None:

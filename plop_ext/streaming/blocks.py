@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.layers import LinearLayer, adapter_for
+from plop_ext.models.reader import Pending, Reader, buffer_size, in_buffer
 from plop_ext.scoring.baseline import WeightNorms, frobenius_norms
-from plop_ext.streaming.reader import Pending, Reader, buffer_size
 from plop_ext.streaming.skeleton import Skeleton
 from plop_ext.streaming.weights import BlockTensors, Weights, meta_left, on_device
 
@@ -172,9 +172,8 @@ class BlockLoader:
         if index >= len(self._weights.blocks) or self.reader.stream is None or self._outside:
             return None
         writable = threading.Event()
-        return _Ahead(
-            index, writable, self.reader.begin(self._weights.blocks[index].plain, self._buffer(index), writable)
-        )
+        plain = self._weights.blocks[index].plain
+        return _Ahead(index, writable, self.reader.begin(plain, in_buffer(plain, self._buffer(index)), writable))
 
     def _buffer(self, index: int) -> Tensor:
         if index % 2 not in self._buffers:

@@ -12,7 +12,7 @@ import torch
 from plop_ext.errors import InputError
 from plop_ext.layers import LinearLayer
 from plop_ext.memory import MIB, format_size
-from plop_ext.streaming.reader import CHUNK, READERS
+from plop_ext.models.reader import CHUNK, READERS
 from plop_ext.streaming.skeleton import Skeleton, input_embedding, output_head
 from plop_ext.streaming.weights import Weights, loaded_bytes, parameter_bytes
 from plop_ext.totals import TOTALS_FIELDS

@@ -13,8 +13,8 @@ import torch
 
 from plop_ext.memory import MIB
 from plop_ext.models.checkpoint import TensorEntry
+from plop_ext.models.reader import CHUNK, Reader
 from plop_ext.streaming.plan import Plan
-from plop_ext.streaming.reader import CHUNK, Reader
 
 _PROBE_FILE = 256 * MIB
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from plop_ext.errors import InputError, SetupError
 from plop_ext.models import prefixes, quantization
 from plop_ext.models.checkpoint import Checkpoint, TensorEntry
-from plop_ext.streaming.reader import buffer_size
+from plop_ext.models.reader import buffer_size
 from plop_ext.streaming.skeleton import ALTERNATIVE, Skeleton, input_embedding, output_head
 
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,36 @@ def imported(*arguments: str) -> list[str]:
     code, *names = ended.stderr.strip().splitlines()[-1].split()
     assert code == "0", ended.stderr
     return names
+
+
+# What `plop score` needs first, and then the command itself: what each brings, and the CPU time of each.
+SCORING = """
+import json, sys, time
+began = time.process_time()
+import torch
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+first, then = set(sys.modules), time.process_time()
+from plop_ext.cli.main import main
+code = main(["score", "plop-tiny", "arithmetic", "-qq", "-o", sys.argv[1]])
+ended = time.process_time()
+packages = lambda names: sorted({name.partition(".")[0] for name in names})
+brought = packages(first), packages(set(sys.modules) - first)
+print(json.dumps([code, then - began, ended - then, *brought]), file=sys.stderr)
+"""
+
+
+def test_scoring_takes_a_second_beside_the_import_of_torch_and_the_model(tmp_path: Path) -> None:
+    """The import takes 3.5 s of CPU time where this was written; a slower machine is slower in both."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SCORING, str(tmp_path / "s.json")], capture_output=True, text=True, check=True
+    )
+    code, imports, scoring, needed, added = json.loads(ended.stderr.strip().splitlines()[-1])
+    assert code == 0
+    unneeded = {"sklearn", "scipy", "pandas", "matplotlib", "datasets", "peft", "accelerate", "sympy"} - set(needed)
+    assert not unneeded & set(added)
+    third_party = {"numpy", "orjson", "rich", "safetensors", "tokenizers", "torch", "transformers"}
+    assert set(added) - set(sys.stdlib_module_names) <= {"plop_ext", *third_party}
+    assert scoring < imports * 1 / 3.5
 
 
 @pytest.fixture(scope="module")

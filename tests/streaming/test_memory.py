@@ -16,11 +16,12 @@ import torch
 
 from plop_ext import InputError, memory, quantities
 from plop_ext.cli.main import main
+from plop_ext.models import reader
 from plop_ext.models.checkpoint import Checkpoint
+from plop_ext.models.reader import Reader
 from plop_ext.models.source import find
-from plop_ext.streaming import plan, reader, recorders, skeleton
+from plop_ext.streaming import plan, recorders, skeleton
 from plop_ext.streaming import score as streaming_score
-from plop_ext.streaming.reader import Reader
 from plop_ext.streaming.store import Store
 from plop_ext.streaming.weights import Weights
 from tests.support.architectures import ARCHITECTURES

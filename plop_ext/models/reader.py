@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,12 +31,15 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class _Piece:
-    """Bytes of one file with their place in the buffer."""
+    """Bytes of one tensor: where they are in the file, and where they go in the tensor."""
 
-    path: Path
-    start: int
+    entry: TensorEntry
+    offset: int
     n_bytes: int
-    place: int
+
+    @property
+    def start(self) -> int:
+        return self.entry.start + self.offset
 
 
 def buffer_size(entries: Iterable[TensorEntry]) -> int:
@@ -44,17 +47,29 @@ def buffer_size(entries: Iterable[TensorEntry]) -> int:
     return sum(_aligned(entry.n_bytes) for entry in entries)
 
 
+def in_buffer(entries: Iterable[TensorEntry], buffer: Tensor) -> dict[str, Tensor]:
+    """Return a view for each tensor of `entries`, by key, in a uint8 buffer of at least `buffer_size`."""
+    views, place = {}, 0
+    for entry in entries:
+        flat = buffer[place : place + entry.n_bytes]
+        views[entry.key] = flat.view(cast(torch.dtype, entry.dtype)).view(entry.shape)
+        place += _aligned(entry.n_bytes)
+    return views
+
+
 @dataclass(frozen=True)
 class Pending:
     """Tensors that are being read.
 
     Attributes:
-        views: Views of the buffer that will hold them, by key.
-        chunks: The reads.
+        targets: The tensors, by key. Those of a reading with `writable` may be added until that is set.
+        chunks: The reads, in the order of the files.
+        of_key: The reads that each tensor needs.
     """
 
-    views: dict[str, Tensor]
+    targets: Mapping[str, Tensor]
     chunks: list[Future[None]]
+    of_key: dict[str, list[Future[None]]]
 
 
 class Reader:
@@ -91,41 +106,44 @@ class Reader:
         """Return a context in which work is enqueued on the stream of the copies."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def read(self, entries: Sequence[TensorEntry], buffer: Tensor) -> dict[str, Tensor]:
+    def read(self, entries: Sequence[TensorEntry], buffer: Tensor) -> Mapping[str, Tensor]:
         """Read `entries` into `buffer`, a uint8 tensor of at least `buffer_size`.
 
         Returns:
             Views of the buffer by key. On CUDA they are complete when `stream` has run the work enqueued so far.
         """
-        return self.finish(self.begin(entries, buffer))
+        return self.finish(self.begin(entries, in_buffer(entries, buffer)))
 
     def begin(
-        self, entries: Sequence[TensorEntry], buffer: Tensor, writable: threading.Event | None = None
+        self,
+        entries: Sequence[TensorEntry],
+        targets: Mapping[str, Tensor],
+        writable: threading.Event | None = None,
     ) -> Pending:
-        """Begin to read `entries` into `buffer`.
+        """Begin to read `entries`.
 
         Args:
             entries: The tensors to read.
-            buffer: As for `read`.
-            writable: Set when the buffer may be written. Until then, reading stops when the pinned memory is full; on
-                a CPU, it does not start. Finish every other reading before you begin one with `writable`.
+            targets: Contiguous tensors of their shapes and types on the device of the reader, by key.
+            writable: Set when `targets` is complete and may be written. Until then, reading stops when the pinned
+                memory is full; on a CPU, it does not start. Finish every other reading before you begin one with
+                `writable`.
         """
-        views, pieces, place = {}, [], 0
-        for entry in sorted(entries, key=lambda entry: (entry.path, entry.start)):
-            flat = buffer[place : place + entry.n_bytes]
-            views[entry.key] = flat.view(cast(torch.dtype, entry.dtype)).view(entry.shape)
-            pieces.append(_Piece(entry.path, entry.start, entry.n_bytes, place))
-            place += _aligned(entry.n_bytes)
-        for path in {piece.path for piece in pieces} - self._files.keys():
+        ordered = sorted(entries, key=lambda entry: (entry.path, entry.start))
+        for path in {entry.path for entry in ordered} - self._files.keys():
             self._files[path] = os.open(path, os.O_RDONLY)
-        jobs = [self._pool.submit(self._read_chunk, chunk, buffer, writable) for chunk in _chunks(pieces)]
-        return Pending(views, jobs)
+        chunks, of_key = [], {entry.key: list[Future[None]]() for entry in ordered}
+        for pieces in _chunks(ordered):
+            chunks.append(self._pool.submit(self._read_chunk, pieces, targets, writable))
+            for key in {piece.entry.key for piece in pieces}:
+                of_key[key].append(chunks[-1])
+        return Pending(targets, chunks, of_key)
 
-    def finish(self, pending: Pending) -> dict[str, Tensor]:
-        """Wait for the reads of `begin`; return what `read` returns."""
+    def finish(self, pending: Pending) -> Mapping[str, Tensor]:
+        """Wait for the reads of `begin`; return its targets, complete as `read` says."""
         for chunk in pending.chunks:
             chunk.result()
-        return pending.views
+        return pending.targets
 
     def close(self, writable: threading.Event | None = None) -> None:
         """Close the files and end the threads; `writable` is the event of an unfinished reading."""
@@ -137,38 +155,41 @@ class Reader:
             os.close(descriptor)
         self._files.clear()
 
-    def _read_chunk(self, pieces: Sequence[_Piece], buffer: Tensor, writable: threading.Event | None) -> None:
-        start, stop = pieces[0].place, pieces[-1].place + pieces[-1].n_bytes
+    def _read_chunk(
+        self, pieces: Sequence[_Piece], targets: Mapping[str, Tensor], writable: threading.Event | None
+    ) -> None:
         if self.stream is None:
             if writable is not None:
                 writable.wait()
             if not self._closed:
-                self._fill(pieces, buffer[start:stop])
+                self._fill(pieces, [_bytes(targets, piece) for piece in pieces])
             return
         staging, free = self._ring.get()
         try:
             free.synchronize()
-            self._fill(pieces, staging)
+            staged = staging.split_with_sizes(_shares(pieces, staging.numel()))[: len(pieces)]
+            self._fill(pieces, staged)
             if writable is not None:
                 writable.wait()
             if not self._closed:
                 with torch.cuda.stream(self.stream):
-                    buffer[start:stop].copy_(staging[: stop - start], non_blocking=True)
+                    for piece, source in zip(pieces, staged, strict=True):
+                        _bytes(targets, piece).copy_(source, non_blocking=True)
                     free.record(self.stream)
         finally:
             self._ring.put((staging, free))
 
-    def _fill(self, pieces: Sequence[_Piece], target: Tensor) -> None:
+    def _fill(self, pieces: Sequence[_Piece], targets: Sequence[Tensor]) -> None:
+        """Read pieces into tensors of bytes on the host."""
         self._count(1, 0)
         try:
-            memory = target.numpy().data
-            for piece in pieces:
-                place, done = piece.place - pieces[0].place, 0
+            for piece, target in zip(pieces, targets, strict=True):
+                memory, done = target.numpy().data, 0
                 while done < piece.n_bytes:
-                    room = memory[place + done : place + piece.n_bytes]
-                    count = os.preadv(self._files[piece.path], [room], piece.start + done)
+                    room = memory[done : piece.n_bytes]
+                    count = os.preadv(self._files[piece.entry.path], [room], piece.start + done)
                     if count == 0:
-                        raise InputError(f"`{piece.path}` became shorter while it was read")
+                        raise InputError(f"`{piece.entry.path}` became shorter while it was read")
                     done += count
         finally:
             self._count(-1, sum(piece.n_bytes for piece in pieces))
@@ -184,18 +205,32 @@ class Reader:
                 self.seconds += time.perf_counter() - self._began
 
 
-def _chunks(pieces: Sequence[_Piece]) -> Iterable[list[_Piece]]:
-    """Yield neighbouring pieces that together fill at most one chunk; larger pieces are cut."""
+def _chunks(entries: Iterable[TensorEntry]) -> Iterable[list[_Piece]]:
+    """Yield pieces that together fill at most one chunk; tensors that are larger are cut."""
     chunk: list[_Piece] = []
-    for piece in pieces:
-        for offset in range(0, piece.n_bytes, CHUNK):
-            part = _Piece(piece.path, piece.start + offset, min(CHUNK, piece.n_bytes - offset), piece.place + offset)
-            if chunk and part.place + part.n_bytes - chunk[0].place > CHUNK:
+    filled = 0
+    for entry in entries:
+        for offset in range(0, entry.n_bytes, CHUNK):
+            piece = _Piece(entry, offset, min(CHUNK, entry.n_bytes - offset))
+            if chunk and filled + piece.n_bytes > CHUNK:
                 yield chunk
-                chunk = []
-            chunk.append(part)
+                chunk, filled = [], 0
+            chunk.append(piece)
+            filled += piece.n_bytes
     if chunk:
         yield chunk
+
+
+def _bytes(targets: Mapping[str, Tensor], piece: _Piece) -> Tensor:
+    """Return the bytes of a piece in its tensor."""
+    flat = targets[piece.entry.key].view(-1).view(torch.uint8)
+    return flat[piece.offset : piece.offset + piece.n_bytes]
+
+
+def _shares(pieces: Sequence[_Piece], room: int) -> list[int]:
+    """Return the sizes of the pieces in the pinned memory, and the rest of it."""
+    sizes = [piece.n_bytes for piece in pieces]
+    return [*sizes, room - sum(sizes)]
 
 
 def _aligned(n_bytes: int) -> int:
