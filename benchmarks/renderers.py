@@ -270,12 +270,40 @@ def adapter_cost(result: Result) -> str:
     return text + "\n\n" + table(header, rows)
 
 
+def scaling(result: Result) -> str:
+    """Return the table of several GPUs, one row per way and number of ranks."""
+    settings = result["settings"]
+    one = {row["way"]: row["samples_per_s"] for row in result["rows"] if row["ranks"] == 1}
+    rows = []
+    for row in result["rows"]:
+        if row["refused"] is not None:
+            rows.append([row["way"], str(row["ranks"]), "refused", "", ""])
+            continue
+        alone = one.get(row["way"])
+        rows.append(
+            [
+                row["way"],
+                str(row["ranks"]),
+                f"{row['samples_per_s']:.1f}",
+                "" if alone is None else f"{row['samples_per_s'] / alone:.2f}",
+                "" if row["overhead"] is None else f"{row['overhead']:.3f}",
+            ]
+        )
+    text = (
+        f"{settings['shape']}, {settings['batches']} batches of {settings['batch']} x {settings['tokens']} tokens, "
+        f"{settings['dtype']}, median of {settings['rounds']} runs of `score` on a loaded model."
+    )
+    header = ["way", "GPUs", "samples/s", "x one GPU", "x the plain forwards of the same model"]
+    return text + "\n\n" + table(header, rows)
+
+
 RENDERERS = {
     "adapter_cost": adapter_cost,
     "demo_seeds": demo_seeds,
     "early_stop": early_stop,
     "time_to_placement": time_to_placement,
     "kernel_bandwidth": kernel_bandwidth,
+    "scaling": scaling,
     "scoring_overhead": overhead,
     "cpu_overhead": overhead,
     "moe_overhead": overhead,

@@ -26,6 +26,7 @@ SCRIPTS = (
     "kernel_bandwidth",
     "model_forward",
     "moe_overhead",
+    "scaling",
     "scoring_overhead",
     "streaming",
     "time_to_placement",
