@@ -234,13 +234,20 @@ class _Recorder:
 
 
 class _RecordingBlock(nn.Module):
-    """Replaces a block: records its call, returns the hidden state unchanged, and forwards attribute access to it."""
+    """Replaces a block: records its call, returns the hidden state unchanged, and forwards attribute access to it.
+
+    `isinstance` answers as for the block, because hybrid models choose a mask by the class of a block.
+    """
 
     def __init__(self, real: nn.Module, index: int, recorder: _Recorder) -> None:
         super().__init__()
         self.__dict__["_real"] = real
         self.index = index
         self.recorder = recorder
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:
+        return type(self.__dict__["_real"])
 
     def __getattr__(self, name: str) -> Any:
         try:
