@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from plop_ext.runs.run import run_experiment
     from plop_ext.scores import Scores
     from plop_ext.scoring.collected import scores_from
-    from plop_ext.scoring.score import find_plop_targets, score
+    from plop_ext.scoring.score import score
+    from plop_ext.scoring.targets import find_plop_target_modules
     from plop_ext.statistics import StopRule
     from plop_ext.streaming.score import score_streaming
 
@@ -40,7 +41,7 @@ _HOMES = {
     "auto_lora": "integrations.one_call",
     "build_info": "ops.native",
     "compare": "experiment.compare",
-    "find_plop_targets": "scoring.score",
+    "find_plop_target_modules": "scoring.targets",
     "finetune": "finetuning.finetune",
     "run_experiment": "runs.run",
     "score": "scoring.score",
@@ -61,7 +62,7 @@ __all__ = [
     "auto_lora",
     "build_info",
     "compare",
-    "find_plop_targets",
+    "find_plop_target_modules",
     "finetune",
     "run_experiment",
     "score",

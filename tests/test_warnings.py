@@ -42,7 +42,9 @@ def entry_points(tmp_path: Path) -> dict[str, Callable[[], Any]]:
         "score": lambda: plop_ext.score(tiny_models.llama(), SHORT, progress=False),
         "score, fast": lambda: plop_ext.score(tiny_models.gpt2(), SHORT, fast=True, progress=False),
         "score_streaming": lambda: plop_ext.score_streaming(str(tmp_path), SHORT, device="cpu", progress=False),
-        "find_plop_targets": lambda: plop_ext.find_plop_targets(tiny_models.llama(), SHORT, types=2, progress=False),
+        "find_plop_target_modules": lambda: plop_ext.find_plop_target_modules(
+            tiny_models.llama(), SHORT, types=2, progress=False
+        ),
         "place, types": lambda: scores.place(types=2),
         "place, modules": lambda: gain_tables.scores(gain_tables.table([0.5, 2.0])).place(modules=3),
         "lora_config": lambda: widened.lora_config(),

@@ -12,7 +12,7 @@ from plop_ext.placement.fingerprint import Fingerprint
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlacementData:
     """The modules that get LoRA, with the data to configure and check them.
 
@@ -53,6 +53,17 @@ class PlacementData:
     evidence: Evidence | None = None
     left_out: tuple[LoraTarget, ...] = ()
     unscored: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        """Hash what does not depend on the weights; equal placements have equal hashes."""
+        return hash((self.modules, self.label, self.lora_targets, self.r, tuple(sorted(self.ranks.items()))))
+
+    def __repr__(self) -> str:
+        types = ", ".join(self.types[:6]) + (f" and {len(self.types) - 6} more" if len(self.types) > 6 else "")
+        ranks = f"r={self.r}"
+        if self.ranks:
+            ranks = f"r={min(self.ranks.values())} to {max(self.ranks.values())}"
+        return f"<{type(self).__name__} {self.label} of {self.model}: {types}; {len(self.modules)} modules, {ranks}>"
 
     def ranks_at(self, r: int | None = None) -> dict[str, int]:
         """Return the rank of each target, by name: `r` for all targets, or by default the ranks of the placement.

@@ -24,10 +24,10 @@ def lora_config(
     for name in ("target_modules", "target_parameters"):
         if name in kwargs:
             raise InputError(f"`{name}` comes from the placement; leave it out")
-    selected = targets(placement)
+    selected = names(placement)
     r, alpha = rank_and_alpha(placement, r, lora_alpha)
     for name in ("lora_dropout", "use_dora", "lora_bias"):
-        if "target_parameters" in selected and kwargs.get(name):
+        if selected["target_parameters"] and kwargs.get(name):
             raise InputError(
                 f"`{name}`={kwargs[name]!r}: PEFT cannot do that on parameters, which this placement has "
                 f"(`{selected['target_parameters'][0]}`); leave it out"
@@ -52,10 +52,24 @@ def lora_config(
 
 def targets(placement: PlacementData) -> dict[str, Any]:
     """Return the keyword arguments for `LoraConfig`; see `Placement.targets`."""
+    selected = names(placement)
+    if not placement.ranks:
+        return selected
+    # Of every target, because the caller decides on the common rank.
+    ranks = rank_pattern(placement.ranks, 0)
+    return selected | {"rank_pattern": ranks, "alpha_pattern": alpha_pattern(ranks, 2)}
+
+
+def names(placement: PlacementData) -> dict[str, list[str] | None]:
+    """Return `target_modules` and `target_parameters` of a placement; None for no parameters.
+
+    Raises:
+        InputError: If PEFT can adapt none of the chosen modules.
+    """
     placement.check_not_empty()
     parameters = [target.name for target in placement.lora_targets if target.parameter]
     modules = [target.name for target in placement.lora_targets if not target.parameter]
-    return {"target_modules": modules, **({"target_parameters": parameters} if parameters else {})}
+    return {"target_modules": modules, "target_parameters": parameters or None}
 
 
 def rank_and_alpha(
@@ -74,14 +88,20 @@ def rank_and_alpha(
     return r, 2 * r if lora_alpha is None else lora_alpha
 
 
-def verify(placement: PlacementData, peft_model: nn.Module) -> None:
+def verify(placement: PlacementData, peft_model: nn.Module, adapter_name: str | None = None) -> None:
     """Check that exactly the placement carries LoRA; see `Placement.verify`."""
     from torch import nn
 
     from plop_ext.placement.round_trip import check_round_trip  # needs torch, and placing does not
 
     check_type(nn.Module, "a model with adapters", peft_model=peft_model)
-    adapted, wanted = adapted_names(peft_model), {target.name for target in placement.lora_targets}
+    check_type((str, type(None)), "the name of an adapter, or None", adapter_name=adapter_name)
+    found = adapters(peft_model)
+    if adapter_name is not None and adapter_name not in found:
+        known = ", ".join(f"`{name}`" for name in sorted(found)) or "there are none"
+        raise InputError(f"`adapter_name`: the model has no adapter `{adapter_name}`; its adapters: {known}")
+    adapted = set[str]().union(*found.values()) if adapter_name is None else found[adapter_name]
+    wanted = {target.name for target in placement.lora_targets}
     missing, extra = wanted - adapted, adapted - wanted
     if missing or extra:
         example = sorted(missing or extra)[0]
@@ -89,22 +109,27 @@ def verify(placement: PlacementData, peft_model: nn.Module) -> None:
             f"`peft_model` does not match the placement: {len(missing)} chosen modules without LoRA and "
             f"{len(extra)} others with it (`{example}`); wrap the model that was scored with `lora_config()`"
         )
-    check_round_trip(peft_model)
+    check_round_trip(peft_model, adapter_name)
 
 
-def adapted_names(peft_model: nn.Module) -> set[str]:
-    """Return the names, as in the model without adapters, of the modules and parameters that carry LoRA."""
+def adapters(peft_model: nn.Module) -> dict[str, set[str]]:
+    """Return the modules and parameters that each adapter adapts, under their names in the model without adapters.
+
+    A layer that PEFT leaves wrapped after its adapter was deleted has none.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     from plop_ext.layers import wrapped_modules  # loads the kernels, which the other functions do not need
 
-    names = set()
+    found: dict[str, set[str]] = {}
     for name, chain in wrapped_modules(peft_model):
         for layer in chain:  # parameters of one module nest
             if isinstance(layer, BaseTunerLayer):
                 parameter = getattr(layer, "parameter_name", None)
-                names.add(name if parameter is None else f"{name}.{parameter}")
-    return names
+                whole = name if parameter is None else f"{name}.{parameter}"
+                for adapter in {key for kind in layer.adapter_layer_names for key in getattr(layer, kind, ())}:
+                    found.setdefault(adapter, set()).add(whole)
+    return found
 
 
 def rank_pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:

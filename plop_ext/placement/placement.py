@@ -6,18 +6,20 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.placement import file, peft
+from plop_ext.placement import file, peft, shown
 from plop_ext.placement.cost import Cost, cost
 from plop_ext.placement.data import PlacementData
 from plop_ext.placement.exports import export
+from plop_ext.tables import data_frame
 
 if TYPE_CHECKING:
     import torch
+    from pandas import DataFrame
     from peft import LoraConfig
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Placement(PlacementData):
     """The modules that get LoRA: configures PEFT, predicts the cost, checks a model, saves.
 
@@ -55,13 +57,28 @@ class Placement(PlacementData):
         """
         return cost(self.lora_targets, self.ranks_at(r), model, batch, seq, adapter_dtype=adapter_dtype)
 
+    __hash__ = PlacementData.__hash__
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the types with their modules, ranks and parameters."""
+        return shown.html(self)
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with one row per target: name, whether it is a parameter, rank and LoRA parameters.
+
+        Raises:
+            SetupError: If pandas is not installed.
+        """
+        return data_frame(shown.rows(self))
+
     def targets(self) -> dict[str, Any]:
         """Return keyword arguments for `LoraConfig(**targets)`, as PEFT's own placement helpers return them.
 
         The names are full names, because PEFT matches a list entry as a suffix at a dot, and a short name could select
         other modules too. In a model with stacked experts, experts and dense MLPs are `target_parameters`, because
         PEFT turns such entries of `target_modules` into all experts of all layers. `target_modules` is then a list
-        even if it is empty, because PEFT would add its defaults otherwise.
+        even if it is empty, because PEFT would add its defaults otherwise. `target_parameters` is None if there are
+        none. If ranks differ, `rank_pattern` and `alpha_pattern` have the rank r of every target, and 2 * r.
 
         Raises:
             InputError: If PEFT can adapt none of the chosen modules.
@@ -105,7 +122,7 @@ class Placement(PlacementData):
         """
         return export(self, stack, r=r, lora_alpha=lora_alpha, lossy=lossy)
 
-    def verify(self, peft_model: nn.Module) -> None:
+    def verify(self, peft_model: nn.Module, adapter_name: str | None = None) -> None:
         """Check that exactly the placement's modules and parameters carry LoRA, and that it survives a reload.
 
         The values of the adapters pass through PEFT's own saving and loading, in memory. Model and adapters are as
@@ -113,12 +130,13 @@ class Placement(PlacementData):
 
         Args:
             peft_model: The result of `peft.get_peft_model` or `PeftModel.from_pretrained`.
+            adapter_name: The adapter to check. Default all adapters of the model together.
 
         Raises:
-            InputError: If a module or parameter of the placement has no adapter, another one has an adapter, or PEFT
-                loads a value other than it saves it.
+            InputError: If the model has no such adapter, a module or parameter of the placement has no adapter,
+                another one has an adapter, or PEFT loads a value other than it saves it.
         """
-        peft.verify(self, peft_model)
+        peft.verify(self, peft_model, adapter_name)
 
     def check_model(self, model: nn.Module) -> None:
         """Check that `model` has the targets of the placement, with the shapes and weights that were scored.

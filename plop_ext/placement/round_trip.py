@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plop_ext.errors import InputError
 
 
-def check_round_trip(peft_model: nn.Module) -> None:
+def check_round_trip(peft_model: nn.Module, only: str | None = None) -> None:
     """Check that PEFT loads every LoRA value as it saves it; the model keeps its own values.
 
     PEFT renames values when it loads them, so that a release of it, or of transformers, can lose some. Each value is
@@ -20,12 +20,15 @@ def check_round_trip(peft_model: nn.Module) -> None:
 
     Args:
         peft_model: A model with adapters. One whose values are sharded, or not in memory, is not checked.
+        only: The adapter to check; default all.
 
     Raises:
         InputError: If a value is lost.
     """
     owner = _owner(peft_model)
     for adapter, config in getattr(owner, "peft_config", {}).items():
+        if only is not None and adapter != only:
+            continue
         if getattr(config.peft_type, "value", config.peft_type) != "LORA":
             continue
         with own_values(owner, adapter) as values:

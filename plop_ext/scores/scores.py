@@ -5,18 +5,48 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from plop_ext.arguments import check_type
 from plop_ext.placement import Placement, select
 from plop_ext.score_data import ScoreData, paper_script
-from plop_ext.scores import file, merging
+from plop_ext.scores import file, merging, shown
+from plop_ext.tables import data_frame
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores(ScoreData):
     """NFN of every scored module of a model on a data sample: ranks types, places LoRA, merges, saves.
 
     The fields and the figures derived from them are those of `plop_ext.score_data.ScoreData`.
     """
+
+    def __repr__(self) -> str:
+        return shown.line(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: NFN by type, and by layer and type as a heatmap."""
+        return shown.html(self)
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with one row per module: name, type, layer, NFN, gain, baseline, tokens and sizes.
+
+        Raises:
+            SetupError: If pandas is not installed.
+        """
+        return data_frame(shown.rows(self))
+
+    def metrics(self, prefix: str = "plop/") -> dict[str, float]:
+        """Return NFN by type, samples and tokens by name, for `wandb.log`, `mlflow.log_metrics`, `trackio.log`, ...
+
+        Args:
+            prefix: Start of every name.
+        """
+        check_type(str, "the start of a name", prefix=prefix)
+        return shown.metrics(self, prefix)
 
     @classmethod
     def merge(cls, parts: Sequence[Scores]) -> Scores:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -24,7 +22,6 @@ from plop_ext.layers.completeness import part_of_model
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
 from plop_ext.provenance import describe_model
-from plop_ext.score_data import check_number_of_types
 from plop_ext.score_data.settings import Settings
 from plop_ext.scores import Scores
 from plop_ext.scoring.assemble import assemble
@@ -253,50 +250,3 @@ def score(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )
     return scores
-
-
-_ARGUMENTS = frozenset(inspect.signature(score).parameters)
-
-
-def find_plop_targets(
-    model: nn.Module | str | os.PathLike[str],
-    dataloader: Iterable[Any] | str | os.PathLike[str],
-    types: int | str | Sequence[str] | None = None,
-    **score_kwargs: Any,
-) -> dict[str, Any]:
-    """Score `model` and return keyword arguments for `LoraConfig(**targets)` that select the lowest module types.
-
-    Args:
-        model: As for `score`.
-        dataloader: As for `score`.
-        types: Number of module types to select (default 3), their names, or `"auto"`, as for `Scores.place`. The
-            default stop rule waits for the same number of types.
-        **score_kwargs: Further arguments of `score`, such as `tokenizer`.
-
-    Raises:
-        InputError: As `score` and `Scores.place`. More types than the model has are refused before it runs.
-
-    Example:
-        >>> targets = plop_ext.find_plop_targets(model, dataloader, types=3)
-        >>> model = peft.get_peft_model(model, peft.LoraConfig(r=16, **targets))
-    """
-    unknown = sorted(set(score_kwargs) - _ARGUMENTS)
-    if unknown:
-        raise InputError(f"`{unknown[0]}` is no argument of `score`")
-    if types is not None:
-        check_type((str, Integral, Sequence), "a number, 'auto' or names of types", types=types)
-    model, tokenizer = take_model(model, score_kwargs.get("tokenizer"))
-    if tokenizer is not None:
-        score_kwargs["tokenizer"] = tokenizer
-    number = int(types) if isinstance(types, Integral) and not isinstance(types, bool) else None
-    if number is not None and number > 0 and score_kwargs.get("compat") is None:
-        options = {name: score_kwargs[name] for name in ("include", "exclude", "scope") if name in score_kwargs}
-        with random_state(), evaluating(model), at_rest(model):
-            found = discover(runnable(model), **options)
-        check_number_of_types(number, len({layer.type for layer in found.layers if not layer.no_place}))
-    stop = score_kwargs.get("stop", "auto")
-    by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None
-    settles = stop == "settled" or (stop == "auto" and by_default)
-    if settles and number is not None and number > 0:
-        score_kwargs["stop"] = StopRule(types=number)
-    return score(model, dataloader, **score_kwargs).place(types=types).targets()

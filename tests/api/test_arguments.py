@@ -18,6 +18,7 @@ import plop_ext
 from plop_ext.data import batches, encode, load_rows
 from plop_ext.errors import InputError, SetupError
 from plop_ext.finetuning import finetune as finetuning
+from plop_ext.layers import discover
 from plop_ext.models import load_model
 from plop_ext.placement import Placement
 from plop_ext.scores import Scores
@@ -44,8 +45,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     found.place().save(folder / "p.json")
     toy = tiny_models.Plain()
     data = [torch.randn(2, 4, 16)]
+    with torch.no_grad(), plop_ext.Collector(toy, discover(toy).layers) as collector:
+        collector.begin(2)
+        toy(data[0])
+        collector.end()
     return SimpleNamespace(
         model=model, tokenizer=tokenizer, encoded=encoded, scores=found, placement=found.place(), toy=toy, data=data,
+        collector=collector,
         saved=folder / "s.json", placed=folder / "p.json", folder=folder,
     )  # fmt: skip
 
@@ -57,7 +63,9 @@ def calls(made: SimpleNamespace) -> dict[str, tuple[Callable[..., Any], dict[str
     toy = {"model": made.toy, "dataloader": made.data, "progress": False}
     return {
         "score": (plop_ext.score, toy),
-        "find_plop_targets": (plop_ext.find_plop_targets, toy | {"types": 1}),
+        "find_plop_target_modules": (plop_ext.find_plop_target_modules, toy | {"types": 1}),
+        "auto_lora": (plop_ext.auto_lora, {"model": made.toy, "data": made.data, "types": 1}),
+        "scores_from": (plop_ext.scores_from, {"collector": made.collector}),
         "score_streaming": (
             plop_ext.score_streaming,
             {"name_or_path": "plop-tiny", "dataloader": batches(made.encoded, pad_token_id=0), "progress": False},
@@ -65,6 +73,7 @@ def calls(made: SimpleNamespace) -> dict[str, tuple[Callable[..., Any], dict[str
         "finetune": (plop_ext.finetune, trained | {"placement": placement, "progress": False}),
         "StopRule": (StopRule, {}),
         "Scores.place": (scores.place, {}),
+        "Scores.metrics": (scores.metrics, {}),
         "Scores.merge": (Scores.merge, {"parts": [scores]}),
         "Scores.statistics": (scores.statistics, {}),
         "Scores.save": (scores.save, {"path": made.folder / "again.json"}),
@@ -87,7 +96,8 @@ def calls(made: SimpleNamespace) -> dict[str, tuple[Callable[..., Any], dict[str
 
 
 NAMES = (
-    *("score", "find_plop_targets", "score_streaming", "finetune", "StopRule"),
+    *("auto_lora", "scores_from", "Scores.metrics"),
+    *("score", "find_plop_target_modules", "score_streaming", "finetune", "StopRule"),
     *(f"Scores.{name}" for name in ("place", "merge", "statistics", "save", "load")),
     *(f"Placement.{name}" for name in ("cost", "lora_config", "export", "verify", "check_model", "num_parameters")),
     *(f"Placement.{name}" for name in ("rank_for", "ranks_at", "save", "load")),

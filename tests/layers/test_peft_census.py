@@ -12,7 +12,7 @@ from torch import nn
 
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
-from plop_ext.placement.peft import adapted_names
+from plop_ext.placement.peft import adapters
 from tests.support.meta_models import class_names, config_class, models
 
 _EXPERTS = {"experts.gate_up_proj", "experts.down_proj"}
@@ -78,7 +78,7 @@ def test_what_is_placed_is_wrapped_and_keeps_its_names() -> None:
         )
         with torch.device("meta"):
             adapted = get_peft_model(model, config)
-        assert adapted_names(adapted) == set(placed), name
+        assert adapters(adapted)["default"] == set(placed), name
         saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         assert len(saved) == 2 * len(placed), name
         loaded = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(saved))

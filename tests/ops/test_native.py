@@ -155,7 +155,7 @@ HEAVY = ("transformers", "peft", "datasets", "accelerate", "rich", "matplotlib",
     [
         "import plop_ext",
         "from plop_ext import *",
-        "from plop_ext import score, Scores, Collector, find_plop_targets, build_info",
+        "from plop_ext import score, Scores, Collector, find_plop_target_modules, build_info",
         "import torch; from tests.support.tiny_models import Plain; import plop_ext;"
         "plop_ext.score(Plain(), [torch.randn(2, 20, 16)], progress=False).place(types=1).targets()",
     ],

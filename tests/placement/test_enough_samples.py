@@ -124,10 +124,10 @@ def test_single_modules_need_64_samples(arguments: dict[str, Any], fix: str) -> 
     assert [str(warning.message) for warning in caught] == [message]
 
 
-def test_find_plop_targets_stops_on_as_many_types_as_it_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_plop_target_modules_stops_on_as_many_types_as_it_places(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     place = Scores.place
     monkeypatch.setattr(Scores, "place", lambda self, **kw: seen.append(self.provenance["stop"]) or place(self, **kw))
     for arguments in ({"types": 1}, {"types": 1, "stop": "settled"}, {}, {"types": 1, "max_samples": 20}):
-        plop_ext.find_plop_targets(aligned(), toy_data(50), progress=False, **arguments)
+        plop_ext.find_plop_target_modules(aligned(), toy_data(50), progress=False, **arguments)
     assert [None if stop is None else stop["types"] for stop in seen] == [1, 1, 3, None]

@@ -16,7 +16,7 @@ from torch import nn
 from plop_ext.errors import InputError, SetupError
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement
-from plop_ext.placement.peft import adapted_names, rank_pattern
+from plop_ext.placement.peft import adapters, rank_pattern
 
 
 def placed(targets: Sequence[LoraTarget], **fields: Any) -> Placement:
@@ -58,7 +58,7 @@ def test_ranks_of_their_own_reach_every_layer_with_one_scale() -> None:
 
 
 def test_parameters_are_apart_from_modules() -> None:
-    assert placed(MODULES).targets() == {"target_modules": ["0", "1.up", "2"]}
+    assert placed(MODULES).targets() == {"target_modules": ["0", "1.up", "2"], "target_parameters": None}
     assert placed([EXPERTS]).targets() == {"target_modules": [], "target_parameters": ["experts.up"]}
     config = placed([*MODULES, EXPERTS]).lora_config(lora_dropout=0.0, use_dora=False, bias="none")
     assert config.target_modules == {"0", "1.up", "2"} and config.target_parameters == ["experts.up"]
@@ -137,10 +137,39 @@ def test_adapted_parameters_have_the_names_of_the_model_without_adapters() -> No
 
     wrapped = nn.Sequential(OrderedDict(experts=Experts(), head=nn.Linear(8, 8)))
     config = LoraConfig(target_modules=["head"], target_parameters=["experts.up", "experts.down"])
-    assert adapted_names(get_peft_model(wrapped, config)) == {"experts.up", "experts.down", "head"}
+    assert adapters(get_peft_model(wrapped, config))["default"] == {"experts.up", "experts.down", "head"}
 
 
 def test_a_rank_pattern_lists_the_ranks_upwards() -> None:
     ranks = {"a": 8, "b": 2, "c.d": 4, "e": 2, "f": 16}
     assert list(rank_pattern(ranks, common=4).items()) == [("b|e", 2), ("a", 8), ("f", 16)]
     assert rank_pattern({}, common=4) == {}
+
+
+def test_ranks_are_in_the_keywords_of_a_configuration() -> None:
+    shown = placed(MODULES, r=2, ranks={"0": 2, "1.up": 4, "2": 2})
+    config = LoraConfig(r=64, lora_alpha=1, **shown.targets())
+    wrapped = get_peft_model(model(), config)
+    layers = {name: layer for name, layer in wrapped.base_model.model.named_modules() if isinstance(layer, LoraLayer)}
+    found = {name: (layer.r["default"], layer.scaling["default"]) for name, layer in layers.items()}
+    assert found == {"0": (2, 2.0), "1.up": (4, 2.0), "2": (2, 2.0)}
+
+
+def test_a_deleted_adapter_leaves_no_trace_in_the_check() -> None:
+    wrapped = get_peft_model(model(), LoraConfig(r=1, target_modules=["2"]))
+    wrapped.delete_adapter("default")
+    wrapped.add_adapter("default", LoraConfig(r=2, target_modules=["0", "1.up"]))
+    assert isinstance(wrapped.base_model.model[2], LoraLayer)  # PEFT leaves it wrapped
+    placed(MODULES[:2]).verify(wrapped)
+    placed(MODULES[:2]).verify(wrapped, adapter_name="default")
+
+
+def test_each_adapter_is_checked_on_its_own() -> None:
+    wrapped = get_peft_model(model(), LoraConfig(r=1, target_modules=["2"]), adapter_name="a")
+    wrapped.add_adapter("b", LoraConfig(r=2, target_modules=["0"]))
+    placed(MODULES[2:]).verify(wrapped, "a")
+    placed(MODULES[:1]).verify(wrapped, "b")
+    with pytest.raises(InputError, match="1 chosen modules without LoRA and 1 others"):
+        placed(MODULES[:1]).verify(wrapped, "a")
+    with pytest.raises(InputError, match=r"has no adapter `c`; its adapters: `a`, `b`"):
+        placed(MODULES).verify(wrapped, "c")

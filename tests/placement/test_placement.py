@@ -272,11 +272,11 @@ def test_lora_config_takes_pefts_fields_but_no_other_target(scored: dict[str, Sc
 
 
 @pytest.mark.filterwarnings("ignore:no signal")
-def test_find_plop_targets_are_keywords_of_lora_config(scored: dict[str, Scores]) -> None:
+def test_find_plop_target_modules_are_keywords_of_lora_config(scored: dict[str, Scores]) -> None:
     model = tiny_models.llama()
     batch = tiny_models.token_batch([20, 31])
-    targets = plop_ext.find_plop_targets(model, [batch], types=2, progress=False)
-    assert targets == {"target_modules": list(scored["llama"].place(types=2).modules)}
+    targets = plop_ext.find_plop_target_modules(model, [batch], types=2, progress=False)
+    assert targets == {"target_modules": list(scored["llama"].place(types=2).modules), "target_parameters": None}
     scored["llama"].place(types=2).verify(peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)))
 
 
@@ -292,7 +292,7 @@ def test_more_types_than_there_are_is_one_error_before_any_forward(types: int, m
 
     batches = [tiny_models.token_batch([9])]
     with pytest.raises(InputError, match=f"`types` must be between 1 and {most}, .* got {types}"):
-        plop_ext.find_plop_targets(tiny_models.llama(), batches, types=types, forward=never, **kwargs)
+        plop_ext.find_plop_target_modules(tiny_models.llama(), batches, types=types, forward=never, **kwargs)
 
 
 def test_every_field_is_kept_in_a_readable_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from plop_ext.errors import InputError
 from plop_ext.report import plots, tables
-from plop_ext.report.grid import layer_grid
+from plop_ext.score_data.grid import layer_grid
 from plop_ext.scores import Scores
 from plop_ext.unscored import UnscoredModule
 from tests.support.made_comparison import made_comparison

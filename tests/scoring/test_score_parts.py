@@ -20,9 +20,12 @@ from plop_ext.provenance import describe_model
 from plop_ext.scores import Scores
 from plop_ext.scoring import baseline as baseline_module
 from plop_ext.scoring import score as score_module
+from plop_ext.scoring import targets as targets_module
 from plop_ext.scoring.digest import data_hash, digest
-from plop_ext.scoring.score import find_plop_targets, score
+from plop_ext.scoring.score import score
+from plop_ext.scoring.targets import find_plop_target_modules
 from plop_ext.statistics import StopRule
+from tests.support.architectures import ARCHITECTURES
 from tests.support.tiny_models import Plain
 
 NAMES = ["layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down"]
@@ -273,7 +276,10 @@ def test_targets_stop_once_the_types_asked_for_are_settled(
     calls: list[Any] = []
 
     class Placed:
-        def place(self, types: Any) -> Placed:
+        notes = ()
+
+        def place(self, types: Any, **others: Any) -> Placed:
+            assert set(others.values()) == {None}
             calls.append(types)
             return self
 
@@ -281,8 +287,31 @@ def test_targets_stop_once_the_types_asked_for_are_settled(
             return "targets"
 
     monkeypatch.setattr(
-        score_module, "score", lambda *arguments, **named: calls.append((arguments, named)) or Placed()
+        targets_module, "score", lambda *arguments, **named: calls.append((arguments, named)) or Placed()
     )
     model, data = Plain(), batches(1)
-    assert find_plop_targets(model, data, types, **given) == "targets"
-    assert calls == [((model, data), {**given, **expected}), types]
+    assert find_plop_target_modules(model, data, types, **given) == "targets"
+    assert calls == [((model, data), {"progress": True, **given, **expected}), types]
+
+
+def test_target_modules_follow_the_conventions_of_peft() -> None:
+    model = ARCHITECTURES["phi3"].build()
+    batch = ARCHITECTURES["phi3"].batch()
+    with pytest.warns(UserWarning, match="PEFT adapts whole weights"):
+        found = find_plop_target_modules(
+            model, [batch], ["qkv_proj.q"], show_progress=False, max_samples=None, stop=None
+        )
+    assert set(found) == {"target_modules", "target_parameters"} and found["target_parameters"] is None
+    with pytest.raises(InputError, match="`typos` is no argument of `find_plop_target_modules`"):
+        find_plop_target_modules(model, [batch], typos=3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_target_modules_keep_their_ranks() -> None:
+    architecture = ARCHITECTURES["llama"]
+    found = find_plop_target_modules(
+        architecture.build(), [architecture.batch()], 2, ranks="inverse-nfn", max_params=3000, show_progress=False
+    )
+    names = {name for key in found["rank_pattern"] for name in key.replace("\\", "").split("|")}
+    assert names == set(found["target_modules"])
+    assert all(found["alpha_pattern"][key] == 2 * rank for key, rank in found["rank_pattern"].items())

@@ -14,7 +14,8 @@ from plop_ext.errors import InputError
 from plop_ext.models import load_model
 from plop_ext.report import tables
 from plop_ext.scores import Scores
-from plop_ext.scoring.score import find_plop_targets, score
+from plop_ext.scoring.score import score
+from plop_ext.scoring.targets import find_plop_target_modules
 from plop_ext.statistics import find_signal
 from tests.support.gain_tables import scores, table
 
@@ -58,7 +59,7 @@ def test_no_placement_without_signal(data: list[dict[str, torch.Tensor]]) -> Non
         with pytest.raises(InputError, match="no signal: every type's NFN is 1"):
             found.place(**arguments)
     with pytest.raises(InputError, match="no signal"):
-        find_plop_targets(model, data, progress=False)
+        find_plop_target_modules(model, data, progress=False)
 
 
 def test_a_number_places_with_a_warning_and_other_strategies_do_not_need_a_signal() -> None:

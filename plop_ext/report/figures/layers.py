@@ -10,7 +10,7 @@ import numpy as np
 
 from plop_ext.report.figures import style
 from plop_ext.report.figures.drawing import Drawing
-from plop_ext.report.grid import layer_grid
+from plop_ext.score_data.grid import layer_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

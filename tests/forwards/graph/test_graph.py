@@ -19,7 +19,7 @@ from plop_ext.forwards.graph.forwards import MAX_GRAPHS, GraphedForwards
 from plop_ext.forwards.graph.inputs import on_device
 from plop_ext.layers import discover
 from plop_ext.scores import Scores
-from plop_ext.scoring.score import find_plop_targets
+from plop_ext.scoring.targets import find_plop_target_modules
 from plop_ext.streams.batch import BatchStreams
 from tests.support.architectures import ARCHITECTURES
 from tests.support.graphed import Batch, floats, model_on, padded, plain, same, scored
@@ -226,9 +226,9 @@ def test_stops_where_an_eager_run_does(graphing: torch.device) -> None:
     settings = {"stop": "settled", "max_samples": 24}
     graphed, expected = scored(model, batches, graph=True, **settings), scored(model, batches, **settings)
     assert same(graphed, expected) and graphed.provenance["stop"] == expected.provenance["stop"]
-    assert find_plop_targets(model, batches, types=2, graph=True, progress=False, **settings) == find_plop_targets(
-        model, batches, types=2, progress=False, **settings
-    )
+    assert find_plop_target_modules(
+        model, batches, types=2, graph=True, progress=False, **settings
+    ) == find_plop_target_modules(model, batches, types=2, progress=False, **settings)
 
 
 def test_a_layer_left_out_is_left_out_in_replays(graphing: torch.device) -> None:

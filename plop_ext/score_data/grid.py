@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from plop_ext.scores import Scores
+from plop_ext.score_data.data import ScoreData
 
 
-def layer_grid(scores: Scores, types: Sequence[str]) -> tuple[list[int | str], np.ndarray[Any, Any]]:
+def layer_grid(scores: ScoreData, types: Sequence[str]) -> tuple[list[int | str], np.ndarray[Any, Any]]:
     """Return [layers, types] mean NFN, NaN where a layer lacks a type; modules outside blocks are the last row."""
     indexed = sorted({module.layer for module in scores.modules if module.layer is not None})
     layers: list[int | str] = list(indexed)
