@@ -9,6 +9,7 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from plop_ext.collecting import routed_experts
+from plop_ext.collecting.divided import hook_of, reduces_in_hook
 from plop_ext.collecting.hooks import ExpertsObserver, Hook, ProductHook, compiled_calls, replace_attribute
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
@@ -73,9 +74,10 @@ class Collector:
                     hooks[module] = forward = ProductHook(self.recording, module, layers, adapter)
                     replace_attribute(stack, module, "forward", forward)
                 else:
-                    hooks[module] = hook = Hook(self.recording, module, layers)
+                    hooks[module] = hook = hook_of(self.recording, module, layers)
                     # Before all other hooks of the module, because a user-defined hook may replace the output.
-                    handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+                    first = not reduces_in_hook(module)
+                    handle = module.register_forward_hook(hook, with_kwargs=True, prepend=first)
                     stack.callback(handle.remove)
             stack.enter_context(self.recording.feeding.watching(self.model, hooks))
             self.experts_implementation = stack.enter_context(routed_experts.observed(experts))

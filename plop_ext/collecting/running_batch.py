@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from plop_ext.collecting.token_map import BatchTokens, Reading, TokenMap
 from plop_ext.collecting.transfer import to_device
 from plop_ext.totals import TOTALS_FIELDS
 
-Arenas = dict[tuple[torch.device, torch.dtype], Arena]
+A = TypeVar("A", bound=Arena)
+MakeArena: TypeAlias = Callable[[torch.device, torch.dtype, int], A]
+# By device, type of sums, and the group of processes that hold parts of the vectors.
+Arenas = dict[tuple[torch.device, torch.dtype, Any], Arena]
 
 
 class RunningBatch:
@@ -85,6 +88,39 @@ class RunningBatch:
         deferred = module in self._deferring[-1] and x_sumsq is None and y_rows.is_contiguous()
         arena.add(layers, Call(x, x_rows, x_sumsq, y_rows, bias), token_map, deferred)
 
+    def placed(
+        self, layers: IndexedLayers, shape: torch.Size, y: Tensor, fed: bool, group: Any, make: MakeArena[A]
+    ) -> tuple[A, TokenMap, bool] | None:
+        """Return where to record a call of which the processes of a group hold parts, and how its rows are told.
+
+        Args:
+            layers: The scored layers of the module, with their rows in the totals.
+            shape: Shape of the whole input.
+            y: What this process holds of the output.
+            fed: Whether the module reads another stream than the one in which it sits.
+            group: The group.
+            make: Function that makes an arena for the group.
+
+        Returns:
+            The arena, the map of the rows, and whether they are [T, B]; None if the rows cannot be assigned, which is
+            noted.
+        """
+        stream, rows = layers[0][1].stream, shape[:-1].numel()
+        table = self.tokens.streams.is_table(stream, shape)
+        if isinstance(table, str):
+            self.notes.leave_out(layers, f"its {rows} input rows {table}")
+        if table:
+            return None
+        token_map = self.map_for(Reading(stream, rows, fed), y.device, layers)
+        if token_map is None:
+            return None
+        arena = self._arena(y.device, y.dtype, group, make)
+        if self._last_call_only:
+            for index, _ in layers:
+                arena.forget(index)
+        time_first = len(shape) == 3 and self.tokens.streams.time_first(stream, fed, shape)
+        return arena, token_map, time_first
+
     @contextmanager
     def deferring(self, modules: Collection[nn.Module]) -> Iterator[None]:
         """Leave the outputs of `modules` to fused kernels within the block (`Emitter.output`)."""
@@ -104,11 +140,14 @@ class RunningBatch:
 
     def arena_for(self, device: torch.device, dtype: torch.dtype) -> Arena:
         """Return the arena for outputs of `dtype` on `device`."""
-        key = (device, ops.sum_dtype(dtype))
+        return self._arena(device, dtype, None, Arena)
+
+    def _arena(self, device: torch.device, dtype: torch.dtype, group: Any, make: MakeArena[A]) -> A:
+        key = (device, ops.sum_dtype(dtype), group)
         if key not in self.arenas:
-            self.arenas[key] = Arena(*key, self._n_layers)
+            self.arenas[key] = make(key[0], key[1], self._n_layers)
             self.arenas[key].start_batch(self.tokens.samples)
-        return self.arenas[key]
+        return cast(A, self.arenas[key])
 
     def finish(self) -> Tensor:
         """Reduce pending sums and return the totals [M, B, 5] float64, on the device of the first arena."""

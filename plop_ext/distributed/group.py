@@ -40,10 +40,11 @@ class Group:
     Attributes:
         rank: This process's rank in the group.
         size: Number of ranks.
+        ranks: Their ranks among all processes.
     """
 
     def __init__(self, roll: RollCall, timeout: float) -> None:
-        self.rank, self.size = roll.rank, roll.size
+        self.rank, self.size, self.ranks = roll.rank, roll.size, roll.ranks
         self._roll = roll
         self._timeout = timeout
         self._in_collectives = False

@@ -35,10 +35,10 @@ class RollCall:
 
     def __init__(self, group: Any, limit: float | None = None) -> None:
         limit = LIMIT if limit is None else limit
-        self._ranks: list[int] = distributed.get_process_group_ranks(group)
-        self.rank, self.size = distributed.get_rank(group), len(self._ranks)
+        self.ranks: list[int] = distributed.get_process_group_ranks(group)
+        self.rank, self.size = distributed.get_rank(group), len(self.ranks)
         self._store: Any = distributed.distributed_c10d._get_default_store()
-        name = ",".join(map(str, self._ranks))
+        name = ",".join(map(str, self.ranks))
         self._key = f"plop_ext/{name}/{_runs[name]}"
         self._set("here")
         absent = self._absent("here", limit)
@@ -56,7 +56,7 @@ class RollCall:
         if self.size == distributed.get_world_size():
             return distributed.new_group(backend=backend, timeout=timeout)
         # Ranks outside of a smaller group do not take part.
-        return distributed.new_group(self._ranks, timeout, backend, use_local_synchronization=True)
+        return distributed.new_group(self.ranks, timeout, backend, use_local_synchronization=True)
 
     def explain_loss(self, error: str, timeout: float, grace: float) -> str:
         """Return which ranks do not answer, after a collective failed with `error`.

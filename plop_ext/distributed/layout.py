@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,9 +41,22 @@ class Layout:
         ]
 
 
-def layout_of(model: nn.Module, size: int) -> Layout:
-    """Return the layout of `size` ranks that hold `model`: each rank is a replica, or a shard of FSDP or ZeRO."""
-    return Layout(tuple(range(size)), _gathers_weights(model))
+def layout_of(model: nn.Module, partners: Sequence[Collection[int]]) -> Layout:
+    """Return the layout of the ranks that hold `model`.
+
+    Args:
+        model: What this rank holds.
+        partners: For each rank, the ranks with which it holds parts of one replica, itself included.
+    """
+    roots = list(range(len(partners)))
+    for rank, others in enumerate(partners):
+        for other in others:
+            if other < len(roots):
+                old, new = sorted((roots[rank], roots[other]), reverse=True)
+                roots = [new if root == old else root for root in roots]
+    places = {root: place for place, root in enumerate(dict.fromkeys(roots))}
+    divided = len(places) < len(roots)
+    return Layout(tuple(places[root] for root in roots), divided or _gathers_weights(model))
 
 
 def _gathers_weights(model: nn.Module) -> bool:

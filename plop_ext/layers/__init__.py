@@ -6,13 +6,14 @@ from plop_ext.layers.linear import is_plain_product
 from plop_ext.layers.offload import bias_in_place, weights_in_place
 from plop_ext.layers.product_adapter import ProductAdapter
 from plop_ext.layers.scope import SCOPES
-from plop_ext.layers.sharded import at_rest, whole_size
+from plop_ext.layers.sharded import Division, at_rest, division_of, partners_of, whole_size
 from plop_ext.layers.split import Split
 from plop_ext.layers.walk import base_model, base_modules, plain_class, runnable, wrapped_modules
 
 __all__ = [
     "SCOPES",
     "Discovery",
+    "Division",
     "LayerAdapter",
     "LinearLayer",
     "Part",
@@ -25,7 +26,9 @@ __all__ = [
     "base_modules",
     "bias_in_place",
     "discover",
+    "division_of",
     "is_plain_product",
+    "partners_of",
     "plain_class",
     "register_adapter",
     "runnable",

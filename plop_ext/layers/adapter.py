@@ -53,6 +53,7 @@ class LayerAdapter:
         kind: Name of the kind of layer, for reports: "linear", "Conv1D", "bitsandbytes 4-bit".
         weights: Source of ||W||_F: "weight", "dequantized", "identity" (see `OpaqueAdapter`) or "forward" (see
             `ProductAdapter`).
+        divisible: Whether a module can be scored whose weight is divided in its forward, as by tensor parallelism.
         routed: Whether each part receives only the tokens that are routed to it.
         priority: If several adapters match a module, the one with the highest priority is used; among equals, the
             latest registered. The default 0 suits an adapter for one class. Choose a priority below 0 for an adapter
@@ -64,6 +65,7 @@ class LayerAdapter:
 
     kind = "linear"
     weights = "weight"
+    divisible = False
     routed = False
     priority = 0
 

@@ -21,7 +21,7 @@ from plop_ext.layers.packed_weights import split_for
 from plop_ext.layers.roles import Traits, roles_of
 from plop_ext.layers.routers import ROUTER, is_router, is_router_class
 from plop_ext.layers.scope import LANGUAGE, parts_with, scope_of
-from plop_ext.layers.sharded import shapes_known
+from plop_ext.layers.sharded import division_of, shapes_known
 from plop_ext.layers.split import Split
 from plop_ext.layers.streams import TEXT, ModelStreams
 from plop_ext.layers.targets import Adaptable, lora_targets
@@ -299,6 +299,7 @@ def _candidates(
             continue
         try:
             adapter.check(module)
+            _check_division(module, adapter)
         except Unsupported as error:
             unscored.append(UnscoredModule(name, plain_class(module).__name__, str(error)))
             continue
@@ -318,6 +319,18 @@ def _candidates(
             for index, part in enumerate(adapter.parts(module, split))
         ]
     return candidates, unscored
+
+
+def _check_division(module: nn.Module, adapter: LayerAdapter) -> None:
+    """Raise `Unsupported` if the weight is divided in the forward and the module cannot be scored so."""
+    division = division_of(module)
+    if isinstance(division, str):
+        raise Unsupported(division)
+    if division is not None and not adapter.divisible:
+        raise Unsupported(
+            f"tensor parallelism divides its weight, and its kind ({adapter.kind}) is scored whole; score the model "
+            "before it is divided"
+        )
 
 
 def _ancestry(name: str, classes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -57,6 +57,7 @@ class ExpertsAdapter(LayerAdapter):
 
     kind = "stacked experts"
     routed = True
+    divisible = True
 
     def matches(self, module: nn.Module) -> bool:
         return holds_stacked_experts(module) and all(attribute(module, flag) is not None for flag in _FLAGS)

@@ -48,6 +48,7 @@ class LinearAdapter(LayerAdapter):
     # After `OwnForwardAdapter`, and the quantized subclasses of `nn.Linear`, whose weight is a plain one until they
     # quantize it.
     priority = -10
+    divisible = True
 
     def matches(self, module: nn.Module) -> bool:
         return is_plain_linear(module)

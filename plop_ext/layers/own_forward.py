@@ -41,7 +41,7 @@ from plop_ext.layers.product_adapter import (
     returns_product,
 )
 from plop_ext.layers.products import Product, observe, shares_memory
-from plop_ext.layers.sharded import why_not_readable, without_style
+from plop_ext.layers.sharded import division_of, why_not_readable, without_style
 
 _KNOWN = {kind.forward for kind in (nn.Linear, *CONVOLUTIONS)}
 _LINEAR, _TRANSPOSED, _CONV = LinearAdapter(), TransposedLinearAdapter(), ConvAdapter()
@@ -74,6 +74,8 @@ class OwnForwardAdapter(LayerAdapter):
         assert plain is not None
         if tensor(module, "weight") is None or why_not_readable(module):
             return plain  # whose `check` gives the reason
+        if division_of(module) is not None:  # a trial would run the collectives of the forward
+            return ProductAdapter(plain)
         with weights_in_place(module), _undisturbed(module):
             return _adapter_for(plain, module)
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from plop_ext.layers.sharded import shard_of
+
 
 def tied_weights(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
     """Return the name of each matrix that shares memory, with the name of one with which it does.
@@ -50,6 +52,8 @@ def tied_weights(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> 
 
 def _span(weight: Tensor) -> tuple[int, int]:
     """Return the range of memory of a weight; one that has no address of its own is known by its object."""
+    shard = shard_of(weight)
+    weight = weight if shard is None else shard
     try:
         start = weight.data_ptr() if weight.device.type != "meta" else 0
     except (RuntimeError, NotImplementedError):  # tensor subclasses that hold their values in other tensors

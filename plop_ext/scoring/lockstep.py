@@ -26,7 +26,7 @@ from plop_ext.distributed.group import Group
 from plop_ext.distributed.handshake import RollCall
 from plop_ext.distributed.layout import Layout, layout_of
 from plop_ext.errors import InputError
-from plop_ext.layers import LinearLayer
+from plop_ext.layers import LinearLayer, partners_of
 from plop_ext.scoring.baseline import WeightNorms
 from plop_ext.scoring.digest import digest
 from plop_ext.scoring.journal import Journal, Known, Record, decode, encode
@@ -63,7 +63,16 @@ class Lockstep:
         return self._layout.places[self._group.rank]
 
     def settle(self, model: nn.Module) -> None:
-        self._layout = layout_of(model, self._group.size)
+        places = {rank: place for place, rank in enumerate(self._group.ranks)}
+        mine = partners_of(model)
+        outside = sorted(mine - places.keys())
+        if outside:
+            raise InputError(
+                f"`process_group` lacks rank {outside[0]}, which holds a part of the model of rank "
+                f"{self._group.ranks[self._group.rank]}; pass a group of all ranks that hold the model"
+            )
+        partners = self._group.gather(json.dumps([places[rank] for rank in mine]).encode())
+        self._layout = layout_of(model, list(map(json.loads, partners)))
 
     def check_alike(self, layers: Sequence[LinearLayer], norms: WeightNorms, device: torch.device) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -30,19 +30,8 @@ def is_sharded(module: nn.Module) -> bool:
     return any(_is_sharded(weight) for weight in _weights(module))
 
 
-def is_divided(module: nn.Module) -> bool:
-    """Return whether the module's forward runs with a shard of its weight, as under tensor parallelism."""
-    unit = unit_of(module)
-    gathered_dimensions = 0 if unit is None else unit.dimensions
-    return any(
-        shard_of(weight) is not None and weight.device_mesh.ndim > gathered_dimensions for weight in _weights(module)
-    )
-
-
 def why_not_readable(module: nn.Module) -> str:
     """Return why the values of a module's own weights can neither be read nor gathered; empty if they can."""
-    if is_divided(module):
-        return "its weight is divided by tensor parallelism; score the model before it is sharded"
     for weight in (*module._parameters.values(), vars(module).get("weight")):
         if type(weight) not in (nn.Parameter, Tensor) or weight is None:
             continue
