@@ -64,7 +64,7 @@ def quietly(model: nn.Module, batches: Any, **options: Any) -> Scores:
 
 
 def difference(found: Scores, one: Scores) -> float:
-    """The largest relative difference of NFN; infinite if samples or modules differ, 0 if they are bitwise identical."""
+    """The largest relative difference of NFN; infinite if samples or modules differ, 0 if bitwise identical."""
     if found.sample_ids.tolist() != one.sample_ids.tolist() or found.module_names != one.module_names:
         return float("inf")
     if found.totals.values.tobytes() == one.totals.values.tobytes() and (found.nfn == one.nfn).all():
