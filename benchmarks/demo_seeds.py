@@ -1,5 +1,7 @@
 """Does `plop demo` say the same whatever its seed? The verdict, the difference and the time of each seed.
 
+`processor_seconds` is the time of all cores together, which other work on the machine changes little.
+
 python -m benchmarks.demo_seeds --output benchmarks/results/demo_seeds.json
 
 The seed draws the rows to train on, to score, to validate and to test, the initial weights of the adapters and the
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,17 +34,23 @@ def demo(seed: int, root: Path) -> dict[str, Any]:
     folder = root / str(seed)
     command = [sys.executable, "-m", "plop_ext", "demo", "-o", str(folder), "--seed", str(seed), "--quiet"]
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"seed {seed} ended with {done.returncode}: {done.stderr}")
+    with (root / f"{seed}.log").open("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+        if code:
+            log.seek(0)
+            raise SystemExit(f"seed {seed} ended with {code}: {log.read()}")
     content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     [compared] = [row for row in content["rows"] if row["difference"]]
     return {
         "seed": seed,
         "decision": content["verdict"]["decision"],
+        "winner": content["verdict"]["winner"],
         "compared": compared["label"],
         **{name: compared["difference"][name] for name in ("mean", "low", "high")},
         "seconds": round(time.monotonic() - began, 1),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
     }
 
 

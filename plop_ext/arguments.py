@@ -91,6 +91,17 @@ def check_flags(**values: Any) -> None:
     check_type(bool, "True or False", **values)
 
 
+def check_functions(**values: Any) -> None:
+    """Check that arguments are functions, or None.
+
+    Raises:
+        InputError: If one is not; the message names it.
+    """
+    for name, value in values.items():
+        if value is not None and not callable(value):
+            raise InputError(f"`{name}` must be a function, got {shown(value)}")
+
+
 def shown(value: Any) -> str:
     """Return a value for a message: itself if it is short and plain, otherwise its type."""
     plain = isinstance(value, (str, bytes, bool, int, float, type(None), list, tuple, dict, set))

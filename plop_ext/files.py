@@ -153,6 +153,8 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         OutputError: If `path` is no path.
     """
     try:
+        if not os.fspath(path):
+            raise ValueError("empty")
         found = Path(path).expanduser()
         if "\0" in str(found):
             raise ValueError("embedded null byte")
@@ -187,6 +189,12 @@ def is_stream(destination: Path) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_stdout(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is the standard output of this process."""
+    with writing(path):
+        return _descriptor(resolve(path)) == 1
 
 
 def is_result(path: Path, kind: str = "plop_ext.") -> bool:

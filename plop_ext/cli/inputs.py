@@ -1,15 +1,21 @@
-"""Hashes of what a command reads, by which a finished result is recognized."""
+"""The hash of what a command reads, by which a finished result is recognized."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from plop_ext.cli.options import messages
+from plop_ext.errors import InputError
+
+# What no number of a result depends on; any other option makes another result.
+_OUTPUTS = ("output", "heatmap", "plot", "force", "resume", "json", "quiet", "verbose")
+_OTHERS = ("command", "run", "words", "config", "dry_run", "memory_budget", "trust_remote_code")
 # Number and bytes of the blocks, evenly spread, that are read of a larger file: no two checkpoints agree in all.
 _BLOCKS, _BLOCK = 1024, 1 << 16
 
@@ -18,13 +24,12 @@ class InputsHash:
     """The `inputs_hash` of a run, which can be taken on a thread while the run goes on.
 
     Args:
-        model: As for `inputs_hash`.
-        data: As for `inputs_hash`.
-        options: As for `inputs_hash`.
+        args: As for `inputs_hash`.
+        sources: As for `inputs_hash`.
     """
 
-    def __init__(self, model: str, data: str, options: Mapping[str, Any]) -> None:
-        self._hash = partial(inputs_hash, model, data, options)
+    def __init__(self, args: argparse.Namespace, *sources: str) -> None:
+        self._hash = partial(inputs_hash, args, *sources)
         self._future: Future[str | None] | None = None
 
     def start(self) -> None:
@@ -41,14 +46,19 @@ class InputsHash:
         return self._future.result()
 
 
-def inputs_hash(model: str, data: str, options: Mapping[str, Any]) -> str | None:
-    """Return a hash of a model, of data, and of the options of a run; None if a file cannot be read.
+def inputs_hash(args: argparse.Namespace, *sources: str) -> str | None:
+    """Return a hash of the options of a command and of the files that it reads; None if one cannot be read.
 
     Files count by their contents, whatever they are called; names that are no paths, as of a model on the hub, count
     as names.
+
+    Args:
+        args: The command line.
+        sources: Options that name files, folders, or models and data on the hub.
     """
-    found = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=str).encode())
-    for source in (model, data):
+    options = {name: value for name, value in vars(args).items() if name not in (*_OUTPUTS, *_OTHERS, *sources)}
+    found = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+    for source in (str(getattr(args, name)) for name in sources):
         files = _files(source)
         found.update(f"\0{'' if files else source}".encode(errors="surrogateescape"))
         for path in files:
@@ -57,6 +67,29 @@ def inputs_hash(model: str, data: str, options: Mapping[str, Any]) -> str | None
             except OSError:  # which loading reports
                 return None
     return found.hexdigest()[:32]
+
+
+def check_same(output: str, found: str | None, inputs: str | None) -> None:
+    """Check that the finished result at `output` is of these inputs, so that --resume can leave it as it is.
+
+    Args:
+        output: The file.
+        found: Hash of the inputs that it was made from, or None if it is unknown.
+        inputs: Hash of the inputs of this command.
+
+    Raises:
+        InputError: If it is of others.
+    """
+    if inputs is None or found != inputs:
+        raise InputError(
+            f"`--output` {output} was made from other inputs (another model, other data or options); add --force to"
+            " replace it, or name another file"
+        )
+
+
+def say_finished(output: str) -> None:
+    """Say that a finished result is left as it is."""
+    messages.print(f"{output} is finished and of the same inputs; nothing to do")
 
 
 def _files(source: str) -> list[Path]:

@@ -12,6 +12,7 @@ from plop_ext.cli.wording import command_words
 
 _PACKAGE = logging.getLogger("plop_ext")
 _DATA = logging.getLogger("plop_ext.data")
+_RUNS = logging.getLogger("plop_ext.runs")
 
 
 @contextmanager
@@ -19,11 +20,14 @@ def logs_on_stderr(verbosity: int = 0) -> Iterator[None]:
     """Send log records and warnings to stderr in the command's words; leave logging and warnings as found.
 
     Args:
-        verbosity: 0: warnings; 1: also what this package does; 2: also what it does in detail; below 0: errors.
+        verbosity: 0: warnings, and that a run is finished already; 1: also what this package does; 2: also what it
+            does in detail; below 0: errors.
     """
     root, showwarning = logging.getLogger(), warnings.showwarning
-    levels = {logger: logger.level for logger in (_PACKAGE, _DATA)}
-    if verbosity > 0:
+    levels = {logger: logger.level for logger in (_PACKAGE, _DATA, _RUNS)}
+    if verbosity == 0:
+        _RUNS.setLevel(logging.INFO)
+    elif verbosity > 0:
         _PACKAGE.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
     handler = logging.StreamHandler()
     handler.setLevel(logging.ERROR if verbosity < 0 else logging.NOTSET)

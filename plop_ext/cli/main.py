@@ -10,6 +10,7 @@ from plop_ext.cli import compare, demo, doctor, export, finetune, merge, place, 
 from plop_ext.cli.config import with_config
 from plop_ext.cli.endings import explain
 from plop_ext.cli.logs import logs_on_stderr
+from plop_ext.cli.outputs import check_stdout
 from plop_ext.cli.parsing import Parser
 from plop_ext.cli.result import Result, stdout_for
 from plop_ext.cli.streams import every_character_printable
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args, unknown = parser.parse_known_args(with_config(given, commands))
             commands[args.command].refuse_unknown(unknown)
             words = args.words
-            with logs_on_stderr(args.verbose - max(0, args.quiet - 1)), stdout_for(args.json):
+            results_only = check_stdout(args) or args.json
+            with logs_on_stderr(args.verbose - max(0, args.quiet - 1)), stdout_for(results_only):
                 result: Result = args.run(args)
             if args.json:
                 print(result.to_json())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plop_ext.errors import InputError, reason
-from plop_ext.files import check_new_folder, check_writable, is_result, is_stream, resolve, same_file
+from plop_ext.files import check_new_folder, check_writable, is_result, is_stdout, is_stream, resolve, same_file
+
+# Options that name a file to write.
+_ON_STDOUT = ("output", "heatmap", "plot")
 
 Named = Mapping[str, "str | Path | None"]
 
@@ -60,6 +64,18 @@ def _inside(inside: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, str]:
     return {
         f"{option} {name}": str(Path(folder, name)) for option, (folder, names) in inside.items() for name in names
     }
+
+
+def check_stdout(args: argparse.Namespace) -> bool:
+    """Return whether a command writes an output file to standard output, where nothing else may be printed then.
+
+    Raises:
+        InputError: If --json is to be printed there too.
+    """
+    taken = [name for name in _ON_STDOUT if getattr(args, name, None) is not None and is_stdout(getattr(args, name))]
+    if taken and args.json:
+        raise InputError(f"`--json` and `--{taken[0]}` would both write to standard output; leave one out")
+    return bool(taken)
 
 
 def beside(output: str | None, suffix: str) -> Path | None:

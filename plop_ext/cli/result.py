@@ -31,10 +31,10 @@ class Result:
 
 
 @contextmanager
-def stdout_for(json_only: bool) -> Iterator[None]:
-    """Move tables and sentences to stderr in the block, if stdout is for JSON only."""
+def stdout_for(results_only: bool) -> Iterator[None]:
+    """Move tables and sentences to stderr in the block, if stdout is for JSON or an output file only."""
     before = console.stderr
-    console.stderr = before or json_only
+    console.stderr = before or results_only
     try:
         yield
     finally:

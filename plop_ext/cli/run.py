@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from plop_ext.cli import options, outputs, trials
 from plop_ext.cli.exit_codes import ExitCode
-from plop_ext.cli.options import console, messages
+from plop_ext.cli.options import console
 from plop_ext.cli.result import Result
 from plop_ext.errors import InputError
 
 if TYPE_CHECKING:
-    from plop_ext.experiment.estimate import Estimate
     from plop_ext.experiment.result import Comparison
 
 
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> Result:
         resume=args.resume,
         dry_run=args.dry_run,
         data_name=options.data_name(args),
-        on_estimate=None if args.quiet and not args.dry_run else say_estimate,
+        on_estimate=None if args.quiet and not args.dry_run else trials.say_estimate,
         **chosen,
     )
     if comparison is None:
@@ -87,12 +86,6 @@ def result_of(comparison: Comparison, folder: str) -> Result:
     """Return what a program reads: the comparison, and the folder of the run."""
     code = ExitCode.DIVERGED if comparison.verdict.winner is None else ExitCode.DONE
     return Result(comparison.to_dict() | {"run": folder}, code)
-
-
-def say_estimate(estimate: Estimate) -> None:
-    """Print what a run will take."""
-    for line in estimate.lines():
-        messages.print(line)
 
 
 def say_verdict(comparison: Comparison, folder: str) -> None:

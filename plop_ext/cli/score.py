@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from plop_ext.arguments import check_whole
 from plop_ext.cli import options, outputs, stream, summary
-from plop_ext.cli.inputs import InputsHash
+from plop_ext.cli.inputs import InputsHash, check_same, say_finished
 from plop_ext.cli.options import console
 from plop_ext.cli.parsing import whole
 from plop_ext.cli.result import Result
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # Options for reading the data that the provenance records.
 _DATA = ("columns", "split", "max_length", "batch_size", "pad_to_multiple_of")
-# Further options on which the scores depend, besides the settings of the run.
-_RUN = ("samples", "stop", "settle_types", "settle_modules", "dtype", "fast", "stream")
 
 
 def add_parser(commands: Any) -> None:
@@ -167,11 +165,11 @@ def _run(args: argparse.Namespace) -> Result:
     rule = _stop_rule(args)
     if args.dry_run:
         return Result(stream.dry_run(args))
-    inputs = InputsHash(args.model, args.data, _hashed_options(args))
+    inputs = InputsHash(args, "model", "data")
     finished = _finished(args, inputs)
     _check_paths(args, finished is not None)
     if finished is not None:
-        console.print(f"{args.output} is finished and of the same inputs; nothing to do", highlight=False)
+        say_finished(args.output)
         return _show(args, finished)
     # A streamed run has its own state, and must not touch the journal of another run.
     journal = None if args.stream else outputs.beside(args.output, ".partial")
@@ -196,13 +194,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
     Settings(max_samples=args.samples, **{name: getattr(args, name) for name in NAMES if name != "max_samples"})
 
 
-def _hashed_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options on which the scores depend."""
-    from plop_ext.score_data.settings import NAMES
-
-    return {name: getattr(args, name) for name in (*_DATA, *_RUN, *NAMES) if name != "max_samples"}
-
-
 def _finished(args: argparse.Namespace, inputs: InputsHash) -> Scores | None:
     """Return the scores of an earlier, finished run with the same inputs that `--resume` asks for, or None."""
     from plop_ext.scores import Scores
@@ -210,12 +201,7 @@ def _finished(args: argparse.Namespace, inputs: InputsHash) -> Scores | None:
     if not args.resume or args.force or not Path(args.output).is_file():
         return None
     scores = Scores.load(args.output)
-    found = inputs.result()
-    if found is None or scores.provenance.get("inputs") != found:
-        raise InputError(
-            f"`--output` {args.output} was scored from other inputs (another model, other data or options); add "
-            "--force to replace it, or name another file"
-        )
+    check_same(args.output, scores.provenance.get("inputs"), inputs.result())
     return scores
 
 

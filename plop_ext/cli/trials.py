@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plop_ext.cli.finetune import add_training, check_training
+from plop_ext.cli.options import messages
 from plop_ext.cli.parsing import number, whole
 from plop_ext.errors import InputError
+from plop_ext.experiment.settings import MARGIN, RATES, SEEDS
+
+if TYPE_CHECKING:
+    from plop_ext.experiment.estimate import Estimate
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -22,9 +27,13 @@ def add_trials(parser: argparse.ArgumentParser, finalists: int | None = None) ->
         help="largest number of trainable parameters of each placement (default: those of all-linear at --rank)",
     )
     group.add_argument(
-        "--rates", default="5e-4,2e-3,8e-3", help="comma-separated learning rates to try (default: %(default)s)"
+        "--rates",
+        default=",".join(f"{rate:g}" for rate in RATES),
+        help="comma-separated learning rates to try (default: %(default)s)",
     )
-    group.add_argument("--seeds", type=whole, default=5, help="number of seeds of the final trials (default: 5)")
+    group.add_argument(
+        "--seeds", type=whole, default=len(SEEDS), help="number of seeds of the final trials (default: %(default)s)"
+    )
     group.add_argument(
         "--finalists",
         type=whole,
@@ -34,8 +43,8 @@ def add_trials(parser: argparse.ArgumentParser, finalists: int | None = None) ->
     group.add_argument(
         "--margin",
         type=number,
-        default=0.01,
-        help="largest difference that counts as none, in nats per token (default: 0.01)",
+        default=MARGIN,
+        help="largest difference that counts as none, in nats per token (default: %(default)s)",
     )
     group.add_argument(
         "--max-time",
@@ -54,7 +63,6 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """
     from plop_ext.arguments import check_whole
     from plop_ext.experiment.settings import Settings
-    from plop_ext.experiment.trial import Recipe
     from plop_ext.quantities import count_or_share
 
     check_training(args)
@@ -69,13 +77,18 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.max_params is not None:
         count_or_share(args.max_params, "max_params")
-    Settings(**chosen, max_params=None, widen=0, validation=0.5, recipe=Recipe(args.batch_size, 1, 1))
-    return chosen | {
-        "max_params": args.max_params,
+    chosen |= {
         "batch_size": args.batch_size,
         "max_seconds": None if args.max_time is None else seconds(args.max_time),
-        "progress": not args.quiet,
     }
+    Settings(**chosen)
+    return chosen | {"max_params": args.max_params, "progress": not args.quiet}
+
+
+def say_estimate(estimate: Estimate) -> None:
+    """Print what the trials will take."""
+    for line in estimate.lines():
+        messages.print(line)
 
 
 def place(scores: Any, name: str, types: int | None) -> Any:

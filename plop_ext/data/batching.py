@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from plop_ext.arguments import check_flags, check_type, check_whole
-from plop_ext.data.encoding import Encoded
+from plop_ext.arguments import check_flags, check_whole
+from plop_ext.data.encoding import Encoded, check_encoded
 from plop_ext.data.formats import IGNORED
 from plop_ext.errors import InputError
 
@@ -86,14 +86,10 @@ def batches(
     Raises:
         InputError: If there is nothing to batch, or an argument is out of range.
     """
-    check_type(Sequence, "a list of encoded samples", encoded=encoded)
+    check_encoded(encoded, "encoded")
     check_flags(sort=sort)
-    if not encoded:
-        raise InputError("`encoded` is empty; give at least one sample")
     check_whole(batch_size=batch_size, required=True)
     check_whole(least=0, pad_token_id=pad_token_id)
-    if not all(isinstance(sample, Mapping) and "input_ids" in sample and "labels" in sample for sample in encoded):
-        raise InputError("`encoded` must hold samples as `encode` returns them, with `input_ids` and `labels`")
     if pad_token_id is None:
         raise InputError("`pad_token_id` is None; give an id, such as the tokenizer's eos_token_id")
     longest = max(len(sample["input_ids"]) for sample in encoded)

@@ -126,6 +126,19 @@ def encode(
     return encoded
 
 
+def check_encoded(encoded: Any, name: str) -> None:
+    """Check that an argument is a list of samples as `encode` returns them, and not empty.
+
+    Raises:
+        InputError: If it is not; the message calls it `name`.
+    """
+    check_type(Sequence, "a list of encoded samples", **{name: encoded})
+    if not len(encoded):
+        raise InputError(f"`{name}` is empty; give at least one sample")
+    if not all(isinstance(sample, Mapping) and "input_ids" in sample and "labels" in sample for sample in encoded):
+        raise InputError(f"`{name}` must hold samples as `encode` returns them, with `input_ids` and `labels`")
+
+
 def counted_tokens(sample: Encoded) -> int:
     """Return how many tokens of a sample a causal model predicts: all that count except the sample's first token."""
     return sum(label != IGNORED for label in sample["labels"][1:])

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from plop_ext.arguments import check_flags, check_functions, check_type
 from plop_ext.data import Encoded
-from plop_ext.data.held_out import apart
 from plop_ext.errors import InputError
 from plop_ext.experiment.candidates import Entry, match, reference, without_repetitions
-from plop_ext.experiment.engine import Experiment, divide, inputs
+from plop_ext.experiment.engine import Experiment
+from plop_ext.experiment.estimate import Estimate
+from plop_ext.experiment.given import prepare
 from plop_ext.experiment.journal import TrialJournal
 from plop_ext.experiment.result import Comparison
-from plop_ext.experiment.settings import Settings
-from plop_ext.experiment.trial import Recipe
-from plop_ext.finetuning.evaluation import learnable
+from plop_ext.experiment.settings import MARGIN, RATES, SEEDS, Settings
 from plop_ext.placement.budget import Budget
+from plop_ext.placement.data import PlacementData
+from plop_ext.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from plop_ext.placement import Placement
-    from plop_ext.scores import Scores
-
-RATES = (5e-4, 2e-3, 8e-3)
-SEEDS = (0, 1, 2, 3, 4)
-MARGIN = 0.01
 
 
 def compare(
@@ -54,6 +50,7 @@ def compare(
     journal: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
+    on_estimate: Callable[[Estimate], None] | None = None,
     lora_kwargs: dict[str, Any] | None = None,
 ) -> Comparison:
     """Finetune with several placements at equal trainable parameters, and judge them by their held-out losses.
@@ -94,6 +91,7 @@ def compare(
         journal: File to which every finished trial is appended. Default none.
         resume: Continue from the journal of an interrupted comparison of the same inputs.
         progress: Show a progress bar, or without a terminal a line for each trial and each minute.
+        on_estimate: Called before the first trial with an estimate of time and memory, from a few measured steps.
         lora_kwargs: Further arguments of `peft.LoraConfig`.
 
     Returns:
@@ -103,6 +101,9 @@ def compare(
         InputError: If an argument is out of range, if a placement is listed twice, if a placement does not fit
             `max_params` even at rank 1, if `max_seconds` is too short, or if the journal is of another run.
     """
+    check_flags(resume=resume, progress=progress)
+    check_functions(on_estimate=on_estimate)
+    check_type(Scores, "scores, such as plop_ext.score returns", scores=scores)
     settings = Settings(
         learning_rates=learning_rates,
         seeds=seeds,
@@ -112,27 +113,28 @@ def compare(
         margin=margin,
         validation=validation,
         r=r,
+        alpha_over_r=alpha_over_r,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
         max_params=max_params,
-        recipe=Recipe(batch_size, eval_batch_size, alpha_over_r, dict(lora_kwargs or {})),
+        max_seconds=max_seconds,
+        lora_kwargs=lora_kwargs,
     )
+    entries = _entries(placements, scores)
+    given = prepare(model, tokenizer, train, eval, settings)
     budget = None if settings.max_params is None else Budget(settings.max_params, None, "float32", 1, 1)
-    candidates = match(_entries(placements, scores), r, budget)
-    train = learnable(train, "train")
-    eval = apart(train, learnable(eval, "eval"), "eval")
-    parts = divide(train, eval, validation, seeds[0])
-    experiment = Experiment(model, tokenizer, candidates, parts, settings)
-    given = inputs(model, train, eval, settings.to_dict() | {"max_seconds": max_seconds})
-    with TrialJournal(None if journal is None else Path(journal), given, resume) as trials:
-        if trials.plan is None:
-            measured = experiment.measure()
-            schedule = experiment.schedule(measured, max_seconds)
-            trials.start(experiment.plan(schedule, measured))
-        return experiment.run(trials, given, progress)
+    experiment = Experiment(model, tokenizer, match(entries, r, budget), given, settings)
+    with TrialJournal(journal, given.inputs, resume) as trials:
+        return experiment.run(trials, progress, on_estimate)
 
 
 def _entries(placements: Sequence[Placement] | None, scores: Scores) -> list[Entry]:
     """Return the reference and the placements, each once."""
     asked = placements is not None
+    if placements is not None:
+        check_type((list, tuple), "a list of placements", placements=placements)
+        for one in placements:
+            check_type(PlacementData, "a list of placements", placements=one)
     chosen = list(placements) if placements is not None else [scores.place(), scores.place(strategy="inverse")]
     if not chosen:
         raise InputError("`placements` is empty; give at least one, or leave it out for the default")

@@ -2,73 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from plop_ext.data import Encoded, counted_tokens
-from plop_ext.data.held_out import data_hash, distinct, split_off
+from plop_ext.data import counted_tokens
 from plop_ext.errors import InputError
 from plop_ext.experiment.candidates import Candidate, mismatch
 from plop_ext.experiment.estimate import Estimate, estimate
-from plop_ext.experiment.identity import identity
+from plop_ext.experiment.given import Given
 from plop_ext.experiment.intervals import Difference, difference
 from plop_ext.experiment.journal import TrialJournal, recorded
 from plop_ext.experiment.race import Outcome, Standing, Trial, race
 from plop_ext.experiment.result import Comparison, ComparisonRow
 from plop_ext.experiment.schedule import Schedule, within
 from plop_ext.experiment.settings import Settings
-from plop_ext.experiment.trial import Finetunes, Measured, Parts
+from plop_ext.experiment.trial import Finetunes
 from plop_ext.experiment.verdict import CONFIDENCE, Finding, Verdict, judge
 from plop_ext.progress import progress_bar, span
-from plop_ext.provenance import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-def divide(train: Sequence[Encoded], test: Sequence[Encoded], validation: float, seed: int) -> Parts:
-    """Split validation rows off the training rows; equal rows stay on one side.
-
-    Args:
-        train: Training rows, none of which is in `test`.
-        test: Test rows.
-        validation: Share of the distinct training rows.
-        seed: Seed of the split.
-
-    Raises:
-        InputError: If there are too few training rows.
-    """
-    known = len(distinct(train))
-    count = max(1, round(validation * known))
-    if count >= known:
-        raise InputError(
-            f"`train` has {known} different samples with a token to predict, too few to split off"
-            f" `validation`={validation}; give more"
-        )
-    fitted, judged = split_off(train, count, seed)
-    return Parts(train, fitted, judged, test)
-
-
-def inputs(
-    model: PreTrainedModel, train: Sequence[Encoded], test: Sequence[Encoded], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what must be equal in two runs for equal results, ready for JSON."""
-    device = model.device
-    return {
-        "model": identity(model),
-        "training data": data_hash(train),
-        "held-out data": data_hash(test),
-        "settings": dict(settings),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "versions": dict(versions()),
-    }
+logger = logging.getLogger(__name__)
 
 
 class Experiment:
@@ -78,7 +38,7 @@ class Experiment:
         model: Causal language model without adapters, the one that was scored. It is restored after each trial.
         tokenizer: Its tokenizer.
         candidates: The candidates, the reference first.
-        parts: The rows.
+        given: The rows, and what identifies them.
         settings: The settings.
         adapters: Folder for the finalists' adapters; None keeps none.
     """
@@ -88,63 +48,61 @@ class Experiment:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         candidates: Sequence[Candidate],
-        parts: Parts,
+        given: Given,
         settings: Settings,
         adapters: Path | None = None,
     ) -> None:
         for candidate in candidates:
             candidate.placement.check_model(model)
-        self._model, self._candidates, self._parts, self._settings = model, list(candidates), parts, settings
-        self._adapters = adapters
-        self._trials = Finetunes(
-            model, tokenizer, candidates, parts, settings.recipe, adapters, kept_seed=settings.seeds[0]
-        )
+        self._model, self._candidates, self._given, self._settings = model, list(candidates), given, settings
+        self._adapters, self._parts = adapters, given.parts
+        self._trials = Finetunes(model, tokenizer, candidates, given.parts, settings, adapters)
 
-    def measure(self) -> Measured:
-        """Measure the losses without an adapter, and the time and memory of a few steps."""
-        return self._trials.measure()
+    def forecast(self, on_estimate: Callable[[Estimate], None] | None = None) -> dict[str, Any]:
+        """Measure a few steps, choose the schedule, and report what it takes.
 
-    def schedule(self, measured: Measured, max_seconds: float | None) -> Schedule:
-        """Return the full grid, or the most thorough schedule within `max_seconds`.
+        The schedule is the full grid, or the most thorough one within `max_seconds`.
+
+        Args:
+            on_estimate: Called with the estimate.
+
+        Returns:
+            What the journal fixes before the first trial.
 
         Raises:
-            InputError: If even the smallest schedule takes longer.
+            InputError: If even the smallest schedule takes longer, or the files do not fit on the disk.
         """
+        measured, limit = self._trials.measure(), self._settings.max_seconds
         wanted = self._settings.wanted(len(self._candidates))
-        return wanted if max_seconds is None else within(max_seconds, wanted, measured.speed)
-
-    def estimate(self, schedule: Schedule, measured: Measured) -> Estimate:
-        """Predict time, memory and disk of a schedule.
-
-        Raises:
-            InputError: If the files do not fit on the disk.
-        """
+        schedule = wanted if limit is None else within(limit, wanted, measured.speed)
         largest = 4 * max(candidate.params for candidate in self._candidates)
         on_cuda = self._model.device.type == "cuda"
-        return estimate(schedule, measured.speed, measured.peak_bytes, on_cuda, largest, self._adapters)
-
-    def plan(self, schedule: Schedule, measured: Measured) -> dict[str, Any]:
-        """Return what the journal fixes before the first trial."""
+        expected = estimate(schedule, measured.speed, measured.peak_bytes, on_cuda, largest, self._adapters)
+        if on_estimate is not None:
+            on_estimate(expected)
+        for line in expected.lines():
+            logger.info("%s", line)
         return {
             "schedule": schedule.to_dict(),
             "candidates": self._names(),
             "loss_before": measured.test.mean,
-            "seconds": measured.speed.seconds(schedule),
+            "seconds": expected.seconds,
         }
 
-    def run(self, journal: TrialJournal, run_inputs: Mapping[str, Any], progress: bool = True) -> Comparison:
+    def run(
+        self, journal: TrialJournal, progress: bool = True, on_estimate: Callable[[Estimate], None] | None = None
+    ) -> Comparison:
         """Run the trials that the journal lacks, and judge.
 
         Args:
-            journal: The journal, with a plan.
-            run_inputs: The inputs of the journal, for the result.
+            journal: The journal. One without a plan gets that of `forecast`.
             progress: Show progress.
+            on_estimate: Called with the estimate before the first trial.
 
         Raises:
-            InputError: If the plan has other candidates.
+            InputError: If the plan has other candidates, or those of `forecast`.
         """
-        plan = journal.plan
-        assert plan is not None
+        plan = journal.plan or journal.start(self.forecast(on_estimate))
         if plan["candidates"] != self._names():
             raise InputError("the journal is of other candidates; resume with the same scores, or start anew")
         schedule = Schedule.from_dict(plan["schedule"])
@@ -176,14 +134,13 @@ class Experiment:
                 return outcome
 
             standings = race(schedule, labels, asked)
-        return self._judge(schedule, standings, float(plan["loss_before"]), dict(run_inputs), seconds)
+        return self._judge(schedule, standings, float(plan["loss_before"]), seconds)
 
     def _judge(
         self,
         schedule: Schedule,
         standings: Mapping[str, Standing],
         loss_before: float,
-        run_inputs: dict[str, Any],
         seconds: float,
     ) -> Comparison:
         settings, labels = self._settings, list(standings)
@@ -237,7 +194,7 @@ class Experiment:
             mismatch=mismatch(self._candidates),
             schedule=schedule.to_dict(),
             settings=settings.to_dict() | sizes,
-            inputs=run_inputs,
+            inputs=self._given.inputs,
             adapter=None if adapter is None else str(adapter),
             seconds=seconds,
         )
@@ -249,7 +206,7 @@ class Experiment:
     def _memory(self, candidate: Candidate) -> int | None:
         """Predict the memory that training adds for the longest rows, or None."""
         longest = max(len(sample["input_ids"]) for sample in self._parts.train)
-        batch = self._settings.recipe.batch_size
+        batch = self._settings.batch_size
         try:
             return candidate.placement.cost(self._model, batch, longest, r=candidate.r).total_bytes
         except InputError:  # a quantized type, whose memory is not predicted

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from plop_ext.errors import InputError
 from plop_ext.experiment.race import Outcome, Trial
+from plop_ext.files import resolve, writing
 
 FORMAT = "plop_ext.trials"
 FORMAT_VERSION = 1
@@ -33,7 +34,10 @@ class TrialJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, inputs: Mapping[str, Any], resume: bool) -> None:
-        self._path = None if path is None else Path(path)
+        self._path = None
+        if path is not None:
+            with writing(path):
+                self._path = resolve(path)
         self._file: BinaryIO | None = None
         self._outcomes: dict[Trial, Outcome] = {}
         self.plan: dict[str, Any] | None = None
@@ -63,10 +67,12 @@ class TrialJournal:
         """Return the number of finished trials."""
         return len(self._outcomes)
 
-    def start(self, plan: Mapping[str, Any]) -> None:
-        """Write what is fixed before the first trial: the schedule, and the losses without an adapter."""
-        self.plan = json.loads(json.dumps(plan))
-        self._write({"plan": self.plan})
+    def start(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Write and return what is fixed before the first trial: the schedule, and the losses without an adapter."""
+        started: dict[str, Any] = json.loads(json.dumps(plan))
+        self.plan = started
+        self._write({"plan": started})
+        return started
 
     def find(self, trial: Trial) -> Outcome | None:
         """Return the outcome of a finished trial, or None."""
@@ -127,12 +133,11 @@ class TrialJournal:
         return end
 
     def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        for key in [*wanted, *(key for key in found if key not in wanted)]:
-            if found.get(key) != wanted.get(key):
-                raise InputError(
-                    f"`{self._path}` is of another run: its {key} is {_short(found.get(key))}, now it is"
-                    f" {_short(wanted.get(key))}; resume with the same, or use another folder"
-                )
+        for what, before, now in _differences(found, wanted):
+            raise InputError(
+                f"`{self._path}` is of another run: its {what} is {_short(before)}, now it is {_short(now)}; resume"
+                " with the same, or use another folder"
+            )
 
 
 def recorded(journal: TrialJournal, run: Callable[[Trial], Outcome]) -> Callable[[Trial], Outcome]:
@@ -146,6 +151,16 @@ def recorded(journal: TrialJournal, run: Callable[[Trial], Outcome]) -> Callable
         return outcome
 
     return ask
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the entries that differ: their name, and both values."""
+    for key in [*wanted, *(key for key in found if key not in wanted)]:
+        before, now = found.get(key), wanted.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from ((f"{key}: {what}", *values) for what, *values in _differences(before, now))
+        elif before != now:
+            yield key, before, now
 
 
 def _outcome(fields: Mapping[str, Any]) -> Outcome:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from plop_ext.arguments import check_choice
 from plop_ext.errors import InputError
 from plop_ext.experiment.intervals import Difference
 from plop_ext.experiment.verdict import Verdict
@@ -98,7 +99,12 @@ class Comparison:
     seconds: float = field(default=math.nan, compare=False)
 
     def row(self, label: str) -> ComparisonRow:
-        """Return the row of a candidate."""
+        """Return the row of a candidate.
+
+        Raises:
+            InputError: If there is no such candidate.
+        """
+        check_choice([row.label for row in self.rows], label=label)
         return next(row for row in self.rows if row.label == label)
 
     @property

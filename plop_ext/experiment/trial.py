@@ -9,18 +9,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from plop_ext.data import Encoded
 from plop_ext.errors import SetupError
 from plop_ext.experiment.candidates import Candidate
+from plop_ext.experiment.given import Parts
 from plop_ext.experiment.race import Outcome, Trial
 from plop_ext.experiment.schedule import Speed
+from plop_ext.experiment.settings import Settings
 from plop_ext.finetuning.evaluation import RowLosses, held_out_losses
 from plop_ext.finetuning.finetune import FinetuneResult, pad_token_id, train_and_measure
 
@@ -29,40 +31,6 @@ if TYPE_CHECKING:
 
 # Steps that are timed; the first, which allocates, is not.
 _TIMED_STEPS = 4
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The rows of an experiment. No row is in two of `fitted`, `validation` and `test`.
-
-    Attributes:
-        train: All training rows: final trials train on them.
-        fitted: The part of them that tuning trials train on.
-        validation: The rest of them, on which rates and finalists are chosen.
-        test: Rows that choose nothing; the verdict comes from them.
-    """
-
-    train: Sequence[Encoded]
-    fitted: Sequence[Encoded]
-    validation: Sequence[Encoded]
-    test: Sequence[Encoded]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How every trial trains.
-
-    Attributes:
-        batch_size: Samples in a step.
-        eval_batch_size: Samples in a batch of a held-out loss.
-        alpha_over_r: Scale of the update, `lora_alpha / r`.
-        lora_kwargs: Further arguments of `peft.LoraConfig`.
-    """
-
-    batch_size: int
-    eval_batch_size: int
-    alpha_over_r: int
-    lora_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,9 +58,8 @@ class Finetunes:
         tokenizer: Its tokenizer.
         candidates: The candidates.
         parts: The rows.
-        recipe: How to train.
-        adapters: Folder for the adapters of the final trials with the seed `kept_seed`; None keeps none.
-        kept_seed: See `adapters`.
+        settings: How to train.
+        adapters: Folder for the adapters of the final trials with the first seed; None keeps none.
     """
 
     def __init__(
@@ -101,19 +68,18 @@ class Finetunes:
         tokenizer: PreTrainedTokenizerBase,
         candidates: Sequence[Candidate],
         parts: Parts,
-        recipe: Recipe,
+        settings: Settings,
         adapters: Path | None,
-        kept_seed: int,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._candidates = {candidate.label: candidate for candidate in candidates}
-        self._parts, self._recipe = parts, recipe
-        self._adapters, self._kept_seed = adapters, kept_seed
+        self._parts, self._settings = parts, settings
+        self._adapters = adapters
 
     def __call__(self, trial: Trial, on_step: Callable[[int, float | None], None] | None = None) -> Outcome:
         """Run a trial."""
         started = time.perf_counter()
-        folder = self.adapter(trial.candidate) if trial.final and trial.seed == self._kept_seed else None
+        folder = self.adapter(trial.candidate) if trial.final and trial.seed == self._settings.seeds[0] else None
         if folder is not None and folder.exists():  # of a process that was killed before the trial was recorded
             shutil.rmtree(folder)
         parts = self._parts
@@ -148,12 +114,12 @@ class Finetunes:
         device = self._model.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        parts, recipe = self._parts, self._recipe
+        parts = self._parts
         started = time.perf_counter()
         validation, test = (self._loss(rows) for rows in (parts.validation, parts.test))
         row_seconds = (time.perf_counter() - started) / (len(parts.validation) + len(parts.test))
 
-        longest = sorted(parts.train, key=lambda sample: -len(sample["input_ids"]))[: recipe.batch_size]
+        longest = sorted(parts.train, key=lambda sample: -len(sample["input_ids"]))[: self._settings.batch_size]
         first = next(iter(self._candidates.values()))
         self._time(first, longest, 1)
         peak = _peak_bytes(device)
@@ -183,7 +149,7 @@ class Finetunes:
             self._model,
             rows,
             pad_token_id=pad_token_id(self._tokenizer),
-            batch_size=self._recipe.eval_batch_size,
+            batch_size=self._settings.eval_batch_size,
         )
 
     def _finetune(
@@ -197,7 +163,7 @@ class Finetunes:
         folder: Path | None,
         on_step: Callable[[int, float | None], None] | None,
     ) -> FinetuneResult:
-        recipe = self._recipe
+        settings = self._settings
         try:
             return train_and_measure(
                 self._model,
@@ -206,20 +172,20 @@ class Finetunes:
                 judged,
                 candidate.placement,
                 r=candidate.r,
-                lora_alpha=recipe.alpha_over_r * candidate.r,
+                lora_alpha=settings.alpha_over_r * candidate.r,
                 learning_rate=rate,
                 max_steps=steps,
-                batch_size=recipe.batch_size,
-                eval_batch_size=recipe.eval_batch_size,
+                batch_size=settings.batch_size,
+                eval_batch_size=settings.eval_batch_size,
                 seed=seed,
                 output_dir=folder,
                 on_step=on_step,
                 loss_before=math.nan,
-                lora_kwargs=recipe.lora_kwargs,
+                lora_kwargs=settings.lora_kwargs,
             )
         except torch.OutOfMemoryError as error:
             raise SetupError(
-                f"out of memory with {candidate.label} at `batch_size` {recipe.batch_size}; give a smaller one, or a"
+                f"out of memory with {candidate.label} at `batch_size` {settings.batch_size}; give a smaller one, or a"
                 " smaller `max_length`"
             ) from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plop_ext.data import Encoded, batches, counted_tokens
+from plop_ext.data.encoding import check_encoded
 from plop_ext.errors import InputError
 from plop_ext.finetuning.training import autocast
 from plop_ext.preserve import evaluating
@@ -97,8 +98,9 @@ def learnable(encoded: Sequence[Encoded], name: str) -> list[Encoded]:
     """Return the samples with at least one token to predict, and log how many have none.
 
     Raises:
-        InputError: If no sample has one; the message calls the samples `name`.
+        InputError: If no sample has one, or they are no samples; the message calls them `name`.
     """
+    check_encoded(encoded, name)
     kept = [sample for sample in encoded if counted_tokens(sample)]
     if not kept:
         raise InputError(

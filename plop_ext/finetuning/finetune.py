@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from plop_ext.arguments import (
     check_choice,
     check_flags,
+    check_functions,
     check_number,
     check_seed,
     check_type,
@@ -175,12 +176,8 @@ def finetune(
     check_choice(SCHEDULERS, lr_scheduler=lr_scheduler)
     check_flags(keep=keep, progress=progress)
     check_type((dict, type(None)), "a dict of fields of LoraConfig", lora_kwargs=lora_kwargs)
-    for name, callback in {"on_step": on_step, "on_eval_batch": on_eval_batch}.items():
-        if callback is not None and not callable(callback):
-            raise InputError(f"`{name}` must be a function, got {shown(callback)}")
-    if not hasattr(tokenizer, "pad_token_id"):
-        raise InputError(f"`tokenizer` must be a tokenizer of transformers, got {shown(tokenizer)}")
-    _check_model(model)
+    check_functions(on_step=on_step, on_eval_batch=on_eval_batch)
+    check_trainable(model, tokenizer)
     placement.check_model(model)
     train = learnable(train, "train")
     eval = apart(train, learnable(eval, "eval"), "eval")
@@ -323,8 +320,14 @@ def _reporter(advance: Callable[..., None], on_step: OnStep | None) -> OnStep:
     return report
 
 
-def _check_model(model: Any) -> None:
-    """Check that the model is a causal language model without adapters."""
+def check_trainable(model: Any, tokenizer: Any) -> None:
+    """Check that the model is a causal language model without adapters, and the tokenizer one of transformers.
+
+    Raises:
+        InputError: If they are not.
+    """
+    if not hasattr(tokenizer, "pad_token_id"):
+        raise InputError(f"`tokenizer` must be a tokenizer of transformers, got {shown(tokenizer)}")
     if hasattr(model, "peft_config"):
         raise InputError("`model` has adapters already; give the base model, such as `model.unload()` returns")
     generates = hasattr(model, "can_generate") and model.can_generate()

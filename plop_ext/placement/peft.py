@@ -21,9 +21,7 @@ def lora_config(
     placement: PlacementData, r: int | None = None, lora_alpha: int | None = None, **kwargs: Any
 ) -> LoraConfig:
     """Make a `peft.LoraConfig`; see `Placement.lora_config`."""
-    for name in ("target_modules", "target_parameters"):
-        if name in kwargs:
-            raise InputError(f"`{name}` comes from the placement; leave it out")
+    _check_names(kwargs)
     selected = names(placement)
     r, alpha = rank_and_alpha(placement, r, lora_alpha)
     for name in ("lora_dropout", "use_dora", "lora_bias"):
@@ -34,16 +32,37 @@ def lora_config(
             )
     for note in placement.notes:
         warn(note)
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise SetupError("`lora_config` needs PEFT: pip install peft") from error
     if placement.ranks:
         pattern = rank_pattern(placement.ranks, r)
         kwargs.setdefault("rank_pattern", pattern)
         kwargs.setdefault("alpha_pattern", alpha_pattern(pattern, alpha / r))
+    return _config(r=r, lora_alpha=alpha, **selected, **kwargs)
+
+
+def check_fields(kwargs: Mapping[str, Any]) -> None:
+    """Check further fields of `LoraConfig` before there is a placement.
+
+    Raises:
+        InputError: If PEFT does not know a field, or refuses its value.
+        SetupError: If PEFT is not installed.
+    """
+    _check_names(kwargs)
+    _config(**kwargs)
+
+
+def _check_names(kwargs: Mapping[str, Any]) -> None:
+    for name in ("target_modules", "target_parameters"):
+        if name in kwargs:
+            raise InputError(f"`{name}` comes from the placement; leave it out")
+
+
+def _config(**fields: Any) -> LoraConfig:
     try:
-        return LoraConfig(r=r, lora_alpha=alpha, **selected, **kwargs)
+        from peft import LoraConfig
+    except ImportError as error:
+        raise SetupError("`lora_config` needs PEFT: pip install peft") from error
+    try:
+        return LoraConfig(**fields)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"PEFT refuses this configuration: {first_line(error)}; change or leave out the field"

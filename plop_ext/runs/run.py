@@ -7,25 +7,24 @@ import os
 import random
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plop_ext.arguments import check_choice, check_flags, check_functions, check_type
 from plop_ext.data import Encoded, batches
-from plop_ext.data.held_out import apart
 from plop_ext.errors import InputError
 from plop_ext.experiment.candidates import Candidate, Entry, match, proposals, reference, without_repetitions
-from plop_ext.experiment.compare import MARGIN, RATES, SEEDS
-from plop_ext.experiment.engine import Experiment, divide, inputs
+from plop_ext.experiment.engine import Experiment
 from plop_ext.experiment.estimate import Estimate
+from plop_ext.experiment.given import prepare
 from plop_ext.experiment.journal import TrialJournal
 from plop_ext.experiment.result import Comparison
-from plop_ext.experiment.settings import Settings
-from plop_ext.experiment.trial import Parts, Recipe
-from plop_ext.finetuning.evaluation import learnable
+from plop_ext.experiment.settings import MARGIN, RATES, SEEDS, Settings
 from plop_ext.finetuning.finetune import pad_token_id
 from plop_ext.placement.budget import Budget, make_budget
-from plop_ext.runs.folder import RunFolder, open_folder
+from plop_ext.quantities import count_or_share, size_or_share
+from plop_ext.runs.folder import RunFolder, check_folder, open_folder
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_STRATEGIES = ("attention", "mlp", "inverse", "random")
 _SCORED_SAMPLES = 128
 _SCORING_BATCH = 8
 
@@ -114,6 +114,9 @@ def run_experiment(
             time is too small, the disk too full, or the data too small.
         SetupError: If memory runs out.
     """
+    check_flags(resume=resume, dry_run=dry_run, progress=progress)
+    check_functions(on_estimate=on_estimate)
+    check_type((str, type(None)), "a name", data_name=data_name)
     settings = Settings(
         learning_rates=learning_rates,
         seeds=seeds,
@@ -123,56 +126,69 @@ def run_experiment(
         margin=margin,
         validation=validation,
         r=r,
-        max_params=None,
-        recipe=Recipe(batch_size, eval_batch_size, alpha_over_r, dict(lora_kwargs or {})),
+        alpha_over_r=alpha_over_r,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        max_seconds=max_seconds,
+        lora_kwargs=lora_kwargs,
     )
-    train = learnable(train, "train")
-    eval = apart(train, learnable(eval, "eval"), "eval")
-    parts = divide(train, eval, validation, seeds[0])
-    asked = {"strategies": list(strategies), "max_params": max_params, "max_memory": max_memory}
-    given = inputs(model, train, eval, settings.to_dict() | asked | {"max_seconds": max_seconds})
+    wanted = _Wanted(strategies, max_params, max_memory)
+    if folder is not None:
+        check_folder(folder, resume)
+    elif not dry_run:
+        raise InputError("`folder` is missing; name a new folder for the run")
+    given = prepare(model, tokenizer, train, eval, settings, vars(wanted))
+    parts = given.parts
 
-    def prepare(scores: Scores, adapters: Path | None) -> tuple[Experiment, list[Candidate]]:
-        longest = max(len(sample["input_ids"]) for sample in train)
+    def experiment_of(scores: Scores, adapters: Path | None) -> tuple[Experiment, list[Candidate]]:
+        longest = max(len(sample["input_ids"]) for sample in parts.train)
         budget = make_budget(scores, max_params, max_memory, batch_size, longest)
-        candidates = match(_entries(scores, strategies, budget), r, budget)
+        candidates = match(_entries(scores, wanted.strategies, budget), r, budget)
         chosen = replace(settings, max_params=None if budget is None else budget.max_params)
-        return Experiment(model, tokenizer, candidates, parts, chosen, adapters), candidates
+        return Experiment(model, tokenizer, candidates, given, chosen, adapters), candidates
 
     def score_with(journal: Path | None) -> Scores:
-        return _score(model, tokenizer, train, seeds[0], data_name, journal, progress)
+        return _score(model, tokenizer, parts.train, seeds[0], data_name, journal, progress)
 
-    if dry_run:
-        experiment, _ = prepare(score_with(None), None if folder is None else Path(folder))
-        measured = experiment.measure()
-        estimate = experiment.estimate(experiment.schedule(measured, max_seconds), measured)
-        _report(estimate, on_estimate)
+    if folder is None or dry_run:
+        experiment, _ = experiment_of(score_with(None), None if folder is None else Path(folder))
+        experiment.forecast(on_estimate)
         return None
-    if folder is None:
-        raise InputError("`folder` is missing; name a new folder for the run")
     files = open_folder(folder, resume)
-    with TrialJournal(files.journal, given, resume) as journal:
+    with TrialJournal(files.journal, given.inputs, resume) as journal:
         files.clean()
         if files.result.is_file():
-            logger.info("%s holds the finished run of these inputs", files.path)
+            logger.info("%s is finished and of the same inputs; nothing to do", files.path)
             return Comparison.load(files.result)
         scores = Scores.load(files.scores) if files.scores.is_file() else score_with(files.scoring)
         scores.save(files.scores)
         files.scoring.unlink(missing_ok=True)
         files.adapters.mkdir(exist_ok=True)
-        experiment, candidates = prepare(scores, files.adapters)
-        if journal.plan is None:
-            measured = experiment.measure()
-            schedule = experiment.schedule(measured, max_seconds)
-            _report(experiment.estimate(schedule, measured), on_estimate)
-            journal.start(experiment.plan(schedule, measured))
-        comparison = experiment.run(journal, given, progress)
-        return _finish(files, scores, comparison, candidates, parts)
+        experiment, candidates = experiment_of(scores, files.adapters)
+        comparison = experiment.run(journal, progress, on_estimate)
+        return _finish(files, scores, comparison, candidates)
 
 
-def _finish(
-    files: RunFolder, scores: Scores, comparison: Comparison, candidates: Sequence[Candidate], parts: Parts
-) -> Comparison:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a user asks of the candidates; see `run_experiment`."""
+
+    strategies: Sequence[str]
+    max_params: int | float | str | None
+    max_memory: int | float | str | None
+
+    def __post_init__(self) -> None:
+        check_type((list, tuple), f"a list of {', '.join(_STRATEGIES)}", strategies=self.strategies)
+        for name in self.strategies:
+            check_choice(_STRATEGIES, strategies=name)
+        if self.max_params is not None:
+            count_or_share(self.max_params, "max_params")
+        if self.max_memory is not None:
+            size_or_share(self.max_memory, "max_memory")
+        object.__setattr__(self, "strategies", list(self.strategies))
+
+
+def _finish(files: RunFolder, scores: Scores, comparison: Comparison, candidates: Sequence[Candidate]) -> Comparison:
     """Write what the verdict decides; `result.json` is last, so that a kill before it repeats this part alone."""
     files.keep_adapter(None if comparison.adapter is None else Path(comparison.adapter))
     winner = next((item for item in candidates if item.label == comparison.verdict.winner), None)
@@ -227,10 +243,3 @@ def _score(
         [train[index] for index in chosen], batch_size=_SCORING_BATCH, pad_token_id=pad_token_id(tokenizer)
     )
     return score(model, loader, data_name=data_name, journal=journal, resume=True, seed=seed, progress=progress)
-
-
-def _report(estimate: Estimate, on_estimate: Callable[[Estimate], None] | None) -> None:
-    if on_estimate is not None:
-        on_estimate(estimate)
-    for line in estimate.lines():
-        logger.info("%s", line)

@@ -13,7 +13,8 @@ import pytest
 from plop_ext.cli.main import build_parser, main
 from plop_ext.scores import Scores
 from tests.support.disks import limited_file_size
-from tests.support.saved_scores import save_placement, save_scores
+from tests.support.saved_scores import ranked, save_placement, save_scores
+from tests.support.stub_trials import StubTrials
 
 SCORE = ["score", "plop-tiny", "{data}", "--quiet", "--device", "cpu"]
 COMMANDS = {
@@ -133,9 +134,31 @@ def test_devices_stay(files: dict[str, Path], tmp_path: Path, capfd: pytest.Capt
     assert main([*score, "-o", str(null)]) == 0
     assert null.is_char_device() and Path(os.devnull).is_char_device()
     assert not [path for path in Path("/dev").iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize(("name", "option"), [("score", "-o"), ("place", "-o"), ("report", "-o"), ("merge", "-o")])
+def test_standard_output_holds_the_output_alone(
+    name: str, option: str, files: dict[str, Path], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if name == "merge":
+        ranked().save(files["other"], overwrite=True)
+        content = json.loads(files["other"].read_text())
+        content["provenance"]["data"]["name"] = "another"
+        files["other"].write_text(json.dumps(content))
+    command = ["merge", "{scores}", "{other}"] if name == "merge" else COMMANDS[name]
+    arguments = [argument.format(**files) for argument in command if argument not in ("--against", "--quiet")]
+    if name == "report":
+        arguments = ["report", str(files["scores"])]
     capfd.readouterr()
-    assert main(["place", str(files["scores"]), "-o", "/dev/stdout"]) == 0
-    assert '"format": "plop_ext.placement"' in capfd.readouterr().out
+    assert main([*arguments, option, "/dev/stdout"]) == 0
+    printed = capfd.readouterr().out
+    if name == "report":
+        assert printed.startswith("<!doctype html>") and printed.rstrip().endswith("</html>")
+    else:
+        assert json.loads(printed)["format"] in ("plop_ext.scores", "plop_ext.placement")
+    assert main([*arguments, option, "/dev/stdout", "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert not out and "would both write to standard output; leave one out" in err
 
 
 @pytest.mark.parametrize("name", ["place", "report"])
@@ -177,8 +200,8 @@ def test_resume_leaves_a_finished_output_of_the_same_inputs(
         patch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("scored again"))
         capsys.readouterr()
         assert main([*score, "-o", str(output), "--resume", "--heatmap", str(tmp_path / "h.png")]) == 0
-        printed = " ".join(capsys.readouterr().out.split())
-        assert "is finished and of the same inputs; nothing to do" in printed and "q_proj" in printed
+        out, err = capsys.readouterr()
+        assert "is finished and of the same inputs; nothing to do" in err and "q_proj" in out
         assert (tmp_path / "h.png").is_file()
         assert main([*score, "-o", str(output), "--resume", "--max-length", "8"]) == 2
         assert "from other inputs" in capsys.readouterr().err
@@ -187,3 +210,31 @@ def test_resume_leaves_a_finished_output_of_the_same_inputs(
     assert output.read_bytes() == before
     assert main([*score, "-o", str(output), "--resume", "--force"]) == 0
     assert output.read_bytes() != before and len(Scores.load(output).sample_ids) == 1
+
+
+def test_resume_leaves_a_finished_comparison_of_the_same_inputs(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files["data"].write_text("".join(f'{{"text": "row {i} of words that are long enough"}}\n' for i in range(30)))
+    assert main(["score", "plop-tiny", str(files["data"]), "--samples", "4", "-o", str(tmp_path / "scored.json")]) == 0
+    output = tmp_path / "c.json"
+    command = ["compare", "plop-tiny", str(files["data"]), "--scores", str(tmp_path / "scored.json")]
+    command += ["--device", "cpu", "--steps", "1", "--seeds", "2", "--rates", "1e-3", "-o", str(output)]
+    monkeypatch.setattr("plop_ext.experiment.trial.train_and_measure", StubTrials())
+    assert main(command) == 0
+    assert "time: " in capsys.readouterr().err
+    before = output.read_bytes()
+    assert main(command) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("compared again"))
+        capsys.readouterr()
+        assert main([*command, "--resume", "--plot", str(tmp_path / "c.png")]) == 0
+        out, err = capsys.readouterr()
+        assert "is finished and of the same inputs; nothing to do" in err and "all-linear" in out
+        assert (tmp_path / "c.png").is_file()
+        for change in (["--steps", "2"], ["--margin", "0.02"], ["--scores", str(files["scores"])]):
+            assert main([*command, "--resume", *change]) == 2
+            assert "from other inputs" in capsys.readouterr().err
+    assert output.read_bytes() == before and not (tmp_path / "c.json.partial").exists()
+    assert main([*command, "--resume", "--force", "--steps", "2"]) == 0
+    assert output.read_bytes() != before

@@ -90,7 +90,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("inputs", "match"),
         [
-            ({**INPUTS, "model": {"weights": "cd"}}, "of another run: its model is {'weights': 'ab'}, now it is"),
+            ({**INPUTS, "model": {"weights": "cd"}}, "of another run: its model: weights is ab, now it is cd"),
             ({"model": INPUTS["model"]}, "its settings is {'rates': "),
             ({**INPUTS, "device": "x"}, "its device is None, now it is x"),
         ],

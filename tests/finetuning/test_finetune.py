@@ -347,7 +347,7 @@ class TestRefusals:
             ({"learning_rate": math.nan}, "`learning_rate` must be a number, got nan"),
             ({"warmup_ratio": 1.0}, "`warmup_ratio` must be at least 0 and below 1, got 1.0"),
             ({"lr_scheduler": "cosin"}, "`lr_scheduler` must be one of .*cosine.*, got 'cosin'"),
-            ({"train": []}, "`train` has no token to predict in 0 samples"),
+            ({"train": []}, "`train` is empty; give at least one sample"),
             ({"eval": [Encoded(input_ids=[5], labels=[5])]}, "`eval` has no token to predict in 1 samples"),
         ],
     )

@@ -130,7 +130,7 @@ def test_everything_diverged_leaves_no_adapter(
 class TestRefusals:
     def test_other_inputs(self, rows: tuple[list[Encoded], list[Encoded]], stub: StubTrials, tmp_path: Path) -> None:
         quick(rows, tmp_path / "run")
-        with pytest.raises(InputError, match="is of another run: its settings is"):
+        with pytest.raises(InputError, match="is of another run: its settings: max_steps is 2, now it is 3"):
             quick(rows, tmp_path / "run", resume=True, max_steps=3)
         with pytest.raises(InputError, match="is of another run: its training data is"):
             quick((rows[0][1:], rows[1]), tmp_path / "run", resume=True)
