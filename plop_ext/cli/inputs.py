@@ -88,7 +88,7 @@ def check_same(output: str, found: str | None, inputs: str | None) -> None:
 
 
 def say_finished(output: str) -> None:
-    """Say that a finished result is left as it is."""
+    """Say that a finished result is not changed."""
     messages.print(f"{output} is finished and of the same inputs; nothing to do")
 
 
