@@ -111,6 +111,9 @@ gpu-bench:
 	$(PYTHON) -m benchmarks.streaming --output benchmarks/results/streaming.json
 	$(PYTHON) -m benchmarks.moe_overhead --output benchmarks/results/moe_overhead.json
 	$(PYTHON) -m benchmarks.time_to_placement --output benchmarks/results/time_to_placement.json
+	$(PYTHON) -m benchmarks.whole_api --output benchmarks/results/whole_api.json
+	$(PYTHON) -m benchmarks.first_seconds --output benchmarks/results/first_seconds.json
+	$(PYTHON) -m benchmarks.plot_first_seconds benchmarks/results/first_seconds.json --output docs/first_seconds.svg
 
 # What Nsight Compute sees of each kernel, at the clocks of a run.
 gpu-profile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks import renderers_fast
+from benchmarks import renderers_fast, renderers_first
 from benchmarks.markdown import Result, spread, table
 
 
@@ -312,4 +312,5 @@ RENDERERS = {
     "streaming": streaming,
     "training_overhead": training_overhead,
     **renderers_fast.RENDERERS,
+    **renderers_first.RENDERERS,
 }

@@ -20,6 +20,7 @@ SCRIPTS = (
     "adapter_cost",
     "cpu_overhead",
     "early_stop",
+    "first_seconds",
     "fused_kernels",
     "gated_projection",
     "host_cost",
@@ -31,6 +32,7 @@ SCRIPTS = (
     "streaming",
     "time_to_placement",
     "training_overhead",
+    "whole_api",
 )
 
 
