@@ -157,7 +157,14 @@ class Arena:
         return self._take(token_map.rows)
 
     def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
-        """Reduce the sums of a routed layer at once, because its rows have their own order (`ops.gain_totals_`)."""
+        """Reduce the sums of a routed layer at once, because its rows have their own order (`ops.gain_totals_`).
+
+        Args:
+            sums: The sums; the first vector is that of the input of the first projections.
+            counted: As for `ops.gain_totals_`.
+            offsets: As for `ops.gain_totals_`.
+            records: As for `ops.gain_totals_`.
+        """
         ops.gain_totals_(self._totals, sums, counted, offsets, records)
 
     def forget(self, index: int) -> None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from plop_ext.collecting import routed_experts
-from plop_ext.collecting.divided import hook_of, reduces_in_hook
+from plop_ext.collecting.divided import hook_of, observer_of, reduces_in_hook
 from plop_ext.collecting.hooks import ExpertsObserver, Hook, ProductHook, compiled_calls, replace_attribute
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
@@ -69,7 +69,7 @@ class Collector:
             for module, layers in self.recording.layers_of.items():
                 adapter = layers[0][1].adapter
                 if adapter.routed:
-                    experts[module] = ExpertsObserver(self.recording, module, layers)
+                    experts[module] = observer_of(self.recording, module, layers)
                 elif isinstance(adapter, ProductAdapter):
                     hooks[module] = forward = ProductHook(self.recording, module, layers, adapter)
                     replace_attribute(stack, module, "forward", forward)

@@ -21,10 +21,11 @@ from torch import Tensor, distributed, nn
 
 from plop_ext import ops
 from plop_ext.collecting.arena import Arena
-from plop_ext.collecting.hooks import Hook
+from plop_ext.collecting.hooks import ExpertsObserver, Hook
 from plop_ext.collecting.notes import IndexedLayers
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.rows import as_rows, output_sumsq
+from plop_ext.collecting.running_batch import RunningBatch
 from plop_ext.collecting.token_map import TokenMap
 from plop_ext.layers import Division, LayerAdapter, LinearLayer, Unsupported, division_of
 
@@ -166,6 +167,82 @@ def _selected(values: Tensor, columns: Tensor) -> Tensor:
     return values[..., columns.to(values.device)]
 
 
+class DividedExpertsArena(Arena):
+    """Arena for experts that a group of processes divides.
+
+    Args:
+        device: As for `Arena`.
+        dtype: As for `Arena`.
+        n_layers: As for `Arena`.
+        group: The group. All its processes run the same batches.
+        by_columns: Whether each process holds columns of every expert, so that the sums of its rows are contributions.
+            Otherwise it holds whole experts, and its totals have zeros for the experts of others.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, n_layers: int, group: Any, by_columns: bool) -> None:
+        super().__init__(device, dtype, n_layers)
+        self._group = group
+        self._by_columns = by_columns
+        self._speaks = distributed.get_rank(group) == 0
+
+    def add_routed(self, sums: Tensor, counted: Tensor, offsets: Tensor, records: list[int]) -> None:
+        if self._by_columns:
+            if not self._speaks:
+                sums[: len(counted)].zero_()  # the input, which all processes hold
+            distributed.all_reduce(sums, group=self._group)
+        super().add_routed(sums, counted, offsets, records)
+
+    def finish_batch(self) -> Tensor:
+        totals = super().finish_batch()
+        if not self._by_columns:
+            distributed.all_reduce(totals, group=self._group)
+        return totals
+
+
+class DividedExpertsObserver(ExpertsObserver):
+    """Observer of an experts module that a group of processes divides.
+
+    Args:
+        recording: The recording to write to.
+        module: The module.
+        layers: The scored layers of the module, with their rows in the totals.
+        division: How its weights are divided: by experts, or by the columns of each.
+
+    Attributes:
+        skips_rows: Whether there are rows of experts that this process does not hold.
+    """
+
+    def __init__(self, recording: Recording, module: nn.Module, layers: IndexedLayers, division: Division) -> None:
+        super().__init__(recording, module, layers)
+        self.skips_rows = division.dim == 0
+        self._left_out: IndexedLayers = ()
+        by_columns = division.dim is not None and not self.skips_rows
+        if self.skips_rows:
+            first = division.rank * self._experts
+            self._first_rows = [None if row is None else row + first for row in self._first_rows]
+        elif by_columns and self._first_rows[-1] is not None:
+            last = self._first_rows[-1]
+            self._left_out = [item for item in layers if item[0] >= last]
+            self._first_rows[-1] = None
+        self._division = division
+        self._key = (division.group, by_columns)
+        self._make = partial(DividedExpertsArena, group=division.group, by_columns=by_columns)
+
+    def _first_read(self, batch: RunningBatch, expert: Tensor) -> int:
+        step, phase = batch.tokens.step, batch.tokens.phase
+        if step == 1 or not self.skips_rows:
+            return phase
+        # In one process, the rows of the experts of the ranks before this one come first.
+        held = torch.zeros(self._division.size, dtype=torch.int64, device=expert.device)
+        held[self._division.rank] = (expert < self._experts).sum()
+        distributed.all_reduce(held, group=self._division.group)
+        return (phase - int(held[: self._division.rank].sum())) % step
+
+    def _arena(self, batch: RunningBatch, hidden: Tensor) -> Arena:
+        batch.notes.leave_out(self._left_out, _PARTIAL)
+        return batch.arena_of(self._key, hidden.device, hidden.dtype, self._make)
+
+
 class DividedHook(Hook):
     """Forward hook of a module whose weight the processes of a group divide.
 
@@ -243,6 +320,15 @@ def hook_of(recording: Recording, module: nn.Module, layers: IndexedLayers) -> H
         return Hook(recording, module, layers)
     assert not isinstance(division, str), division
     return DividedHook(recording, module, layers, division)
+
+
+def observer_of(recording: Recording, module: nn.Module, layers: IndexedLayers) -> ExpertsObserver:
+    """Return the observer of an experts module, which may be divided in its forward."""
+    division = division_of(module)
+    if division is None:
+        return ExpertsObserver(recording, module, layers)
+    assert not isinstance(division, str), division
+    return DividedExpertsObserver(recording, module, layers, division)
 
 
 def reduces_in_hook(module: nn.Module) -> bool:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from plop_ext.collecting import routed_experts
+from plop_ext.collecting.arena import Arena
 from plop_ext.collecting.feeding import Fed
 from plop_ext.collecting.notes import IndexedLayers
 from plop_ext.collecting.recording import Recording
+from plop_ext.collecting.running_batch import RunningBatch
 from plop_ext.collecting.token_map import Reading
 from plop_ext.layers import LayerAdapter, ProductAdapter, Unsupported, bias_in_place, weights_in_place
 
@@ -89,10 +91,23 @@ class ExpertsObserver:
         reading = Reading(self._layers[0][1].stream, len(hidden))
         if batch is None or batch.map_for(reading, hidden.device, self._layers) is None:
             return None
-        arena = batch.arena_for(hidden.device, hidden.dtype)
         return routed_experts.RoutedCall(
-            arena, self._first_rows, batch.tokens, reading, hidden, token, expert, self._experts
+            self._arena(batch, hidden),
+            self._first_rows,
+            batch.tokens,
+            reading,
+            hidden,
+            token,
+            expert,
+            self._experts,
+            self._first_read(batch, expert),
         )
+
+    def _first_read(self, batch: RunningBatch, expert: Tensor) -> int:
+        return batch.tokens.phase
+
+    def _arena(self, batch: RunningBatch, hidden: Tensor) -> Arena:
+        return batch.arena_for(hidden.device, hidden.dtype)
 
 
 class ProductHook(Fed):

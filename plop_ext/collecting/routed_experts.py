@@ -47,6 +47,7 @@ class RoutedCall:
         token: [S] token of each row.
         expert: [S] expert of each row, ascending; ids past the last expert mark rows that are not computed.
         experts: E.
+        phase: First row read; that of `tokens` unless the rows of other experts come before these.
     """
 
     def __init__(
@@ -59,17 +60,19 @@ class RoutedCall:
         token: Tensor,
         expert: Tensor,
         experts: int,
+        phase: int | None = None,
     ) -> None:
+        phase = tokens.phase if phase is None else phase
         samples, counted = tokens.owners(reading, hidden.device)
         self._arena = arena
         self._first_rows = first_rows
-        self._tokens = tokens
-        self._rows = ops.rows_read(len(token), tokens.step, tokens.phase)
+        self._step, self._phase = tokens.step, phase
+        self._rows = ops.rows_read(len(token), tokens.step, phase)
         cells = experts * tokens.samples
         cell = expert * tokens.samples + samples[token]
         offsets = torch.searchsorted(cell, torch.arange(cells + 1, device=cell.device))
-        self._offsets = ((offsets - tokens.phase + tokens.step - 1) // tokens.step).clamp_(min=0)
-        token_read = token[tokens.phase :: tokens.step]
+        self._offsets = ((offsets - phase + tokens.step - 1) // tokens.step).clamp_(min=0)
+        token_read = token[phase :: tokens.step]
         self._counted = counted[token_read]
         self._sums = torch.empty((len(first_rows) + 2) * self._rows, dtype=arena.dtype, device=hidden.device)
         self._records: list[int] = []
@@ -77,13 +80,13 @@ class RoutedCall:
         per_token = torch.empty(len(hidden), dtype=arena.dtype, device=hidden.device)
         ops.row_sumsq_(per_token, hidden.detach())
         torch.index_select(per_token, 0, token_read, out=self._sums[: self._rows])
-        self._used = self._in_start = 0
+        self._in_start = 0
         self._used = self._rows
 
     def input(self, z: Tensor) -> None:
         """Sum the input [S, K] of the following outputs."""
         self._in_start = self._used
-        ops.row_sumsq_(self._take(), z.detach(), None, self._tokens.step, self._tokens.phase)
+        ops.row_sumsq_(self._take(), z.detach(), None, self._step, self._phase)
 
     def output(self, projection: int, y: Tensor, split: Any = None, part: int = 0) -> None:
         """Sum the output [S, M] of one projection, without its bias."""
@@ -95,7 +98,7 @@ class RoutedCall:
             y = split.select(y, part)
             y = y.squeeze(2) if y.shape[2] == 1 else y.squeeze(1)
         start = self._used
-        ops.row_sumsq_(self._take(), y, None, self._tokens.step, self._tokens.phase)
+        ops.row_sumsq_(self._take(), y, None, self._step, self._phase)
         self._records += (row, self._in_start, start)
 
     def finish(self) -> None:
@@ -160,7 +163,7 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
 
     # Under expert parallelism rows past the last local expert are left uninitialized by the matmul.
     sentinel = None
-    if getattr(self, "_is_expert_parallel", False):
+    if getattr(self, "_is_expert_parallel", False) or getattr(observer, "skips_rows", False):
         sentinel = (expert >= experts).unsqueeze(-1)
         expert = expert.clamp(max=experts - 1)
 
@@ -225,7 +228,7 @@ def first_rows(layers: Sequence[tuple[int, LinearLayer]], module: nn.Module) -> 
     Raises:
         ValueError: If experts of a projection are missing, or not neighbours.
     """
-    experts = int(module.num_experts)  # type: ignore[arg-type]
+    experts = ExpertsAdapter().experts(module)
     rows: list[int | None] = [None] * len(ExpertsAdapter().projections(module))
     for index, layer in layers:
         projection, expert = divmod(layer.part, experts)

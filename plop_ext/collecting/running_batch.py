@@ -19,7 +19,7 @@ from plop_ext.totals import TOTALS_FIELDS
 
 A = TypeVar("A", bound=Arena)
 MakeArena: TypeAlias = Callable[[torch.device, torch.dtype, int], A]
-# By device, type of sums, and the group of processes that hold parts of the vectors.
+# By device, type of sums, and the group of processes that divide what is summed.
 Arenas = dict[tuple[torch.device, torch.dtype, Any], Arena]
 
 
@@ -114,7 +114,7 @@ class RunningBatch:
         token_map = self.map_for(Reading(stream, rows, fed), y.device, layers)
         if token_map is None:
             return None
-        arena = self._arena(y.device, y.dtype, group, make)
+        arena = self.arena_of(group, y.device, y.dtype, make)
         if self._last_call_only:
             for index, _ in layers:
                 arena.forget(index)
@@ -140,9 +140,10 @@ class RunningBatch:
 
     def arena_for(self, device: torch.device, dtype: torch.dtype) -> Arena:
         """Return the arena for outputs of `dtype` on `device`."""
-        return self._arena(device, dtype, None, Arena)
+        return self.arena_of(None, device, dtype, Arena)
 
-    def _arena(self, device: torch.device, dtype: torch.dtype, group: Any, make: MakeArena[A]) -> A:
+    def arena_of(self, group: Any, device: torch.device, dtype: torch.dtype, make: MakeArena[A]) -> A:
+        """Return the arena of a group of processes for outputs of `dtype` on `device`, made by `make` if it is new."""
         key = (device, ops.sum_dtype(dtype), group)
         if key not in self.arenas:
             self.arenas[key] = make(key[0], key[1], self._n_layers)

@@ -19,9 +19,13 @@ from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, register_ad
 from plop_ext.layers.attributes import attribute, tensor
 from plop_ext.layers.gram import grams, is_narrow
 from plop_ext.layers.linear import check_in_place
-from plop_ext.layers.sharded import row_sums, shard_of
+from plop_ext.layers.sharded import division_of, row_sums, runs_whole_batch, shard_of
 from plop_ext.layers.split import Split
 
+_EXCHANGED = (
+    "its experts are divided between processes and may receive tokens of other processes (all-to-all), whose samples "
+    "cannot be told; load the model with `ep_size` equal to `tp_size`, or without expert parallelism"
+)
 _FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "config")
 
 
@@ -72,6 +76,8 @@ class ExpertsAdapter(LayerAdapter):
             if weight is None or weight.dim() != 3 or weight.dtype not in ops.FLOATS:
                 raise Unsupported(f"its {parameter} is not a plain floating-point tensor of three dimensions")
         check_in_place(module)
+        if division_of(module) is not None and not runs_whole_batch(vars(module).get("forward")):
+            raise Unsupported(_EXCHANGED)
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         """Return K and M of one expert's first projection."""

@@ -8,7 +8,7 @@ a collective: all processes that hold a shard have to call it, for the same modu
 
 from plop_ext.layers.sharded.division import Division, division_of, partners_of
 from plop_ext.layers.sharded.row_sums import row_sums
-from plop_ext.layers.sharded.styles import without_style
+from plop_ext.layers.sharded.styles import runs_whole_batch, without_style
 from plop_ext.layers.sharded.units import at_rest, whole_size
 from plop_ext.layers.sharded.whole import gathered, is_sharded, shapes_known, shard_of, why_not_readable
 
@@ -20,6 +20,7 @@ __all__ = [
     "is_sharded",
     "partners_of",
     "row_sums",
+    "runs_whole_batch",
     "shapes_known",
     "shard_of",
     "whole_size",
