@@ -13,7 +13,7 @@ from plop_ext.collecting.divided import hook_of, observer_of, reduces_in_hook
 from plop_ext.collecting.hooks import ExpertsObserver, Hook, ProductHook, compiled_calls, replace_attribute
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
-from plop_ext.layers import LinearLayer, ProductAdapter
+from plop_ext.layers import LinearLayer, ProductAdapter, stages_group
 from plop_ext.streams.batch import BatchStreams
 from plop_ext.totals import Totals
 
@@ -52,7 +52,7 @@ class Collector:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[LinearLayer], *, last_call_only: bool = False) -> None:
-        self.recording = Recording(layers, last_call_only)
+        self.recording = Recording(layers, last_call_only, stages_group(model))
         self.layers = self.recording.layers
         self.unassigned = self.recording.notes.unassigned
         self.experts_implementation: str | None = None
@@ -68,6 +68,8 @@ class Collector:
             hooks: dict[nn.Module, Hook | ProductHook] = {}
             for module, layers in self.recording.layers_of.items():
                 adapter = layers[0][1].adapter
+                if layers[0][1].elsewhere:
+                    continue
                 if adapter.routed:
                     experts[module] = observer_of(self.recording, module, layers)
                 elif isinstance(adapter, ProductAdapter):

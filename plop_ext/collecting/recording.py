@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Recording:
     Args:
         layers: The scored layers; the parts of one module are neighbours.
         last_call_only: Keep only the last call of a layer in a batch.
+        stages: Group of the stages of a pipeline, each of which calls some of the layers; None for a whole model.
 
     Attributes:
         layers: The layers, as given.
@@ -45,7 +47,7 @@ class Recording:
         queue: The totals of closed batches.
     """
 
-    def __init__(self, layers: Sequence[LinearLayer], last_call_only: bool) -> None:
+    def __init__(self, layers: Sequence[LinearLayer], last_call_only: bool, stages: Any = None) -> None:
         self.layers = tuple(layers)
         self.last_call_only = last_call_only
         self.layers_of: dict[nn.Module, list[tuple[int, LinearLayer]]] = {}
@@ -54,6 +56,7 @@ class Recording:
         self.notes = Notes()
         self.feeding = Feeding()
         self.queue = TotalsQueue(len(self.layers))
+        self._stages = stages
         self._levels = [_Level()]
 
     @property
@@ -73,6 +76,8 @@ class Recording:
         assert level.batch is not None, "begin() comes first"
         totals = level.batch.finish()
         level.batch = None
+        if self._stages is not None:
+            torch.distributed.all_reduce(totals, group=self._stages)  # of zeros, but for this stage's layers
         return totals
 
     @contextmanager

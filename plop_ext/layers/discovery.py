@@ -56,6 +56,7 @@ class LinearLayer:
         split: Layout of the module's outputs if the weight is packed, else None.
         stream: Stream of rows in which the module sits (`plop_ext.layers.streams`).
         no_place: Why the matrix is no place for LoRA; empty if it is a candidate.
+        elsewhere: Whether another process holds the module: another stage of a pipeline.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LinearLayer:
     split: Split | None = None
     stream: str = TEXT
     no_place: str = ""
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,7 @@ def _candidates(
             continue
         try:
             adapter.check(module)
-            _check_division(module, adapter)
+            check_division(module, adapter)
         except Unsupported as error:
             unscored.append(UnscoredModule(name, plain_class(module).__name__, str(error)))
             continue
@@ -321,7 +323,7 @@ def _candidates(
     return candidates, unscored
 
 
-def _check_division(module: nn.Module, adapter: LayerAdapter) -> None:
+def check_division(module: nn.Module, adapter: LayerAdapter) -> None:
     """Raise `Unsupported` if the weight is divided in the forward and the module cannot be scored so."""
     division = division_of(module)
     if isinstance(division, str):

@@ -24,6 +24,25 @@ def is_offloaded(module: nn.Module) -> bool:
     return bool(getattr(hook, "offload", False))
 
 
+class Elsewhere:
+    """Marks a module as accelerate marks an offloaded one: its weights are loaded when they are needed."""
+
+    offload = True
+
+
+@contextmanager
+def weights_elsewhere(model: nn.Module) -> Iterator[None]:
+    """Make weights on the meta device count as present within the block."""
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        module._hf_hook = Elsewhere
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module._hf_hook
+
+
 @contextmanager
 def weights_in_place(module: nn.Module) -> Iterator[None]:
     """Hold the weights as the forward has them within the block: on the execution device, whole, and computed.

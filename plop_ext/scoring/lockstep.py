@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -26,7 +27,7 @@ from plop_ext.distributed.group import Group
 from plop_ext.distributed.handshake import RollCall
 from plop_ext.distributed.layout import Layout, layout_of
 from plop_ext.errors import InputError
-from plop_ext.layers import LinearLayer, partners_of
+from plop_ext.layers import LinearLayer, partners_of, stages_group
 from plop_ext.scoring.baseline import WeightNorms
 from plop_ext.scoring.digest import digest
 from plop_ext.scoring.journal import Journal, Known, Record, decode, encode
@@ -64,7 +65,7 @@ class Lockstep:
 
     def settle(self, model: nn.Module) -> None:
         places = {rank: place for place, rank in enumerate(self._group.ranks)}
-        mine = partners_of(model)
+        mine = partners_of(model, stages_group(model))
         outside = sorted(mine - places.keys())
         if outside:
             raise InputError(
@@ -127,8 +128,9 @@ class Lockstep:
         content = b""
         if mine is not None and self._group.rank == self._layout.speakers[self._place]:
             content = json.dumps(mine.ids).encode() if self._known.holds(mine) else encode(mine)
-        contents = self._group.gather(content)
-        return [self._decode(contents[rank]) for rank in self._layout.speakers]
+        elif mine is not None and mine.unassigned:
+            content = json.dumps(dict(mine.unassigned)).encode()
+        return [self._joined(*contents) for contents in self._layout.split(self._group.gather(content))]
 
     def without_repeats(self, record: Record) -> Record:
         if self._data == "same":
@@ -187,10 +189,13 @@ class Lockstep:
             return reader.read(torch.load(io.BytesIO(sent), weights_only=True), 0)
         return spare
 
-    def _decode(self, content: bytes) -> Record | None:
+    def _joined(self, content: bytes, *noted: bytes) -> Record | None:
+        """Return the record that the speaker of a place sent, with what the others could not assign: stages differ."""
         if not content:
             return None
-        return self._known.of_ids(json.loads(content)) if content.startswith(b"[") else decode(content)
+        record = self._known.of_ids(json.loads(content)) if content.startswith(b"[") else decode(content)
+        others = [json.loads(reasons) for reasons in noted if reasons]
+        return replace(record, unassigned=dict(ChainMap(*others, dict(record.unassigned)))) if others else record
 
 
 def _check(turns: Sequence[Turn]) -> int:

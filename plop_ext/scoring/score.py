@@ -17,7 +17,15 @@ from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
 from plop_ext.forwards.choose import choose_forwards
-from plop_ext.layers import at_rest, base_model, discover, runnable, whole_size
+from plop_ext.layers import (
+    at_rest,
+    base_model,
+    discover_whole,
+    held_here,
+    runnable,
+    stage_of,
+    whole_size,
+)
 from plop_ext.layers.completeness import part_of_model
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.progress import progress_bar
@@ -31,6 +39,7 @@ from plop_ext.scoring.extent import available_samples, extent
 from plop_ext.scoring.inputs import take_batches, take_model
 from plop_ext.scoring.ranks import TIMEOUT, ranks_of
 from plop_ext.scoring.run import run_batches
+from plop_ext.scoring.stages import union_of_stages
 from plop_ext.scoring.stopping import StopWatch
 from plop_ext.scoring.warn_about import warn_about, warn_of_scope
 from plop_ext.statistics import StopRule
@@ -195,19 +204,26 @@ def score(
         with random_state(), evaluating(model), at_rest(model):
             ranks.settle(model)
             with ranks.forward():
-                found = discover(model, include=include, exclude=exclude, scope=scope, everything=compat is not None)
+                stage = stage_of(model)
+                everything = compat is not None
+                found = discover_whole(
+                    model, stage, include=include, exclude=exclude, scope=scope, everything=everything
+                )
                 settings = replace(settings, scope=found.scope)
-                with progress_bar("reading weights", len(found.layers), progress) as advance:
-                    norms = frobenius_norms(found.layers, advance)
-                baselines = compute_baselines(found.layers, norms, settings, progress)
+                held = held_here(found.layers)
+                with progress_bar("reading weights", len(held), progress) as advance:
+                    norms = frobenius_norms(held, advance)
+                baselines = compute_baselines(held, norms, settings, progress)
+                norms, baselines = union_of_stages(stage, found.layers, norms, baselines)
             warn_of_scope(scope, found.scope)
             ranks.check_alike(found.layers, norms, input_device(model))
             baselines = ranks.agree_on(baselines)
             collector = Collector(model, found.layers, last_call_only=compat is not None)
             forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
             watch = None if rule is None else StopWatch(rule, found.layers, baselines)
-            described = describe_model(base_model(model)) | whole_size(base_model(model))
-            part = part_of_model(model)
+            described = describe_model(base_model(model) if stage is None else stage.whole)
+            described |= whole_size(base_model(model))
+            part = "" if stage is not None else part_of_model(model)
             if part:
                 described["part"] = part
             identity = {

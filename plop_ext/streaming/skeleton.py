@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from plop_ext.errors import InputError
-from plop_ext.layers import Discovery, LinearLayer, discover
+from plop_ext.layers import Discovery, Elsewhere, LinearLayer, discover, weights_elsewhere
 from plop_ext.models import quantization, sizes
 from plop_ext.models.architecture import build as build_model
 from plop_ext.models.architecture import read_config
@@ -172,28 +172,19 @@ def _asked(model: Any, method: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-class _Elsewhere:
-    """Marks a module as accelerate marks an offloaded one: its weights are loaded when they are needed."""
-
-    offload = True
-
-
 @contextmanager
 def _weights_elsewhere(model: nn.Module) -> Iterator[None]:
     """Make weights on the meta device count as present, and quantized ones as quantized, within the block."""
-    modules: list[Any] = list(model.modules())
     weights = []
-    for module in modules:
-        module._hf_hook = _Elsewhere
+    for module in model.modules():
         weight = module._parameters.get("weight")
         if type(weight).__module__.startswith("bitsandbytes"):
             weights.append((module, weight))
             module._parameters["weight"] = _quantized_stand_in(weight)
     try:
-        yield
+        with weights_elsewhere(model):
+            yield
     finally:
-        for module in modules:
-            del module._hf_hook
         for module, weight in weights:
             module._parameters["weight"] = weight
 
@@ -201,7 +192,7 @@ def _weights_elsewhere(model: nn.Module) -> Iterator[None]:
 def _quantized_stand_in(weight: Any) -> Any:
     """Return a weight of bitsandbytes that counts as quantized, as the loaded one will."""
     stand_in: Any = nn.Parameter(torch.empty(weight.shape, dtype=torch.int8, device="meta"), requires_grad=False)
-    stand_in.quant_state = stand_in.SCB = _Elsewhere
+    stand_in.quant_state = stand_in.SCB = Elsewhere
     return stand_in
 
 

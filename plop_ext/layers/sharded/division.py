@@ -65,10 +65,15 @@ def division_of(module: nn.Module) -> Division | str | None:
     return next(iter(divided or found), None)
 
 
-def partners_of(model: nn.Module) -> set[int]:
-    """Return the global ranks of the processes that run the same batches, because they hold parts of one model."""
+def partners_of(model: nn.Module, stages: Any) -> set[int]:
+    """Return the global ranks of the processes that run the same batches, because they hold parts of one model.
+
+    Args:
+        model: What this process holds.
+        stages: Group of the stages of a pipeline, or None.
+    """
     distributed = torch.distributed
-    found = {distributed.get_rank()}
+    found = {distributed.get_rank()} if stages is None else set(distributed.get_process_group_ranks(stages))
     for module in model.modules():
         division = division_of(module)
         if isinstance(division, Division):
