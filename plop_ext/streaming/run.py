@@ -206,6 +206,8 @@ class Stream:
         values, self._first_baselines = self._first_baselines, None
         if values is None:
             values = compute_baselines(block.layers, block.norms, self._settings)
+        last = block.index == self._skeleton.last
+        writes = self._state is not None and not last and self._state.is_due()
         collector = Collector(block.module, block.layers)
         with collector:
             for number, (batch, calls) in enumerate(zip(self._batches, self._calls, strict=True)):
@@ -214,9 +216,9 @@ class Stream:
                 collector.announce(batch.streams, step=self._settings.token_step, phase=batch.phase)
                 hidden = Result.hidden(calls.call(block.module, block.index, hidden, arguments))
                 collector.end()
-                if block.index < self._skeleton.last:
+                if not last:
                     self._store.put(f"hidden-{number}", [hidden])
-                    if self._state is not None:
+                    if self._state is not None and writes:
                         self._state.save_hidden(block.index, number, [hidden], calls.shared)
                 del hidden
         result = {
@@ -228,7 +230,7 @@ class Stream:
             "experts_implementation": collector.experts_implementation,
         }
         if self._state is not None:
-            self._state.finish(block.index, result)
+            self._state.finish(block.index, result, written=writes or last)
         return result
 
 

@@ -48,6 +48,11 @@ def streamed(folder: Path, **settings: Any) -> Scores:
     return stream_quietly(folder, BATCHES, device="cpu", **settings)
 
 
+@pytest.fixture(autouse=True)
+def every_block_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state.State, "is_due", lambda self: True)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return saved(llama(num_hidden_layers=4), tmp_path / "model")
@@ -83,6 +88,51 @@ def test_it_continues_after_any_block(block: int, model: Path, tmp_path: Path) -
     assert again.provenance["streaming"]["resumed_at"] == block + 1
     np.testing.assert_array_equal(again.totals, whole.totals)
     assert again.modules == whole.modules
+
+
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_block_that_is_not_worth_the_write_is_run_again(
+    killed_in: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only block 1 is due; so a kill in block 1 costs blocks 0 and 1, and one in block 3 costs block 2."""
+    asked: list[int] = []
+    monkeypatch.setattr(state.State, "is_due", lambda self: asked.append(0) is None and len(asked) == 2)
+    whole, kept = streamed(model), tmp_path / "state"
+    with monkeypatch.context() as patch:
+        stopped_after(killed_in - 1, patch)
+        with pytest.raises(Killed):
+            streamed(model, state=kept)
+    finished = 0 if killed_in == 1 else 2
+    assert json.loads((kept / "state.json").read_text())["finished"] == finished
+    assert [path.name for path in kept.glob("hidden-*")] == (["hidden-1"] if finished else [])
+    again = streamed(model, state=kept, resume=True)
+    assert again.provenance["streaming"]["resumed_at"] == finished
+    np.testing.assert_array_equal(again.totals, whole.totals)
+    assert not list(kept.glob("hidden-*")) and len(list(kept.glob("result-*.pt"))) == 4
+
+
+def test_a_state_is_due_when_a_kill_would_cost_more_than_the_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    now = [100.0]
+    monkeypatch.setattr(state.time, "monotonic", lambda: now[0])
+    kept = state.State(tmp_path / "state", {})
+    kept.start()
+    for seconds, due in ((19.0, False), (2.0, True)):
+        now[0] += seconds
+        assert kept.is_due() is due
+
+    def slow(*_: Any) -> None:
+        now[0] += 3.0
+
+    monkeypatch.setattr(state, "save_tensors", slow)
+    kept.save_hidden(0, 0, [], [])
+    kept.save_hidden(0, 1, [], [])
+    kept.finish(0, {}, written=True)
+    for seconds, due in ((59.0, False), (2.0, True)):
+        now[0] += seconds
+        assert kept.is_due() is due
 
 
 def test_what_blocks_hand_on_beside_the_hidden_state_survives(tmp_path: Path) -> None:
