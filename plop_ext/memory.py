@@ -38,6 +38,23 @@ def reset_peak_rss() -> bool:
     return True
 
 
+def total_ram() -> int:
+    """Return the bytes of RAM that this process could have at most: the machine's, or a control group's limit."""
+    room = [1 << 60]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        room.append(int(lines["MemTotal"].split()[0]) * 1024)
+    for limit in _LIMITS:
+        try:
+            most = Path(limit).read_text().strip()
+        except OSError:
+            continue
+        if most.isdigit():
+            room.append(int(most))
+    return min(room)
+
+
 def available_ram() -> int:
     """Return the bytes of RAM available to this process: the machine's, or less under a control group's limit."""
     room = [1 << 60]

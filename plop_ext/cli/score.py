@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,6 +24,8 @@ from plop_ext.read_ahead import reading_ahead
 if TYPE_CHECKING:
     from plop_ext.scores import Scores
     from plop_ext.statistics import StopRule
+
+logger = logging.getLogger(__name__)
 
 # Options for reading the data that the provenance records.
 _DATA = ("columns", "split", "max_length", "batch_size", "pad_to_multiple_of")
@@ -171,19 +174,37 @@ def _run(args: argparse.Namespace) -> Result:
     if finished is not None:
         say_finished(args.output)
         return _show(args, finished)
-    # A streamed run has its own state, and must not touch the journal of another run.
-    journal = None if args.stream else outputs.beside(args.output, ".partial")
-    scores = stream.score(args, inputs.start) if args.stream else _score(args, journal, rule, inputs.start)
+    journal = outputs.beside(args.output, ".partial")
+    scores = _scores(args, journal, rule, inputs)
     scores = replace(scores, provenance={**scores.provenance, "inputs": inputs.result()})
     if args.output:  # first, because later steps may fail and the scores are expensive
         save_or_rescue(partial(scores.save, overwrite=args.force), args.output)
+        # A streamed run has its own state, and must not touch the journal of another run.
         if args.stream:
             stream.remove_state(args.output)
-        if journal is not None:
+        elif journal is not None:
             journal.unlink(missing_ok=True)
     if args.stream:
         console.print(stream.peaks_line(scores.provenance["streaming"]), highlight=False)
     return _show(args, scores)
+
+
+def _scores(args: argparse.Namespace, journal: Path | None, rule: StopRule | None, inputs: InputsHash) -> Scores:
+    """Score in memory, or block by block: if `--stream` is given, or if the device is smaller than the model."""
+    from plop_ext.models.sizes import DoesNotFit
+
+    if not args.stream:
+        try:
+            return _score(args, journal, rule, inputs.start)
+        except DoesNotFit as error:
+            args.stream = True
+            try:
+                stream.check(args)
+                _stop_rule(args)
+            except InputError:  # an option that needs the whole model
+                raise error from None
+            logger.warning("%s is larger than the memory of the device, and is scored block by block", args.model)
+    return stream.score(args, inputs.start)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

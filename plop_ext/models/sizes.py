@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,15 +50,21 @@ def check_files(name: str, model: Any, stored: Mapping[str, TensorEntry]) -> Non
         )
 
 
+class DoesNotFit(InputError):
+    """A model whose weights exceed the memory of a device, however much of it is free."""
+
+
 def check_memory(name: str, needed: int, device: torch.device) -> None:
     """Check that `needed` bytes are free on a device.
 
     Raises:
-        InputError: If they are not.
+        DoesNotFit: If the device has less.
+        InputError: If less is free.
     """
-    free = _free(device)
-    if free is not None and needed > free:
-        raise InputError(
+    free, total = _memory(device)
+    if needed > free:
+        kind = DoesNotFit if needed > total else InputError
+        raise kind(
             f"`name_or_path` {name!r} takes {memory.format_size(needed)} of memory, and {memory.format_size(free)} are"
             f" free on {device}; choose another `device` or `dtype`, or score it block by block (`plop score --stream`"
             " or `plop_ext.score_streaming`)"
@@ -73,10 +80,11 @@ def _weights(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _free(device: torch.device) -> int | None:
+def _memory(device: torch.device) -> tuple[float, float]:
+    """Return the free and all memory of a device; infinity if it cannot tell."""
     if device.type == "cpu":
-        return memory.available_ram()
+        return memory.available_ram(), memory.total_ram()
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return None
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    return math.inf, math.inf

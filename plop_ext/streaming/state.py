@@ -19,8 +19,8 @@ from plop_ext.streaming.store import load_tensors, save_object, save_tensors
 FORMAT = "plop_ext.streaming"
 VERSION = 2
 _FILE = "state.json"
-# A state is written when a kill would cost more than the write: so many seconds of work, and so many times those that
-# the last write took.
+# A state is written when a kill would cost more than the write: this many seconds of work, and this many times the
+# seconds of the last write.
 _SECONDS = 20.0
 _TIMES = 10.0
 

@@ -14,6 +14,7 @@ from plop_ext.cli.main import main
 from plop_ext.errors import InputError
 from plop_ext.models import load_model
 from plop_ext.models.sizes import check_files
+from plop_ext.scores import Scores
 from tests.support.edited_checkpoint import edit_config, write_llama
 from tests.support.quiet import stream_quietly
 from tests.support.tiny_models import token_batch
@@ -100,3 +101,37 @@ def test_formats_of_few_bits_and_tied_weights_are_not_too_small() -> None:
         check_files(
             "m", model, {"weight": TensorEntry("weight", Path(), 0, 64 * 64 // 8 - 1, torch.uint8, "U8", (511,))}
         )
+
+
+@pytest.mark.parametrize(
+    ("total", "options", "streams"),
+    [
+        (1000, [], True),
+        (1000, ["--samples", "2"], True),
+        (1 << 40, [], False),  # then it is other processes that take the memory, and the user may end them
+        (1000, ["--stop", "settled"], False),
+        (1000, ["--settle-types", "2"], False),
+        (1000, ["--compat", "paper-script"], False),
+        (1000, ["--fast"], False),
+    ],
+)
+def test_a_model_larger_than_the_device_is_streamed_unless_an_option_needs_it_in_memory(
+    total: int,
+    options: list[str],
+    streams: bool,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("plop_ext.models.sizes._memory", lambda device: (1000, total))
+    output = tmp_path / "scores.json"
+    code = main(["score", str(folder), "arithmetic", "--device", "cpu", "-q", "-o", str(output), *options])
+    printed = capsys.readouterr().err
+    assert code == (0 if streams else 2)
+    if streams:
+        assert caplog.text.count("is larger than the memory of the device, and is scored block by block") == 1
+        assert "streaming" in Scores.load(output).provenance
+    else:
+        assert "of memory, and 0.0 MiB are free on cpu; choose another" in printed and not output.exists()
