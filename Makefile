@@ -66,10 +66,11 @@ quantized-test: setup
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[quantized]'
 	$(BIN)/python -m pytest tests/layers/test_quantized.py tests/models tests/streaming/test_quantized.py
 
-# Token ids as TRL's trainer prepares them; installs TRL into .venv. Without it `make test` skips these.
+# Scores in TRL's and Lightning's trainers, and token ids as TRL prepares them; installs both into .venv. Without them
+# `make test` skips these.
 trl-test: setup
-	$(BIN)/pip install --quiet 'trl==1.16.0'
-	$(BIN)/python -m pytest tests/data/test_trl.py
+	$(BIN)/pip install --quiet 'trl==1.16.0' 'lightning==2.6.6'
+	$(BIN)/python -m pytest tests/data/test_trl.py tests/integrations/test_trl.py tests/integrations/test_lightning.py
 
 # The oldest releases of transformers, PEFT, accelerate, datasets and TRL that are supported, in an environment of its own.
 oldest-test: setup

@@ -20,7 +20,7 @@ CACHES = ("cache", "past_key_values")
 def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable[[nn.Module, Any], Any]:
     """Return a function that calls the model on a batch, without work of transformers that no scored module needs."""
     extra: dict[str, Any] = {}
-    drop_labels = False
+    dropped: set[str] = set()  # what only a loss reads
     if is_transformers_model(model):
         config: Any = model.config
         parameters = inspect.signature(model.forward).parameters
@@ -31,11 +31,12 @@ def default_forward(model: nn.Module, scored: Collection[nn.Module]) -> Callable
         head = get_head() if callable(get_head) else None
         if "logits_to_keep" in parameters and all(head is not module for module in scored):
             extra["logits_to_keep"] = 1
-        drop_labels = not getattr(config, "is_encoder_decoder", False)
+        dropped = {"completion_mask"} if "completion_mask" not in parameters else set()
+        dropped |= set() if getattr(config, "is_encoder_decoder", False) else {"labels"}
 
     def run(model: nn.Module, batch: Any) -> Any:
         if isinstance(batch, Mapping):
-            inputs = {key: value for key, value in batch.items() if not (drop_labels and key == "labels")}
+            inputs = {key: value for key, value in batch.items() if key not in dropped}
             return model(**{**extra, **inputs})
         if isinstance(batch, (tuple, list)):
             return model(*batch)

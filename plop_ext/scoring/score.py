@@ -97,9 +97,9 @@ def score(
         dataloader: Batches; or rows of a data set, texts, or samples from `plop_ext.data.encode`, which are encoded
             and batched with their defaults; or the name of a data set, as for `plop_ext.data.load_rows`. A dict is
             passed as keywords, a tuple or list as arguments, a tensor as the only argument. Each row of `input_ids`
-            is a sample; in a packed batch, each sequence (by `cu_seq_lens_q`, `seq_idx`, numbered segments in
-            `attention_mask`, or `position_ids` that restart at 0). `sample_ids` [samples] in a dict become the ids of
-            the samples, and are not passed to the model.
+            is a sample; in a packed batch, each sequence (by `cu_seq_lens_q`, `seq_idx`, `position_ids` that restart
+            at 0, or numbered segments in `attention_mask`, where the model's attention reads them). `sample_ids`
+            [samples] in a dict become the ids of the samples, and are not passed to the model.
         tokenizer: Tokenizer of the model, if `dataloader` holds rows or texts and `model` is no name.
         max_samples: Stop after the batch that completes this many samples; None reads all. By default at most 128,
             and fewer once the stop rule is met.

@@ -14,7 +14,7 @@ from plop_ext.errors import InputError
 from plop_ext.layers.streams import AUDIO, DECODER, ENCODER, OUTSIDE, TEXT, VISION
 from plop_ext.streams.facts import ModelFacts, facts_of
 from plop_ext.streams.items import audio_streams, vision_streams
-from plop_ext.streams.packed import packed_starts
+from plop_ext.streams.packed import numbers_segments, packed_starts
 from plop_ext.streams.stream import Among, Equal, Rows, Sequences, Stream, Untold
 
 _IGNORED = -100
@@ -130,12 +130,18 @@ class StreamReader:
         return BatchStreams(samples, streams, None if main in streams else Equal(samples))
 
     def _text(self, fields: Mapping[str, Any]) -> Sequences | None:
-        shape, attention = _extent(fields), self._attention(fields)
+        shape, attention = _extent(fields), self._attention(fields, labels_suffice=self._mask == "completion")
         if shape is None:
             if self._mask == "completion":
                 self._completion(fields, None)
             return None
         valid = torch.ones(shape, dtype=torch.bool) if attention is None else attention
+        if self._mask != "all" and self._facts.ignores_segments and numbers_segments(fields.get("attention_mask")):
+            raise InputError(
+                "`attention_mask` in a batch numbers the samples packed into a row, and the model's attention reads "
+                "any number as 1, so that samples would attend to each other; pass `position_ids` that restart at 0 "
+                "instead of the mask"
+            )
         starts, tokens = packed_starts(fields, valid)
         counted = None if attention is None and bool(tokens is valid) else tokens
         if self._mask == "completion":
@@ -184,15 +190,18 @@ class StreamReader:
         layouts = () if packed is not None else tuple(_layouts(tokens, self._facts))
         return Sequences(shape, counted, packed, layouts, self._facts.latents, self._facts.tables)
 
-    def _attention(self, fields: Mapping[str, Any]) -> Tensor | None:
-        """Return [B, T] bool of the tokens that are no padding; None if there is no mask."""
+    def _attention(self, fields: Mapping[str, Any], labels_suffice: bool = False) -> Tensor | None:
+        """Return [B, T] bool of the tokens that are no padding; None if there is no mask, or it is not needed."""
         mask = fields.get("attention_mask")
         if not isinstance(mask, Tensor):
             return None
         if mask.dim() != 2:
-            if self._mask == "all":
+            if self._mask == "all" or labels_suffice:
                 return None
-            raise InputError(f"`attention_mask` in a batch must be [B, T], got {list(mask.shape)}; pass mask='all'")
+            raise InputError(
+                f"`attention_mask` in a batch must be [B, T], got {list(mask.shape)}; pass mask='all', or "
+                "mask='completion' and `labels`"
+            )
         shape = _extent(fields)
         if shape is not None and mask.shape[1] > shape[1]:  # of the tokens in a key-value cache, too
             mask = mask[:, -shape[1] :]
@@ -200,6 +209,10 @@ class StreamReader:
 
     def _completion(self, fields: Mapping[str, Any], tokens: Tensor | None) -> Tensor:
         labels = fields.get("labels")
+        marks = fields.get("completion_mask")
+        if labels is None and isinstance(marks, Tensor):  # in the pairs of TRL's trainers
+            labels = marks.to(torch.int64) - 1
+            labels[labels < 0] = _IGNORED
         if not isinstance(labels, Tensor):
             raise InputError("mask='completion' needs `labels` in every batch, -100 where a token does not count")
         if labels.dim() != 2 or (tokens is not None and labels.shape != tokens.shape):
@@ -234,6 +247,11 @@ def batch_size(batch: Any) -> int:
     for value in values:
         if isinstance(value, Tensor) and value.dim() > 0:
             return int(value.shape[0])
+    if isinstance(batch, (list, tuple)) and batch and all(isinstance(row, Mapping) for row in batch):
+        raise InputError(
+            "a batch of `dataloader` is a list of rows, which no model takes; collate it to tensors, or give the "
+            "trainer that makes it to `score_trainer`"
+        )
     raise InputError("a batch of `dataloader` holds no tensor with a batch dimension; pass dicts, tuples or tensors")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,8 @@ class ModelFacts:
         tables: Lengths of tables of relative positions, which some models multiply with the weights of attention.
         latents: Numbers of learned rows per sequence of tokens.
         queries: Numbers of learned rows per image or clip.
+        ignores_segments: The model's attention reads any number in a mask as 1, as all of transformers does, unless
+            Axolotl replaced the part that reads masks for flash attention.
         lengths: Functions from the length of a sound clip to the number of its rows.
     """
 
@@ -74,6 +77,7 @@ class ModelFacts:
     tables: frozenset[int]
     latents: frozenset[int]
     queries: frozenset[int]
+    ignores_segments: bool
     lengths: tuple[Lengths, ...]
 
 
@@ -103,6 +107,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
         tables=frozenset(2 * span for config in configs for span in _spans(config)),
         latents=numbers(_LATENTS) - {0},
         queries=numbers(_QUERIES) - {0},
+        ignores_segments=hasattr(getattr(root, "config", None), "model_type") and not _reads_segments(root),
         lengths=tuple(_lengths(base_model(model), configs)),
     )
 
@@ -134,6 +139,13 @@ def _image_rows(configs: list[Any]) -> Iterator[int]:
 def _integers(value: Any) -> Iterator[int]:
     values = value if isinstance(value, (list, tuple)) else [value]
     return (item for item in values if isinstance(item, int) and not isinstance(item, bool))
+
+
+def _reads_segments(model: Any) -> bool:
+    """Return whether Axolotl's packing of samples by numbered masks is in force."""
+    utils = sys.modules.get("transformers.modeling_flash_attention_utils")
+    patched = getattr(getattr(utils, "_get_unpad_data", None), "__module__", "").startswith("axolotl")
+    return patched and "flash" in str(getattr(model.config, "_attn_implementation", ""))
 
 
 def _virtual_tokens(model: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ def packed_starts(fields: Mapping[str, Any], valid: Tensor) -> tuple[Tensor | No
     """Return where the samples of a packed batch start, and its tokens without padding.
 
     A sample starts where `cu_seq_lens_q` says, or else where `seq_idx` or the segment number in `attention_mask`
-    changes, or else where `position_ids` restart at 0.
+    changes, or else where `position_ids` restart at 0. Collators that pad a packed row give each token of its padding
+    a sample of its own: without a mask, samples of one token at the end of a row are padding.
 
     Args:
         fields: The batch.
@@ -25,7 +26,7 @@ def packed_starts(fields: Mapping[str, Any], valid: Tensor) -> tuple[Tensor | No
 
     Returns:
         [S + 1] int64 on the CPU, starts in the flattened [B * T], or None if every row is one sample; and `valid`
-        without the padding that only `position_ids` show.
+        without the padding that only these fields show.
 
     Raises:
         InputError: If the lengths do not fit the batch.
@@ -33,22 +34,32 @@ def packed_starts(fields: Mapping[str, Any], valid: Tensor) -> tuple[Tensor | No
     size, length = valid.shape
     if size == 0 or length == 0:
         return None, valid
+    mask = fields.get("attention_mask")
     for name in _LENGTHS:
         if isinstance(lengths := fields.get(name), Tensor):
-            return _of_lengths(name, lengths, size * length), valid
+            starts = _of_lengths(name, lengths, size * length)
+            if mask is None:
+                begins = torch.zeros(size * length, dtype=torch.bool)
+                begins[starts[:-1]] = True
+                padding = _padding(begins.view(size, length), fields.get("labels"))
+                valid = valid & ~padding.to(valid.device)
+                starts = torch.cat((starts[:-1][~padding.view(-1)[starts[:-1]]], starts[-1:]))
+            return starts, valid
     number = fields.get("seq_idx")
-    mask = fields.get("attention_mask")
     positions = fields.get("position_ids")
     if isinstance(number, Tensor) and number.shape == valid.shape:
-        begins = _changes(number) & valid
-    elif isinstance(mask, Tensor) and mask.dim() == 2 and mask.dtype != torch.bool and bool((mask > 1).any()):
+        begins = _changes(number)
+        if mask is None:
+            valid = valid & ~_padding(begins, fields.get("labels")).to(valid.device)
+        begins = begins & valid
+    elif numbers_segments(mask):
         begins = _changes(_segments(mask)) & valid
     elif isinstance(positions, Tensor):
         positions = positions[0] if positions.dim() == 3 and len(positions) == 4 else positions  # text before M-RoPE
         if positions.dim() != 2 or positions.shape[1] != length or size % len(positions):
             return None, valid
         restarts = (positions == 0).expand(size, length)
-        if "attention_mask" not in fields or mask is None:
+        if mask is None:
             valid = valid & ~_padding(restarts, fields.get("labels"))
         begins = restarts & valid
     else:
@@ -61,6 +72,11 @@ def packed_starts(fields: Mapping[str, Any], valid: Tensor) -> tuple[Tensor | No
         return None, valid
     starts = begins.reshape(-1).nonzero().reshape(-1).cpu()
     return torch.cat((starts, starts.new_tensor([size * length]))), valid
+
+
+def numbers_segments(mask: Any) -> TypeGuard[Tensor]:
+    """Return whether a mask numbers the samples packed into a row, instead of marking padding by 0."""
+    return isinstance(mask, Tensor) and mask.dim() == 2 and mask.dtype != torch.bool and bool((mask > 1).any())
 
 
 def _of_lengths(name: str, lengths: Tensor, tokens: int) -> Tensor:
@@ -89,14 +105,14 @@ def _changes(numbers: Tensor) -> Tensor:
 
 
 def _padding(restarts: Tensor, labels: Any) -> Tensor:
-    """Return [B, T] bool: the end of rows in which every position is 0, as collators pad positions.
+    """Return [B, T] bool: the end of rows in which every token starts a sample, as collators number their padding.
 
-    A single 0 at the end may be a sample of one token; it is padding if its label is -100.
+    A single start at the end may be a sample of one token; it is padding if its label is -100.
     """
     end = restarts.flip(1).long().cumprod(dim=1).flip(1).bool()
     many = end.sum(dim=1, keepdim=True) > 1
     unlabelled = torch.zeros_like(end)
     if isinstance(labels, Tensor) and labels.shape == end.shape:
-        unlabelled = labels == -100
+        unlabelled = (labels == -100).to(end.device)
         many = many & (unlabelled | ~end).all(dim=1, keepdim=True)
     return end & (many | unlabelled) & ~end.all(dim=1, keepdim=True)

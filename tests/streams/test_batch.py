@@ -12,6 +12,7 @@ from plop_ext.errors import InputError
 from plop_ext.streams.batch import BatchStreams, StreamReader
 from plop_ext.streams.stream import Rows
 from tests.support.stream_cases import CASES
+from tests.support.tiny_lm import tiny_llama
 
 
 def read(name: str, batch: Any, mask: str = "attention") -> BatchStreams:
@@ -98,3 +99,39 @@ def test_rows_of_a_stream_that_the_batch_does_not_hold_are_untold() -> None:
 def test_images_that_no_placeholder_assigns_are_untold() -> None:
     text = {"input_ids": torch.ones(2, 3, dtype=torch.long), "pixel_values": torch.ones(3, 3, 16, 16)}
     assert read("llava", text).rows("vision", False, 12) == "come from 3 images that cannot be assigned to 2 samples"
+
+
+class TestBatchesOfTrainers:
+    """Fields as the collators of trainers name them."""
+
+    @staticmethod
+    def counted(fields: dict[str, Any], mask: str) -> list[int]:
+        rows = StreamReader(tiny_llama(), mask).read(fields).rows("text", False, 8)
+        assert isinstance(rows, Rows)
+        return [] if rows.counted is None else rows.counted.int().tolist()
+
+    def test_a_mask_of_completions_stands_for_labels(self) -> None:
+        attention = torch.tensor([[1] * 4, [1, 1, 1, 0]])
+        fields = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": attention}
+        marks = {"completion_mask": torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]])}
+        assert self.counted(fields | marks, "completion") == [0, 0, 1, 1, 0, 1, 1, 0]
+        assert self.counted(fields | marks, "attention") == [1, 1, 1, 1, 1, 1, 1, 0]
+
+    def test_labels_suffice_beside_a_mask_of_four_dimensions(self) -> None:
+        fields = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.ones(2, 1, 4, 4)}
+        labels = {"labels": torch.tensor([[-100, 5, 5, 5], [-100, -100, 5, -100]])}
+        assert self.counted(fields | labels, "completion") == [0, 1, 1, 1, 0, 0, 1, 0]
+        with pytest.raises(InputError, match=r"must be \[B, T\], got \[2, 1, 4, 4\]; pass mask='all', or mask='comp"):
+            self.counted(fields | labels, "attention")
+
+    def test_numbered_segments_are_refused_where_attention_ignores_them(self) -> None:
+        fields = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 2, 2]] * 2)}
+        with pytest.raises(InputError, match="samples would attend to each other; pass `position_ids`"):
+            self.counted(fields, "attention")
+        # A model of another kind may read the numbers.
+        streams = StreamReader(torch.nn.Linear(2, 2), "attention").read(fields)
+        assert streams.samples == 4
+
+    def test_a_list_of_rows_is_no_batch(self) -> None:
+        with pytest.raises(InputError, match=r"is a list of rows, .* `score_trainer`"):
+            StreamReader(tiny_llama(), "attention").read([{"prompt": "a"}, {"prompt": "b"}])

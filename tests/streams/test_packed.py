@@ -91,3 +91,20 @@ def test_a_mask_that_is_neither_ones_nor_segments_is_refused(mask: list[list[flo
     values: Tensor = torch.tensor(mask)
     with pytest.raises(InputError, match="`attention_mask` in a batch must be 0 or 1, or number the samples"):
         packed_starts({"attention_mask": values}, values.bool())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cu_seq_lens_q": [0, 2, 4, 5, 6]},
+        {"seq_idx": [[0, 0, 1, 1, 2, 3]]},
+        {"position_ids": [[0, 1, 0, 1, 0, 0]]},
+        {"cu_seq_lens_q": [0, 2, 4, 5, 6], "seq_idx": [[0, 0, 1, 1, 2, 3]], "position_ids": [[0, 1, 0, 1, 0, 0]]},
+    ],
+    ids=["lengths", "numbers", "positions", "as TRL pads"],
+)
+def test_padding_of_a_packed_row_is_no_sample_and_does_not_count(fields: dict[str, Any]) -> None:
+    expected = ([0, 2, 6], [[1, 1, 1, 1, 0, 0]])
+    assert found(ONES, **fields) == expected
+    assert found(ONES, **fields, labels=[[-100, 7, -100, 7, -100, -100]]) == expected
+    assert found(ONES, **fields, labels=[[-100, 7, -100, 7, 7, 7]])[1] == ONES

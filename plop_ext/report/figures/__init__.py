@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from plop_ext.report.figures import against, heatmap, intervals, layers, stability
+from plop_ext.report.figures import against, drift, heatmap, intervals, layers, stability
 from plop_ext.report.figures.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "Drawing", "drawings"]
 
 # Every figure that a report may have.
-NAMES = ("heatmap", "intervals", "layers", "stability", "against")
+NAMES = ("heatmap", "intervals", "layers", "stability", "drift", "against")
 
 
 def drawings(
@@ -36,6 +36,7 @@ def drawings(
     found.append(layers.drawing(scores, chosen))
     if statistics is not None and statistics.samples > 1:
         found.append(stability.drawing(scores, statistics.k))
+    found.append(drift.drawing(scores, chosen))
     if comparison is not None:
         found.append(against.drawing(comparison))
     return [drawing for drawing in found if drawing is not None]
