@@ -12,6 +12,8 @@ from plop_ext.errors import InputError
 # Numbers above these are mistakes: they would take days, or more memory than there is.
 MOST_SAMPLES = 1_000_000
 MOST_PROBES = 16_384
+# Padding to a multiple of more tokens than this, or than twice the longest sample, is a mistake.
+USUAL_LENGTH = 4096
 
 
 def check_seed(**values: Any) -> None:

@@ -21,6 +21,6 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".: ")
 
 
-def reason(error: OSError) -> str:
-    """Return why the system refused to read or write a file, in its words and without the file's name."""
-    return error.strerror or first_line(error)
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read or written, in the words of the system and without the file's name."""
+    return getattr(error, "strerror", None) or first_line(error)

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="write the merged scores as JSON")
     options.add_force(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, words={"data_name": "DATA"})
 
 
 def run(args: argparse.Namespace) -> Result:

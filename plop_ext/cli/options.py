@@ -136,10 +136,12 @@ def shows_tables(args: argparse.Namespace) -> bool:
 def load_model(
     args: argparse.Namespace, for_training: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model and tokenizer that `args` names."""
-    from plop_ext import models
+    """Return the model and tokenizer that `args` names, unless it is clear already that they will not be used."""
+    with status(f"loading {args.model}", args.quiet):  # the imports take a second
+        from plop_ext import models
 
-    with status(f"loading {args.model}", args.quiet):
+        _check_data(args)
+        _check_graph(args)
         return models.load_model(
             args.model,
             dtype=args.dtype,
@@ -147,6 +149,33 @@ def load_model(
             for_training=for_training,
             trust_remote_code=args.trust_remote_code,
         )
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Check that the data may exist, before the model is loaded."""
+    from plop_ext.data.sources import check_source
+
+    check_source(args.data)
+    if getattr(args, "eval", None) is not None:
+        with _about_eval():
+            check_source(args.eval)
+
+
+def _check_graph(args: argparse.Namespace) -> None:
+    """Check that there is a CUDA device for --graph."""
+    from plop_ext.models.device import parse_device
+
+    if getattr(args, "graph", False) and parse_device(args.device).type != "cuda":
+        raise InputError("`--graph` needs a CUDA device, and there is none, or another was named; leave it out")
+
+
+@contextmanager
+def _about_eval() -> Iterator[None]:
+    """Name --eval in errors about data within the block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(command_words(str(error), {"source": "--eval", "rows": "--eval"})) from error
 
 
 def load_data(
@@ -205,10 +234,8 @@ def train_and_held_out(
     samples = learnable(load_data(args, tokenizer, None), args.data)
     if source is not None:
         split = args.eval_split or ("test" if source in DATASETS else args.split)
-        try:
+        with _about_eval():
             held_out = load_data(args, tokenizer, args.eval_samples, source=source, split=split)
-        except InputError as error:
-            raise InputError(command_words(str(error), {"source": "--eval", "rows": "--eval"})) from error
         return samples, apart(samples, learnable(held_out, source), "eval")
     known = len(distinct(samples))
     count = min(args.eval_samples, known // 5)

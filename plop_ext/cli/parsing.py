@@ -29,6 +29,9 @@ class Parser(argparse.ArgumentParser):
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
         """Raise an error if a command line has words that this parser does not know."""
+        positional = [word for word in words if not word.startswith("-")]
+        if positional:
+            self.error(f"{positional[0]} is one argument too many; quote names with spaces, give files as a folder")
         if words:
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(words[0].partition("=")[0], known, 1)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plop_ext.arguments import check_whole
+from plop_ext.arguments import USUAL_LENGTH, check_whole
 from plop_ext.cli import options, outputs, stream, summary
 from plop_ext.cli.inputs import InputsHash, check_same, say_finished
 from plop_ext.cli.options import console
@@ -211,7 +211,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
     """Check numbers and choices before the model is loaded."""
     from plop_ext.score_data.settings import NAMES, Settings
 
-    check_whole(batch_size=args.batch_size, max_length=args.max_length, pad_to_multiple_of=args.pad_to_multiple_of)
+    check_whole(batch_size=args.batch_size, max_length=args.max_length)
+    check_whole(most=max(USUAL_LENGTH, 2 * args.max_length), pad_to_multiple_of=args.pad_to_multiple_of)
     Settings(max_samples=args.samples, **{name: getattr(args, name) for name in NAMES if name != "max_samples"})
 
 

@@ -8,13 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from plop_ext.arguments import check_flags, check_whole
+from plop_ext.arguments import USUAL_LENGTH, check_flags, check_whole
 from plop_ext.data.encoding import Encoded, check_encoded
 from plop_ext.data.formats import IGNORED
 from plop_ext.errors import InputError
-
-# Batches may be padded to the maximum length that samples usually have, or to twice that of the longest one.
-_USUAL_LENGTH = 4096
 
 
 class Batches:
@@ -93,7 +90,7 @@ def batches(
     if pad_token_id is None:
         raise InputError("`pad_token_id` is None; give an id, such as the tokenizer's eos_token_id")
     longest = max(len(sample["input_ids"]) for sample in encoded)
-    check_whole(most=max(_USUAL_LENGTH, 2 * longest), pad_to_multiple_of=pad_to_multiple_of)
+    check_whole(most=max(USUAL_LENGTH, 2 * longest), pad_to_multiple_of=pad_to_multiple_of)
     return Batches(encoded, batch_size, pad_token_id, sort, pad_to_multiple_of)
 
 

@@ -100,7 +100,7 @@ def encode(
     found, mapping = renamed(located(rows), columns)
     kind = recognize(found, mapping)
     _check_mask(mask, kind)
-    logger.info("reading %d rows as %s", len(rows), kind.describe())
+    logger.info("reading %d row%s as %s", len(rows), "s" * (len(rows) > 1), kind.describe())
     encoder = TokenEncoder(tokenizer)
     has_template = bool(tokenizer.chat_template)
     encoded: list[Encoded] = []

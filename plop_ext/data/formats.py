@@ -290,6 +290,8 @@ def _messages(row: Row, column: str, place: Place) -> list[Message]:
             message["role"] = _SHAREGPT_ROLES.get(sender, sender)
         if "content" not in message and "value" in message:
             message["content"] = message.pop("value")
+        if all(value is None for name, value in message.items() if name != "role"):
+            raise InputError(f"{where}: the message of the {message['role']!r:.60} has no content; give it one")
         messages.append(message)
     return messages
 

@@ -13,7 +13,7 @@ from plop_ext.arguments import MOST_SAMPLES, check_seed, check_type, check_whole
 from plop_ext.data import folders, readers
 from plop_ext.data.rows import Row, Rows
 from plop_ext.demo_assets import arithmetic
-from plop_ext.errors import InputError, SetupError, first_line
+from plop_ext.errors import InputError, SetupError, first_line, reason
 from plop_ext.hub import cached_when_offline
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
@@ -69,23 +69,43 @@ def load_rows(
     return rows
 
 
+def check_source(source: str) -> None:
+    """Check that a data set may exist, before something slow such as the loading of a model.
+
+    Raises:
+        InputError: If the name is neither that of a file, a folder or a packaged data set, nor one that the hub may
+            have.
+    """
+    if source not in demo_assets.DATASETS:
+        _local(source)
+
+
 def _rows(source: str, split: str, max_samples: int | None) -> Rows:
     """Load all rows; of a packaged data set, at least `max_samples`."""
     if source in demo_assets.DATASETS:
         return Rows.of(source, _packaged_rows(source, split, max_samples))
+    path = _local(source)
+    if path is None:
+        return Rows.of(source, _hub_rows(source, split))
+    return readers.read(path) if path.is_file() else folders.read(path, split)
+
+
+def _local(source: str) -> Path | None:
+    """Return the file or folder that a source names, or None for one on the hub."""
     try:
         path = Path(source).expanduser()
-        is_file, is_folder = path.is_file(), path.is_dir() and bool(source)
+        if path.is_file() or (path.is_dir() and source):
+            return path
     except (OSError, RuntimeError) as error:  # a name too long, a folder without search permission, no home folder
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"`source` {source:.200} cannot be read: {reason}; check the path") from error
-    if is_file:
-        return readers.read(path)
-    if is_folder:
-        return folders.read(path, split)
-    if readers.extension(path) in readers.READERS or not _HUB_NAME.fullmatch(source):
-        raise InputError(f"`source` {source!r}: no such file; check the path")
-    return Rows.of(source, _hub_rows(source, split))
+        raise InputError(f"`source` {source:.200} cannot be read: {reason(error)}; check the path") from error
+    if readers.extension(path) not in readers.READERS and _HUB_NAME.fullmatch(source):
+        return None
+    fix = "check the path"
+    if source == "-":
+        fix = "standard input is not read; save it to a file"
+    elif set("*?") & set(source):
+        fix = "give several files as a folder"
+    raise InputError(f"`source` {source!r}: no such file; {fix}")
 
 
 def _packaged_rows(name: str, split: str, max_samples: int | None) -> list[Row]:

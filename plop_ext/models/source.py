@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plop_ext import demo_assets
-from plop_ext.errors import InputError, SetupError, first_line
+from plop_ext.errors import InputError, SetupError, first_line, reason
 from plop_ext.hub import cached_when_offline
 
 _ADAPTER = "adapter_config.json"
@@ -64,9 +64,7 @@ def find(name: str, *, weights: bool = True, code: bool = False) -> Source:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no permission, no home folder, a NUL
-        raise InputError(
-            f"`name_or_path` {name[:200]!r} cannot be read ({first_line(error)}); check the path"
-        ) from error
+        raise InputError(f"`name_or_path` {name[:200]!r} cannot be read ({reason(error)}); check the path") from error
     if is_file:
         if path.suffix.lower() == ".gguf":
             return Source(name, path.parent, gguf=path.name)

@@ -143,11 +143,12 @@ def _group(process_group: Any) -> Any:
     distributed = torch.distributed
     if process_group is None:
         return None
+    automatic = isinstance(process_group, str) and process_group == "auto"
     if not distributed.is_available() or not distributed.is_initialized():
-        if process_group == "auto":
+        if automatic:
             return None
         raise InputError(f"`process_group` {shown(process_group)}: torch.distributed is not initialized; leave it out")
-    group = distributed.group.WORLD if process_group == "auto" else process_group
+    group = distributed.group.WORLD if automatic else process_group
     if not isinstance(group, distributed.ProcessGroup):
         raise InputError(f"`process_group` must be a process group of torch, 'auto' or None, got {shown(group)}")
     if distributed.get_rank(group) < 0:

@@ -11,6 +11,7 @@ import torch
 
 from plop_ext import demo_assets
 from plop_ext.cli.main import main
+from tests.support.saved_scores import save_placement, save_scores
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,42 @@ def test_every_token_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "option", [["--samples", "9" * 20], ["--probes", "9" * 12], ["--pad-to-multiple-of", "0"]], ids=str
+    "option",
+    [["--samples", "9" * 20], ["--probes", "9" * 12], ["--pad-to-multiple-of", "0"], ["--pad-to-multiple-of", "5000"]],
+    ids=str,
 )
 def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(
     option: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("loaded"))
     assert option[0] in refusal(["score", "plop-tiny", "arithmetic", *option], capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        (["score", "MODEL", "absent.jsonl"], "`DATA` 'absent.jsonl': no such file; check the path"),
+        (["score", "MODEL", "-"], "standard input is not read; save it to a file"),
+        (["score", "MODEL", "*.jsonl"], "no such file; give several files as a folder"),
+        (["score", "MODEL", "a.jsonl", "b.jsonl"], "b.jsonl is one argument too many"),
+        (["finetune", "MODEL", "absent.jsonl", "--placement", "{placement}"], "no such file"),
+        (
+            ["finetune", "MODEL", "prose", "--placement", "{placement}", "--eval", "absent.csv"],
+            "`--eval` 'absent.csv'",
+        ),
+        (["compare", "MODEL", "absent.jsonl", "--scores", "{scores}"], "no such file"),
+        (["run", "MODEL", "absent.jsonl", "-o", "{folder}/run"], "no such file"),
+        (["score", "MODEL", "prose", "--graph", "--device", "cpu"], "`--graph` needs a CUDA device"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_refused_before_the_model_is_loaded(
+    command: list[str],
+    match: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("plop_ext.models.load_model", lambda *_, **__: pytest.fail("loaded"))
+    paths = {"scores": save_scores(tmp_path), "placement": save_placement(tmp_path), "folder": tmp_path}
+    assert match in refusal([*(argument.format(**paths) for argument in command), "--quiet"], capsys)

@@ -87,7 +87,7 @@ def test_recognized(row: dict[str, Any], title: str, expected: str, tmp_path: Pa
     with caplog.at_level(logging.INFO):
         [sample] = encode(load_rows(str(path)), tokenizer)
     assert marked(sample, tokenizer) == expected
-    assert caplog.messages[0].startswith(f"reading 1 rows as {title}")
+    assert caplog.messages[0].startswith(f"reading 1 row as {title}")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,10 @@ def test_rendered_text_gets_no_second_start_or_end(mask: Any) -> None:
         ([{"messages": "x"}], {}, r"row 1, column 'messages' must be a list of messages, got str"),
         ([{"messages": []}], {}, r"row 1, column 'messages' is an empty list"),
         ([{"messages": ["x"]}], {}, r"row 1, column 'messages': a message must be a dict with `role`"),
+        *(
+            ([{"messages": [message]}], {}, "the message of the 'user' has no content; give it one")
+            for message in ({"role": "user"}, {"role": "user", "content": None, "tool_calls": None})
+        ),
         ([{"conversations": [{"value": "x"}]}], {}, r"row 1, column 'conversations': a message must be a dict"),
         ([{"prompt": "x", "completion": []}], {}, r"row 1, column 'completion' must be a string, got list"),
         ([{"prompt": MESSAGES, "completion": "x"}], {}, r"column 'completion' must be a list of messages, got str"),
