@@ -34,18 +34,23 @@ def loaded(model: Any, folder: Path, **sizes: Any) -> nn.Module:
 def divided(model: nn.Module, sequence: bool = False) -> nn.Module:
     """A copy of a Llama-like model, by torch's tensor parallelism, optionally with sequence parallelism."""
     copied = copy.deepcopy(model)
-    _divide(copied, init_device_mesh("cpu", (distributed.get_world_size(),)), sequence)
+    _divide(copied, init_device_mesh(_device(copied), (distributed.get_world_size(),)), sequence)
     return copied
 
 
 def divided_and_sharded(model: nn.Module) -> nn.Module:
     """A copy on a mesh of two dimensions: FSDP over two processes, and tensor parallelism over the others."""
     copied = copy.deepcopy(model)
-    mesh = init_device_mesh("cpu", (2, distributed.get_world_size() // 2), mesh_dim_names=("dp", "tp"))
+    sizes = (2, distributed.get_world_size() // 2)
+    mesh = init_device_mesh(_device(copied), sizes, mesh_dim_names=("dp", "tp"))
     _divide(copied, mesh["tp"], sequence=False)
     for block in blocks(copied):
         fully_shard(block, mesh=mesh["dp"])
     return fully_shard(copied, mesh=mesh["dp"])
+
+
+def _device(model: nn.Module) -> str:
+    return next(model.parameters()).device.type
 
 
 def _divide(model: nn.Module, mesh: Any, sequence: bool) -> None:
