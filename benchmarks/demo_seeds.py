@@ -1,6 +1,8 @@
 """Does `plop demo` say the same whatever its seed? The verdict, the difference and the time of each seed.
 
-`processor_seconds` is the time of all cores together, which other work on the machine changes little.
+With --parallel, several seeds run at the same time. Where there are enough cores, each has two of its own, as many as
+the demo promises to need less than three minutes on. `processor_seconds` is the time of all cores together, which
+other work on the machine changes little.
 
 python -m benchmarks.demo_seeds --output benchmarks/results/demo_seeds.json
 
@@ -20,6 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -27,15 +30,35 @@ import torch
 from benchmarks import results
 
 SEEDS = 10
+CORES = 2
 
 
-def demo(seed: int, root: Path) -> dict[str, Any]:
-    """Run the demo with a seed."""
+def all_cores() -> list[int]:
+    """Return the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def places(parallel: int) -> SimpleQueue[set[int] | None]:
+    """Return the cores of each seed that runs at the same time, or None for each if there are too few."""
+    found: SimpleQueue[set[int] | None] = SimpleQueue()
+    cores = all_cores()
+    enough = len(cores) >= CORES * parallel
+    for number in range(parallel):
+        found.put(set(cores[CORES * number : CORES * (number + 1)]) if enough else None)
+    return found
+
+
+def demo(seed: int, root: Path, cores: set[int] | None) -> dict[str, Any]:
+    """Run the demo with a seed on some cores; None: on any."""
     folder = root / str(seed)
     command = [sys.executable, "-m", "plop_ext", "demo", "-o", str(folder), "--seed", str(seed), "--quiet"]
     began = time.monotonic()
     with (root / f"{seed}.log").open("w+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        # With a thread for each core. The cores are those of the calling thread, which the process inherits.
+        threads = {} if cores is None else {"OMP_NUM_THREADS": str(len(cores))}
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env={**os.environ, **threads})
         _, status, usage = os.wait4(process.pid, 0)
         code = process.returncode = os.waitstatus_to_exitcode(status)
         if code:
@@ -57,16 +80,25 @@ def demo(seed: int, root: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the result here as JSON; without it only print")
-    parser.add_argument("--parallel", type=int, default=1, help="seeds at the same time; times mean little above 1")
+    parser.add_argument("--parallel", type=int, default=1, help="seeds at the same time")
     args = parser.parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     args.quick, args.device = False, torch.device("cpu")
+    free = places(args.parallel)
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(args.parallel) as pool:
-        rows = []
-        for row in pool.map(lambda seed: demo(seed, Path(root)), range(SEEDS)):
-            rows.append(row)
+
+        def run(seed: int) -> dict[str, Any]:
+            cores = free.get()
+            try:
+                row = demo(seed, Path(root), cores)
+            finally:
+                free.put(cores)
             print(json.dumps(row), flush=True)
-    results.save(args, "demo_seeds", rows, model="plop-tiny", data="arithmetic", parallel=args.parallel)
+            return row
+
+        rows = list(pool.map(run, range(SEEDS)))
+    facts = {"parallel": args.parallel, "cores_each": CORES if len(all_cores()) >= CORES * args.parallel else "any"}
+    results.save(args, "demo_seeds", rows, model="plop-tiny", data="arithmetic", **facts)
 
 
 if __name__ == "__main__":
