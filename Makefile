@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py scripts/toolchain.py scripts/native_build.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test slow-test lint wheel-test page-test quantized-test trl-test oldest-test resources mutants gpu-test gpu-sanitize gpu-bench gpu-profile clean
+.PHONY: setup demo test slow-test lint wheel-test page-test quantized-test trl-test stacks-test oldest-test resources mutants gpu-test gpu-sanitize gpu-bench gpu-profile clean
 
 setup: $(VENV)/.native
 
@@ -75,6 +75,14 @@ trl-test: setup
 # The oldest releases of transformers, PEFT, accelerate, datasets and TRL that are supported, in an environment of its own.
 oldest-test: setup
 	PYTHON=$(PYTHON) OLDEST=$(VENV)-oldest TORCH='$(TORCH)' bash scripts/check_oldest.sh
+
+# Exports of placements, applied by the training stacks' own code; unpacks them into build/stacks, 0.4 GB.
+stacks-test: setup build/stacks/.unpacked
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m stacks tests/stacks
+
+build/stacks/.unpacked: scripts/install_stacks.sh
+	BIN=$(BIN) bash scripts/install_stacks.sh build/stacks
+	touch $@
 
 # Breaks the code of a room in one place at a time, and prints every change that no test notices. About 40 minutes on two
 # cores for a room; ROOM=statistics.curve is one file.

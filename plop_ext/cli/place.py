@@ -55,6 +55,13 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--ignore-nonfinite", action="store_true", help="place although the model has NaN or infinite values"
     )
+    group.add_argument(
+        "--serve",
+        choices=("vllm", "sglang", "llama.cpp"),
+        default=None,
+        help="place what this engine can serve: experts with both halves, one rank where it applies one, no heads; "
+        "what changes is said",
+    )
     group = parser.add_argument_group("rank and budget")
     group.add_argument(
         "-r", "--rank", type=whole, default=None, help="LoRA rank (default: 16, or the largest within the budget)"
@@ -103,11 +110,16 @@ def run(args: argparse.Namespace) -> Result:
         batch=args.batch_size,
         seq=args.seq,
         ignore_nonfinite=args.ignore_nonfinite,
+        serve=args.serve,
     )
     # Without an output file, the targets are the result, and stdout holds nothing else.
     prose = console if args.output else options.messages
     for line in tables.placement_lines(placement):
         prose.print(line, highlight=False)
+    if args.serve:
+        served = placement.servable(args.serve)
+        for line in served.options:
+            prose.print(f"to serve it with {served.engine}: {line}", highlight=False)
     dtype = scores.provenance["model"].get("dtype")
     cost = placement.cost(dtype, args.batch_size, args.seq) if dtype in WIDTHS else None
     if cost is not None:

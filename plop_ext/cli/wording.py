@@ -33,6 +33,7 @@ _OPTIONS = (
         "seed",
         "seeds",
         "seq",
+        "serve",
         "split",
         "stop",
         "strategy",

@@ -10,6 +10,7 @@ from plop_ext.placement import file, peft, shown
 from plop_ext.placement.cost import Cost, cost
 from plop_ext.placement.data import PlacementData
 from plop_ext.placement.exports import export
+from plop_ext.placement.serving import Servable, servable
 from plop_ext.tables import data_frame
 
 if TYPE_CHECKING:
@@ -121,6 +122,24 @@ class Placement(PlacementData):
                 can say nothing of it, or a number is out of range.
         """
         return export(self, stack, r=r, lora_alpha=lora_alpha, lossy=lossy)
+
+    def servable(self, engine: str) -> Servable[Placement]:
+        """Return whether an inference engine can serve adapters of this placement, and the nearest that it can.
+
+        The rules are those of vLLM 0.33.0, SGLang 0.5.23 and llama.cpp, for adapters as PEFT saves them with
+        `lora_config`. Merged into the model, an adapter can be served by every engine.
+
+        Args:
+            engine: `"vllm"`, `"sglang"` or `"llama.cpp"`.
+
+        Returns:
+            True, or false with its `reasons`, and the placement that changes least (`nearest`): both halves of a
+            layer's experts, one rank where the engine applies one, no heads.
+
+        Raises:
+            InputError: If there is no such engine.
+        """
+        return servable(self, engine)
 
     def verify(self, peft_model: nn.Module, adapter_name: str | None = None) -> None:
         """Check that exactly the placement's modules and parameters carry LoRA, and that it survives a reload.

@@ -21,6 +21,7 @@ from plop_ext.placement.evidence import Evidence
 from plop_ext.placement.fingerprint import fingerprints_of
 from plop_ext.placement.placement import Placement
 from plop_ext.placement.ranks import DEFAULT_RANK, check_rank, inverse_nfn, most_common
+from plop_ext.placement.serving import ENGINES
 from plop_ext.placement.targets import left_out, lines_of_experts, notes_of, targets_of
 from plop_ext.score_data import ScoreData, ScoredModule, TypeScore, check_number_of_types, no_place_lines
 from plop_ext.statistics import DEFAULT_TYPES, AutoK, auto_k
@@ -44,6 +45,7 @@ def select(
     batch: int,
     seq: int,
     ignore_nonfinite: bool,
+    serve: str | None = None,
 ) -> Placement:
     """Choose modules from scores; see `Scores.place`."""
     if scores.nonfinite is not None and not ignore_nonfinite:
@@ -53,6 +55,11 @@ def select(
         )
     check_choice(STRATEGIES, strategy=strategy)
     check_choice(RANKS, ranks=ranks)
+    check_choice((None, *ENGINES), serve=serve)
+    if serve is not None and ranks is not None and not ENGINES[serve].ranks:
+        raise InputError(
+            f"`ranks`: {ENGINES[serve].title} applies one rank to all modules; leave `ranks` out, or serve otherwise"
+        )
     check_whole(r=r)
     check_whole(batch=batch, seq=seq, required=True)
     check_seed(seed=seed)
@@ -87,7 +94,11 @@ def select(
         if isinstance(types, Integral):
             _require_signal(scores, strategy, asked=True)
         candidates = [partial(_by_type, scores, types, strategy, seed)]
+    if serve is not None:
+        candidates = [partial(_served, scores, make, serve) for make in candidates]
     placement = _with_ranks(scores, candidates, budget, r, ranks)
+    if serve is not None:
+        placement = placement.servable(serve).nearest or placement
     check_rank(r, placement.lora_targets)
     if len(candidates) > 1 and len(placement.types) < len(candidates):
         fewer = f"the budget allows {len(placement.types)} of the {len(candidates)} lowest types"
@@ -96,6 +107,16 @@ def select(
     if by_score:
         warn_of_too_few_samples(scores, placement, amount, single=amount is not None or max_nfn is not None)
     return replace(placement, reason=reason, evidence=Evidence.of(scores, placement.types, by_score))
+
+
+def _served(scores: ScoreData, make: Callable[[], Placement], engine: str) -> Placement:
+    """Return the nearest placement to that of `make` that an engine can serve, before ranks are chosen."""
+    placement = make()
+    nearest = placement.servable(engine).nearest
+    if nearest is None:
+        reasons = "; ".join(placement.servable(engine).reasons) or "; ".join(placement.notes)
+        raise InputError(f"`serve`: {engine} can serve nothing of `{placement.label}`: {reasons}; place other modules")
+    return replace(nearest, fingerprints=fingerprints_of(nearest.lora_targets, scores.modules))
 
 
 def _with_ranks(

@@ -37,14 +37,14 @@ def notes_of(chosen: Sequence[ScoredModule], everything: Iterable[ScoredModule])
         if module.target.refused:
             refused.setdefault(module.target.refused, []).append(module.name)
     for reason, names in refused.items():
-        notes.append(f"without LoRA: {_some(names)}: {reason}")
+        notes.append(f"without LoRA: {some(names)}: {reason}")
     parts = Counter(module.target.name for module in everything)
     more = parts - Counter(module.target.name for module in chosen)
     widened = [target.name for target in targets_of(chosen) if more[target.name]]
     if widened:
         count = sum(more[name] for name in widened)
         notes.append(
-            f"PEFT adapts whole weights: {_some(widened)} also hold "
+            f"PEFT adapts whole weights: {some(widened)} also hold "
             f"{count} scored part{'s' if count > 1 else ''} that {'were' if count > 1 else 'was'} not chosen"
         )
     return tuple(notes)
@@ -65,9 +65,10 @@ def lines_of_experts(scores: ScoreData, placed: Iterable[LoraTarget]) -> list[st
     for item in scores.unscored:
         if item.wanted and item.reason != FEW_ROUTED and "experts" in item.name.split("."):
             reasons.setdefault(item.reason, []).append(item.name)
-    return [f"without LoRA: {_some(names)}: {reason}" for reason, names in reasons.items()]
+    return [f"without LoRA: {some(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names of several, and how many more there are."""
     shown = ", ".join(f"`{name}`" for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -78,6 +78,7 @@ class Scores(ScoreData):
         batch: int = 8,
         seq: int = 1024,
         ignore_nonfinite: bool = False,
+        serve: str | None = None,
     ) -> Placement:
         """Choose where LoRA goes. Give at most one of `types`, `modules` and `max_nfn`.
 
@@ -106,6 +107,9 @@ class Scores(ScoreData):
             seq: Tokens in a sample, for `max_memory`.
             ignore_nonfinite: Place although weights or activations of the model are NaN or infinite
                 (`Scores.nonfinite`), for instance because 16-bit activations overflow in a few tokens.
+            serve: Inference engine that has to serve the adapter: `"vllm"`, `"sglang"` or `"llama.cpp"`. The nearest
+                placement that it can serve is chosen, and the differences are among the notes
+                (`Placement.servable`).
 
         Returns:
             The placement, ready for `Placement.lora_config`.
@@ -129,6 +133,7 @@ class Scores(ScoreData):
             batch=batch,
             seq=seq,
             ignore_nonfinite=ignore_nonfinite,
+            serve=serve,
         )
 
     def paper_metrics(self) -> dict[str, dict[str, float]]:

@@ -19,30 +19,10 @@ from plop_ext.placement import Placement, exports
 from plop_ext.placement.exports._rules import by_substring
 from plop_ext.placement.exports._stack import Stack
 from tests.support.gain_tables import scores, table
-from tests.support.placed_models import linear_names, llama, placed_on, tiny_mixture
+from tests.support.placed_models import CASES, linear_names, llama, placed_on, tiny_mixture
 from tests.support.stack_readers import OWN, PEFT, call_in
 
 STACKS = exports.stacks()
-TYPES = "v_proj|up_proj|gate_proj"
-CASES = {
-    "types": lambda model: placed_on(model, lambda name: re.search(f"({TYPES})$", name)),
-    "attention": lambda model: placed_on(model, lambda name: re.search("[qkvo]_proj$", name)),
-    "everything": lambda model: placed_on(model, lambda name: True),
-    "one module": lambda model: placed_on(model, lambda name: name == "model.layers.1.self_attn.v_proj"),
-    "a few": lambda model: placed_on(model, lambda name: re.search(r"\.(1|3)\..*(q|k|down)_proj$", name)),
-    "q everywhere, k once": lambda model: placed_on(model, lambda name: re.search(r"q_proj$|\.1\..*k_proj$", name)),
-    "other numbers": lambda model: placed_on(model, lambda name: name.endswith("o_proj"), r=6),
-    "ranks": lambda model: placed_on(
-        model,
-        lambda name: re.search(r"\.(0|1|10)\..*(v|up)_proj$", name),
-        r=4,
-        ranks={
-            f"model.layers.{layer}.{name}": rank
-            for layer, rank in ((0, 4), (1, 2), (10, 3))
-            for name in ("self_attn.v_proj", "mlp.up_proj")
-        },
-    ),
-}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -306,10 +286,11 @@ def test_names_with_marks_of_each_form_are_kept() -> None:
     placement = placed_by_name([name], [])
     for stack in sorted({*PEFT} - {"diffusers", "llama-factory"}):
         assert set(PEFT[stack](placement.export(stack))["target_modules"]) == {name}
-    for stack in ("lycoris", "mlx-lm", "musubi", "prime-rl"):
+    for stack in ("mlx-lm", "musubi", "prime-rl"):
         assert set(OWN[stack](placement.export(stack), [name])) == {name}
-    with pytest.raises(InputError, match="has no name for"):
-        placed_by_name(["a,b"], []).export("llama-factory")
+    for stack, other in (("llama-factory", "a,b"), ("diffusers", "a,b"), ("lycoris", "a[b]"), ("kohya", "a=b")):
+        with pytest.raises(InputError, match="has no name for"):
+            placed_by_name([other], []).export(stack)
 
 
 def test_any_part_of_a_name_is_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -73,3 +74,25 @@ def tiny_mixture() -> Qwen3MoeForCausalLM:
 def llama() -> nn.Module:
     """A Llama with eleven blocks, so that names of one block begin as those of another."""
     return tiny_llama(num_hidden_layers=11, hidden_size=8, intermediate_size=12, num_attention_heads=2)
+
+
+# What exports have to say, on `llama`.
+CASES: dict[str, Callable[[nn.Module], Placement]] = {
+    "types": lambda model: placed_on(model, lambda name: re.search("(v_proj|up_proj|gate_proj)$", name)),
+    "attention": lambda model: placed_on(model, lambda name: re.search("[qkvo]_proj$", name)),
+    "everything": lambda model: placed_on(model, lambda name: True),
+    "one module": lambda model: placed_on(model, lambda name: name == "model.layers.1.self_attn.v_proj"),
+    "a few": lambda model: placed_on(model, lambda name: re.search(r"\.(1|3)\..*(q|k|down)_proj$", name)),
+    "q everywhere, k once": lambda model: placed_on(model, lambda name: re.search(r"q_proj$|\.1\..*k_proj$", name)),
+    "other numbers": lambda model: placed_on(model, lambda name: name.endswith("o_proj"), r=6),
+    "ranks": lambda model: placed_on(
+        model,
+        lambda name: re.search(r"\.(0|1|10)\..*(v|up)_proj$", name),
+        r=4,
+        ranks={
+            f"model.layers.{layer}.{name}": rank
+            for layer, rank in ((0, 4), (1, 2), (10, 3))
+            for name in ("self_attn.v_proj", "mlp.up_proj")
+        },
+    ),
+}

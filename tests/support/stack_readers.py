@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -165,11 +166,12 @@ def _mlx_lm(text: str, names: Iterable[str]) -> Adapted:
 
 def _lycoris(text: str, names: Iterable[str]) -> Adapted:
     keys = tomllib.loads(text)
+    assert keys["use_fnmatch"] is True
     assert keys["target_module"] == keys["unet_target_module"] == keys["text_encoder_target_module"] == []
     found: Adapted = {}
     for name in names:
         for pattern, options in keys["name_algo_map"].items():
-            if re.match(pattern, name):
+            if fnmatch.fnmatch(name, pattern):
                 found.setdefault(name, (options["dim"], options["alpha"]))
     return found
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Set
 
 from plop_ext.errors import InputError
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.data import PlacementData
 from plop_ext.placement.exports._stack import Plan, Stack, whole
 from plop_ext.placement.peft import rank_and_alpha
-
-_HEADS = ("lm_head", "embed_tokens", "embed_out")
+from plop_ext.placement.serving import HEADS
+from plop_ext.placement.targets import some
 
 
 def make_plan(placement: PlacementData, stack: Stack, r: int | None, lora_alpha: float | None) -> Plan:
@@ -34,11 +34,11 @@ def make_plan(placement: PlacementData, stack: Stack, r: int | None, lora_alpha:
     heads = [] if stack.heads else [target for target in entries if _is_head(target)]
     dropped = {*unnamed, *heads, *(() if stack.parameters else parameters)}
     if parameters and not stack.parameters:
-        losses.append(f"it adapts no parameters of a module: {_some(parameters)} would get no LoRA")
+        losses.append(f"it adapts no parameters of a module: {_names(parameters)} would get no LoRA")
     if unnamed:
-        losses.append(f"it has no name for {_some(unnamed)}")
+        losses.append(f"it has no name for {_names(unnamed)}")
     if heads:
-        losses.append(f"it trains {_some(heads)} in full instead of with LoRA")
+        losses.append(f"it trains {_names(heads)} in full instead of with LoRA")
     kept = {target: entry or target.name for target, entry in entries.items() if target not in dropped}
     if not kept:
         raise InputError(
@@ -48,7 +48,7 @@ def make_plan(placement: PlacementData, stack: Stack, r: int | None, lora_alpha:
     others = _others(placement, dropped)
     caught = [name for name in others if stack.catches(named.keys(), name)]
     if caught:
-        losses.append(f"it would also adapt {_some(caught)}, which its rule for names ({stack.names}) selects too")
+        losses.append(f"it would also adapt {some(caught)}, which its rule for names ({stack.names}) selects too")
     own_ranks = {target: placement.ranks.get(target.name, rank) for target in kept}
     losses.extend(_lost_ranks(stack, {rank, *own_ranks.values()}, rank, alpha))
     ranks = {kept[target]: own for target, own in own_ranks.items() if own != rank}
@@ -91,10 +91,8 @@ def _others(placement: PlacementData, dropped: Set[LoraTarget]) -> tuple[str, ..
 
 
 def _is_head(target: LoraTarget) -> bool:
-    return target.name.rsplit(".", 1)[-1] in _HEADS
+    return target.name.rsplit(".", 1)[-1] in HEADS
 
 
-def _some(items: Sequence[LoraTarget] | Iterable[str]) -> str:
-    """Return the first names of several, and how many more there are."""
-    names = [item if isinstance(item, str) else item.name for item in items]
-    return ", ".join(f"`{name}`" for name in names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+def _names(targets: Iterable[LoraTarget]) -> str:
+    return some([target.name for target in targets])

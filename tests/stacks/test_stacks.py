@@ -1,0 +1,78 @@
+"""Training stacks apply exports with their own code: exactly the placement, with its ranks and alphas."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plop_ext.lora_target import LoraTarget
+from plop_ext.placement import Placement, exports
+from tests.support.paths import ROOT
+from tests.support.placed_models import CASES, llama
+
+STACKS = Path(os.environ.get("PLOP_STACKS", ROOT / "build" / "stacks"))
+FLUX = [f"transformer_blocks.{layer}.attn.to_{name}" for layer in (1, 10) for name in ("q", "v")]
+
+
+def placements(stack: str) -> dict[str, Placement]:
+    """The placements that a stack can say exactly, by case."""
+    if stack == "diffusers":
+        return {"a few": of_names(FLUX), "one module": of_names(FLUX[:1])}
+    model = llama()
+    made = {case: make(model) for case, make in CASES.items()}
+    return {
+        case: placement for case, placement in made.items() if not exports.plan(placement, stack, lossy=True).losses
+    }
+
+
+def of_names(names: list[str]) -> Placement:
+    targets = tuple(LoraTarget.of_module(name, 8, 8) for name in names)
+    return Placement(tuple(names), ("t",), "types", "by name", "FluxTransformer2DModel", targets)
+
+
+def own_code(stack: str) -> bool:
+    return (ROOT / "tests" / "support" / "stacks" / f"{stack.replace('-', '_')}_stack.py").is_file()
+
+
+@pytest.mark.stacks
+@pytest.mark.parametrize("stack", [name for name in exports.stacks() if own_code(name)])
+def test_its_own_code_adapts_exactly_the_placement(stack: str, tmp_path: Path) -> None:
+    cases = placements(stack)
+    assert len(cases) >= 2
+    suffix = ".py" if exports.stack_named(stack).form.startswith("Python") else ".yaml"
+    texts = {tmp_path / f"{number}{suffix}": case.export(stack) for number, case in enumerate(cases.values())}
+    for path, text in texts.items():
+        path.write_text(text)
+    files = list(texts)
+    if stack == "axolotl":
+        for number, placement in enumerate(list(cases.values())):
+            files.append(tmp_path / f"{number}.json")
+            placement.save(files[-1])
+    check(cases, applied(stack, files, tmp_path))
+
+
+def applied(stack: str, files: list[Path], folder: Path) -> list[dict[str, list[float]]]:
+    """What a stack makes of each file, in a process of its own."""
+    names = (stack.removesuffix("-megatron"), "megatron-bridge", "shared")
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.support.stacks.run", stack, *map(str, files)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(str(STACKS / name) for name in names)])},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return [json.loads(line) for line in ended.stdout.splitlines()[-len(files) :]]
+
+
+def check(cases: dict[str, Placement], found: list[dict[str, list[float]]]) -> None:
+    """Compare what was adapted with the placements, which may come several times over."""
+    assert len(found) in (len(cases), 2 * len(cases))
+    for (case, placement), adapted in zip([*cases.items(), *cases.items()], found, strict=False):
+        expected = {name: [rank, 2 * rank] for name, rank in placement.ranks_at().items()}
+        assert adapted == expected, case
