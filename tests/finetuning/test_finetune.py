@@ -123,7 +123,8 @@ class TestLeftAsFound:
     def test_after_adapting_other_modules_than_placed(
         self, found: Any, train: list[Encoded], held_out: list[Encoded], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(peft, "targets", lambda placement: {"target_modules": ["v_proj"]})
+        other = {"target_modules": ["v_proj"], "target_parameters": None}
+        monkeypatch.setattr(peft, "names", lambda placement: other)
         with pytest.raises(InputError, match="does not match the placement"):
             finetune(found, TOKENIZER, train, held_out, placement(found, "q_proj"), **QUICK)
 

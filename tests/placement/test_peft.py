@@ -165,11 +165,11 @@ def test_a_deleted_adapter_leaves_no_trace_in_the_check() -> None:
 
 
 def test_each_adapter_is_checked_on_its_own() -> None:
-    wrapped = get_peft_model(model(), LoraConfig(r=1, target_modules=["2"]), adapter_name="a")
-    wrapped.add_adapter("b", LoraConfig(r=2, target_modules=["0"]))
-    placed(MODULES[2:]).verify(wrapped, "a")
-    placed(MODULES[:1]).verify(wrapped, "b")
+    wrapped = get_peft_model(model(), LoraConfig(r=1, target_modules=["2"]), adapter_name="first")
+    wrapped.add_adapter("second", LoraConfig(r=2, target_modules=["0"]))
+    placed(MODULES[2:]).verify(wrapped, "first")
+    placed(MODULES[:1]).verify(wrapped, "second")
     with pytest.raises(InputError, match="1 chosen modules without LoRA and 1 others"):
-        placed(MODULES[:1]).verify(wrapped, "a")
-    with pytest.raises(InputError, match=r"has no adapter `c`; its adapters: `a`, `b`"):
+        placed(MODULES[:1]).verify(wrapped, "first")
+    with pytest.raises(InputError, match=r"has no adapter `c`; its adapters: `first`, `second`"):
         placed(MODULES).verify(wrapped, "c")
