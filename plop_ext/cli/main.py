@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from plop_ext._version import __version__
 from plop_ext.cli import compare, demo, doctor, export, finetune, merge, place, report, run, score
+from plop_ext.cli.completion import SHELLS, PrintCompletion
 from plop_ext.cli.config import with_config
 from plop_ext.cli.endings import explain
 from plop_ext.cli.logs import logs_on_stderr
@@ -61,6 +62,11 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         ],
     )
     parser.add_argument("--version", action="version", version=f"plop_ext {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        help=f"print a script for {', '.join(SHELLS[:-1])} or {SHELLS[-1]} that completes this command, and exit",
+    )
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="COMMAND", parser_class=Parser
     )

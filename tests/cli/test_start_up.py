@@ -23,6 +23,7 @@ HEAVY = (
     "matplotlib",
     "accelerate",
     "sympy",
+    "shtab",
 )
 PROGRAM = """
 import sys
