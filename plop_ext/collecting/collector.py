@@ -13,7 +13,7 @@ from plop_ext.collecting.divided import hook_of, observer_of, reduces_in_hook
 from plop_ext.collecting.hooks import ExpertsObserver, Hook, ProductHook, compiled_calls, replace_attribute
 from plop_ext.collecting.recording import Recording
 from plop_ext.collecting.token_map import BatchTokens
-from plop_ext.layers import LinearLayer, ProductAdapter, stages_group
+from plop_ext.layers import LinearLayer, ProductAdapter, stages_group, why_communicating
 from plop_ext.streams.batch import BatchStreams
 from plop_ext.totals import Totals
 
@@ -39,6 +39,7 @@ class Collector:
         unassigned: Names of layers with rows whose sample or padding cannot be told, with the reason.
         experts_implementation: Implementation of the experts modules outside of the context; None if there are no
             experts modules.
+        communicating: What other processes exchange with this one in a forward of the model; empty if nothing.
         recording: The record to which the hooks write, for the forwards of plop_ext.
 
     Example:
@@ -56,6 +57,7 @@ class Collector:
         self.layers = self.recording.layers
         self.unassigned = self.recording.notes.unassigned
         self.experts_implementation: str | None = None
+        self.communicating = why_communicating(model)
         self.model = model
         self._stack = ExitStack()
 

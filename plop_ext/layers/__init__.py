@@ -1,6 +1,7 @@
 """The layers that can be scored: adapters that find the W, input, output and bias of a module of each class."""
 
 from plop_ext.layers.adapter import LayerAdapter, Part, Unsupported, adapter_for, register_adapter
+from plop_ext.layers.communication import why_communicating
 from plop_ext.layers.discovery import Discovery, LinearLayer, discover
 from plop_ext.layers.linear import is_plain_product
 from plop_ext.layers.offload import Elsewhere, bias_in_place, weights_elsewhere, weights_in_place
@@ -43,5 +44,6 @@ __all__ = [
     "weights_elsewhere",
     "weights_in_place",
     "whole_size",
+    "why_communicating",
     "wrapped_modules",
 ]

@@ -15,7 +15,8 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 def blocks(model: Any) -> Any:
     """The list of blocks of a Llama-like or GPT-2 model."""
-    return model.model.layers if hasattr(model, "model") else model.transformer.h
+    inner = getattr(model, "model", model)
+    return inner.layers if hasattr(inner, "layers") else model.transformer.h
 
 
 def by_blocks(model: nn.Module, **settings: Any) -> nn.Module:
