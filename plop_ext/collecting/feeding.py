@@ -20,6 +20,8 @@ _STATES = frozenset(
         "image_hidden_states",
         "vision_hidden_states",
         "encoder_states",
+        "protein_kv_states",
+        "protein_key_value_states",
         "memory",
         "kv",
     }

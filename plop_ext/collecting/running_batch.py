@@ -172,12 +172,15 @@ class RunningBatch:
         # A causal convolution pads both sides of its sequences [N, K, T]; its outputs past the last input are cut off.
         convolved = x_sumsq is not None and x.dim() == y.dim() == 3 and len(x) == len(y)
         after = max(0, y.shape[1] - x.shape[2]) if convolved else 0
-        table = self.tokens.streams.is_table(stream, x.shape)
+        table = self.tokens.streams.is_table(stream, fed, x.shape, rows)
         if table:
             if isinstance(table, str):
                 self.notes.leave_out(layers, f"its {rows} input rows {table}")
             return None
-        reading = Reading(stream, rows, fed, len(x) if after else 0, after)
+        # A convolution that keeps the size of its input reads one row at each position of x [N, K, *size].
+        extents = x.shape[2:] if x_sumsq is not None else x.shape[1:-1]
+        extents = extents if len(extents) > 1 and len(x) * extents.numel() == rows else torch.Size()
+        reading = Reading(stream, rows, fed, len(x) if after else 0, after, tuple(extents))
         token_map = self.map_for(reading, y.device, layers)
         if token_map is None:
             return None

@@ -23,6 +23,7 @@ class Reading:
         fed: Whether the rows are of another stream, as the keys and values of cross-attention are.
         sequences: N, for the rows of a convolution that looks past the end of N sequences.
         after: Rows that it adds at the end of each sequence. They are no tokens in a stream of tokens.
+        extents: Of the input of one sequence, such as (heads, T); empty for an input [N, R, K] or [R, K].
     """
 
     stream: str
@@ -30,6 +31,7 @@ class Reading:
     fed: bool = False
     sequences: int = 0
     after: int = 0
+    extents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +136,7 @@ class BatchTokens:
 def _laid_out(streams: BatchStreams, reading: Reading) -> Rows | str:
     """Return the layout of all rows of a call, or the reason why it cannot be told."""
     added = reading.sequences * reading.after if streams.of_tokens(reading.stream) else 0
-    rows = streams.rows(reading.stream, reading.fed, reading.rows - added)
+    rows = streams.rows(reading.stream, reading.fed, reading.rows - added, reading.extents)
     if not added or isinstance(rows, str):
         return rows
     length = reading.rows // reading.sequences - reading.after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,11 +30,13 @@ class BatchStreams:
         samples: S.
         streams: The streams that the batch tells, by name (`plop_ext.layers.streams`).
         rest: The rows of a module in none of these.
+        tables: Lengths of tables of relative positions, which some models multiply with the weights of attention.
     """
 
     samples: int
     streams: Mapping[str, Stream] = field(default_factory=dict)
     rest: Stream | None = None
+    tables: Collection[int] = ()
 
     @classmethod
     def of_mask(cls, samples: int, mask: Tensor | None) -> BatchStreams:
@@ -49,20 +51,34 @@ class BatchStreams:
         sequences = Sequences((samples, mask.numel() // max(1, samples)), mask.detach().bool())
         return cls(samples, {}, sequences)
 
-    def rows(self, stream: str, fed: bool, rows: int) -> Rows | str:
+    def rows(self, stream: str, fed: bool, rows: int, extents: Sequence[int] = ()) -> Rows | str:
         """Return the layout of `rows` rows, or the reason why it cannot be told, which follows "its 12 input rows".
 
         Args:
             stream: The stream in which the module sits.
             fed: Whether the module reads another stream than its own.
             rows: R.
+            extents: Of the input of one sequence, as for `Stream.rows`.
         """
-        return self._stream(stream, fed).rows(rows)
+        return self._stream(stream, fed).rows(rows, extents)
 
-    def is_table(self, stream: str, shape: torch.Size) -> bool | str:
-        """Return whether an input of `shape` holds relative positions, of no sample; or why this is unknown."""
-        found = self._stream(stream, False)
-        return isinstance(found, Sequences) and found.is_table(shape)
+    def is_table(self, stream: str, fed: bool, shape: torch.Size, rows: int) -> bool | str:
+        """Return whether the `rows` rows of an input of `shape` are relative positions; or why they may be.
+
+        A single sequence in a batch of several samples may be a table of positions, which are of no sample, or the
+        rows of one sample after another.
+        """
+        if len(shape) < 3 or shape[0] != 1:
+            return False
+        found = self._stream(stream, fed)
+        tokens = found.shape if isinstance(found, Sequences) else None
+        lengths = {*self.tables, *(min(2 * tokens[1], length) for length in self.tables if tokens is not None)}
+        if len(shape) == 3 and rows in lengths:
+            return "may be tokens or relative positions; use larger batches" if tokens == tuple(shape[:2]) else True
+        layout = found.rows(rows)
+        if self.samples == 1 or isinstance(layout, str) or layout.exact:
+            return False
+        return f"are one sequence for {self.samples} samples, as of a table of positions or of a single sample"
 
     def of_tokens(self, stream: str) -> bool:
         """Return whether the rows of a stream are the tokens of sequences."""
@@ -127,7 +143,7 @@ class StreamReader:
             if found:
                 streams[name] = found[0] if len(found) == 1 else Among(found)
         main = ENCODER if facts.encodes and facts.main == TEXT else facts.main
-        return BatchStreams(samples, streams, None if main in streams else Equal(samples))
+        return BatchStreams(samples, streams, None if main in streams else Equal(samples), facts.tables)
 
     def _text(self, fields: Mapping[str, Any]) -> Sequences | None:
         shape, attention = _extent(fields), self._attention(fields, labels_suffice=self._mask == "completion")
@@ -188,7 +204,7 @@ class StreamReader:
         counted = None if self._mask == "all" else counted
         tokens = torch.ones(shape, dtype=torch.bool) if counted is None else counted
         layouts = () if packed is not None else tuple(_layouts(tokens, self._facts))
-        return Sequences(shape, counted, packed, layouts, self._facts.latents, self._facts.tables)
+        return Sequences(shape, counted, packed, layouts, self._facts.latents)
 
     def _attention(self, fields: Mapping[str, Any], labels_suffice: bool = False) -> Tensor | None:
         """Return [B, T] bool of the tokens that are no padding; None if there is no mask, or it is not needed."""
@@ -239,6 +255,8 @@ def _layouts(tokens: Tensor, facts: ModelFacts) -> Iterator[Tensor]:
         yield functional.pad(tokens, (block // 2, -length % block + block // 2))
     for number in sorted(facts.repeats):
         yield tokens.repeat(1, number)
+    for stride in sorted(facts.pools):
+        yield tokens[:, ::stride]
 
 
 def batch_size(batch: Any) -> int:

@@ -24,7 +24,7 @@ _PLACEHOLDERS = {
 _QUERIES = ("num_latents", "num_query_tokens", "num_queries", "resampler_n_latents", "num_mask_tokens")
 _LATENTS = ("num_latents", "num_global_tokens")
 # Multiples to which models pad the sequence.
-_MULTIPLES = ("attention_window", "block_size", "local_attn_chunk_length", "lsh_attn_chunk_length")
+_MULTIPLES = ("attention_window", "block_size", "context_size", "local_attn_chunk_length", "lsh_attn_chunk_length")
 _LENGTHS = (
     "_get_feat_extract_output_lengths",
     "_get_subsampling_output_length",
@@ -52,6 +52,7 @@ class ModelFacts:
         virtual: Rows that prompt tuning puts before the tokens of a sequence, and that do not count.
         before: Numbers of rows of the model's own that stand before the tokens: prompts, or an image.
         after: Numbers of rows of the model's own that stand after them.
+        pools: The model may keep every n-th token only, for one of these n.
         repeats: The model may read each token this many times, sequence by sequence.
         multiples: The model may pad sequences on the right to a multiple of one of these.
         staggered: The model may shift sequences by half of one of these blocks, which it pads on both sides.
@@ -71,6 +72,7 @@ class ModelFacts:
     virtual: int
     before: frozenset[int]
     after: frozenset[int]
+    pools: frozenset[int]
     repeats: frozenset[int]
     multiples: frozenset[int]
     staggered: frozenset[int]
@@ -99,8 +101,9 @@ def facts_of(model: nn.Module) -> ModelFacts:
         placeholders={what: numbers(names) for what, names in _PLACEHOLDERS.items()},
         patch_sizes=numbers(("patch_size",)) - {0},
         virtual=_virtual_tokens(model),
-        before=numbers(("prompt_length",)) | frozenset(_image_rows(configs) if kinds & _STARTS_WITH_IMAGE else ()),
+        before=frozenset(_before(configs)) | frozenset(_image_rows(configs) if kinds & _STARTS_WITH_IMAGE else ()),
         after=frozenset({1}) if kinds & _ENDS_WITH_CLASS else frozenset(),
+        pools=frozenset(2**block for config in configs for block in range(1, _pooled_blocks(config))),
         repeats=frozenset(n + more for n in numbers(("ngram",)) for more in (0, 1)) - {1},
         multiples=numbers(_MULTIPLES) - {0, 1},
         staggered=frozenset(config.block_size for config in configs if getattr(config, "stagger_local_blocks", False)),
@@ -126,6 +129,19 @@ def _spans(config: Any) -> Iterator[int]:
     if getattr(config, "relative_attention", False):
         names = ("position_buckets", "max_relative_positions", "max_position_embeddings")
         yield from (span for name in names for span in _integers(getattr(config, name, None)) if span > 0)
+
+
+def _before(configs: list[Any]) -> Iterator[int]:
+    """Yield the numbers of rows that a model puts before the tokens of a sequence."""
+    for config in configs:
+        yield from _integers(getattr(config, "prompt_length", None))
+        # The second of two convolutions over time looks as far back as its kernel (Zaya).
+        yield from (kernel - 1 for kernel in _integers(getattr(config, "cca_time1", None)) if kernel > 1)
+
+
+def _pooled_blocks(config: Any) -> int:
+    """Return the number of blocks, before each of which but the first the tokens are pooled in pairs (Funnel)."""
+    return len(config.block_sizes) if getattr(config, "pooling_type", None) and hasattr(config, "block_sizes") else 0
 
 
 def _image_rows(configs: list[Any]) -> Iterator[int]:

@@ -76,6 +76,7 @@ def audio_streams(
             total, frames = int(function(whole)), function(lengths)
             if total > 0:
                 flags.append(torch.arange(total) < frames.reshape(-1, 1))
+                flags += [functional.pad(flags[-1], (0, -total % n)) for n in sorted(facts.multiples) if total % n]
             if count is None and placed is not None and int(frames.sum()) == int(placed.sum()):
                 count = _counted(_fitted(frames, placed), samples)
     if count is None:

@@ -24,17 +24,26 @@ class Rows(NamedTuple):
         starts: [S + 1] int64 on the CPU, ascending: sample s owns the rows from starts[s] to starts[s + 1]. Rows
             before the first and after the last start belong to no sample.
         counted: [R] bool, on any device; None if all rows count.
+        exact: Whether these are as many rows as the batch tells, and not a number that only pooled, merged or added
+            rows explain.
     """
 
     starts: Tensor
     counted: Tensor | None
+    exact: bool = True
 
 
 class Stream(Protocol):
     """A stream of rows of one batch."""
 
-    def rows(self, rows: int) -> Rows | str:
-        """Return the layout of `rows` rows, or why it cannot be told: a phrase that follows "its 12 input rows"."""
+    def rows(self, rows: int, extents: Sequence[int] = ()) -> Rows | str:
+        """Return the layout of `rows` rows, or why it cannot be told: a phrase that follows "its 12 input rows".
+
+        Args:
+            rows: R.
+            extents: Of the input of one sequence or item, such as (heads, T), whose product is its number of rows;
+                empty if they are not known.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +56,6 @@ class Sequences:
         packed: [S + 1] int64 on the CPU, where each sample starts in the flattened [B * T]; None if row b is sample b.
         layouts: [B, L] bool each, which rows count where a model adds rows to each sequence.
         latents: Numbers of learned rows per sequence, which are no tokens.
-        tables: Lengths of tables of relative positions.
     """
 
     shape: tuple[int, int]
@@ -55,7 +63,6 @@ class Sequences:
     packed: Tensor | None = None
     layouts: Sequence[Tensor] = ()
     latents: Collection[int] = ()
-    tables: Collection[int] = ()
 
     @property
     def samples(self) -> int:
@@ -66,14 +73,7 @@ class Sequences:
         size, length = self.shape
         return len(shape) == 3 and size != length and tuple(shape[:2]) == (length, size)
 
-    def is_table(self, shape: torch.Size) -> bool | str:
-        """Return whether an input of `shape` is a table [1, R, K] of relative positions; or why this is unknown."""
-        lengths = {*self.tables, *(min(2 * self.shape[1], length) for length in self.tables)}
-        if len(shape) != 3 or shape[0] != 1 or shape[1] not in lengths:
-            return False
-        return "may be tokens or relative positions; use larger batches" if self.shape == tuple(shape[:2]) else True
-
-    def rows(self, rows: int) -> Rows | str:
+    def rows(self, rows: int, extents: Sequence[int] = ()) -> Rows | str:
         size, length = self.shape
         if self.packed is not None:
             if rows == size * length:
@@ -86,8 +86,11 @@ class Sequences:
         # Pooled and learned rows belong to a whole sequence.
         found = [self._flat(layout) for layout in self.layouts if each == layout.shape[1]]
         found += [None] * (each in self.latents) + [self._flat(self.counted)] * (each == length)
+        repeated = None if found or self.counted is None else _repeated(self.counted, extents)
+        if repeated is not None and repeated.numel() == rows:  # each head of a token, or each element of its vector
+            return Rows(starts, repeated.reshape(-1))
         if not found and (each == 1 or self.counted is None or bool(self.counted.all())):
-            found = [None]
+            return Rows(starts, None, exact=False)
         if not found:  # made of several tokens each, of which some are padding
             return f"are not the {size * length} tokens of the batch, of which some are masked"
         first, *others = (Rows(starts, counted) for counted in found)
@@ -104,10 +107,10 @@ class Equal:
 
     samples: int
 
-    def rows(self, rows: int) -> Rows | str:
+    def rows(self, rows: int, extents: Sequence[int] = ()) -> Rows | str:
         if rows % self.samples:
             return f"cannot be assigned to {self.samples} samples"
-        return Rows(torch.arange(self.samples + 1) * (rows // self.samples), None)
+        return Rows(torch.arange(self.samples + 1) * (rows // self.samples), None, exact=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +134,16 @@ class Items:
     padded: bool = False
     latents: Collection[int] = ()
 
-    def rows(self, rows: int) -> Rows | str:
+    def rows(self, rows: int, extents: Sequence[int] = ()) -> Rows | str:
         items = int(self.count.sum())
         if items == 0:
             return f"come from no {self.what} of the batch" if rows else Rows(_cumulated(self.count), None)
         for flags in self.flags:
             if rows == flags.numel():
                 return Rows(_cumulated(self.count * flags.shape[1]), flags.reshape(-1))
+            repeated = _repeated(flags, extents)
+            if repeated is not None and repeated.numel() == rows:
+                return Rows(_cumulated(self.count * repeated.shape[1]), repeated.reshape(-1))
         for flags in self.flags:
             if rows == int(flags.sum()):
                 per_item = flags.sum(dim=1).cpu()
@@ -148,10 +154,10 @@ class Items:
             if found is None and rest == 0 and 0 < added <= _MOST_ADDED:
                 found = _cumulated(self.sizes + added * self.count)
             if found is not None:
-                return Rows(found, None)
+                return Rows(found, None, exact=added == rest == 0)
         each, rest = divmod(rows, items)
         if rest == 0 and (each == 1 or each in self.latents or (self.sizes is None and not self.padded)):
-            return Rows(_cumulated(self.count * each), None)
+            return Rows(_cumulated(self.count * each), None, exact=False)
         return f"do not fit the {items} {self.what} of the batch"
 
 
@@ -165,13 +171,13 @@ class Untold:
 
     reason: str
 
-    def rows(self, rows: int) -> Rows | str:
+    def rows(self, rows: int, extents: Sequence[int] = ()) -> Rows | str:
         return self.reason
 
 
 @dataclass(frozen=True, eq=False)
 class Among:
-    """Rows of one of several streams, of which their number decides.
+    """Rows of one of several streams, of which their number decides: first the streams that have exactly as many.
 
     Attributes:
         streams: At least one.
@@ -179,15 +185,30 @@ class Among:
 
     streams: Sequence[Stream] = field(default_factory=tuple)
 
-    def rows(self, rows: int) -> Rows | str:
-        answers = [stream.rows(rows) for stream in self.streams]
+    def rows(self, rows: int, extents: Sequence[int] = ()) -> Rows | str:
+        answers = [stream.rows(rows, extents) for stream in self.streams]
         found = [answer for answer in answers if isinstance(answer, Rows)]
         if not found:
             return next(answer for answer in answers if isinstance(answer, str))
-        first, *others = found
+        first, *others = [answer for answer in found if answer.exact] or found
         if all(_equal(first, other) for other in others):
             return first
         return "fit several streams of the model with other samples or other padding"
+
+
+def _repeated(flags: Tensor, extents: Sequence[int]) -> Tensor | None:
+    """Return [N, R] bool: the flags of the rows of an input [N, *extents, K]; None unless one extent alone is P.
+
+    Args:
+        flags: [N, P] bool.
+        extents: Two or more, as of the heads of each token, or of the tokens of each head.
+    """
+    size, length = flags.shape
+    if len(extents) < 2 or list(extents).count(length) != 1:
+        return None
+    axis = list(extents).index(length)
+    shape = [length if number == axis else 1 for number in range(len(extents))]
+    return flags.view(size, *shape).expand(size, *extents).reshape(size, -1)
 
 
 def _cumulated(counts: Tensor) -> Tensor:

@@ -135,3 +135,24 @@ class TestBatchesOfTrainers:
     def test_a_list_of_rows_is_no_batch(self) -> None:
         with pytest.raises(InputError, match=r"is a list of rows, .* `score_trainer`"):
             StreamReader(tiny_llama(), "attention").read([{"prompt": "a"}, {"prompt": "b"}])
+
+
+def is_table(shape: tuple[int, ...], size: tuple[int, int], tables: tuple[int, ...] = ()) -> bool | str:
+    """Of a model of text, in a batch of `size` (samples, tokens)."""
+    mask = BatchStreams.of_mask(size[0], torch.ones(size))
+    streams = BatchStreams(size[0], {}, mask.rest, tables)
+    return streams.is_table("text", False, torch.Size(shape), torch.Size(shape[:-1]).numel())
+
+
+def test_tables_of_relative_positions_are_no_tokens() -> None:
+    assert is_table((1, 12, 8), (2, 6), (24,)) is True
+    assert is_table((1, 8, 8), (2, 4), (12,)) is True  # of the positions that occur
+    assert is_table((2, 6, 8), (2, 6), (12,)) is False
+    assert isinstance(is_table((1, 12, 8), (1, 12), (12,)), str)
+
+
+def test_a_single_sequence_may_be_a_table_unless_it_has_all_tokens() -> None:
+    reason = "are one sequence for 2 samples, as of a table of positions or of a single sample"
+    assert is_table((1, 8, 8), (2, 6)) == is_table((1, 2, 4, 8), (2, 6)) == reason
+    assert is_table((1, 12, 8), (2, 6)) is is_table((1, 2, 6, 8), (2, 6)) is False
+    assert is_table((1, 8, 8), (1, 6)) is is_table((8, 8), (2, 6)) is is_table((2, 4, 8), (2, 6)) is False

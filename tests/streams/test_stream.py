@@ -58,13 +58,21 @@ def test_time_first_is_told_from_the_shape(shape: tuple[int, ...], expected: boo
     assert not Sequences((4, 4)).time_first(torch.Size((4, 4, 8)))
 
 
-def test_tables_of_relative_positions_are_no_tokens() -> None:
-    shape = torch.Size
-    assert Sequences((2, 6), tables={12}).is_table(shape((1, 12, 8))) is True
-    assert Sequences((2, 4), tables={12}).is_table(shape((1, 8, 8))) is True  # of the positions that occur
-    assert Sequences((2, 6), tables={12}).is_table(shape((2, 6, 8))) is False
-    assert Sequences((2, 6)).is_table(shape((1, 12, 8))) is False
-    assert isinstance(Sequences((1, 12), tables={12}).is_table(shape((1, 12, 8))), str)
+@pytest.mark.parametrize(("extents", "own"), [((4, 3), "[:, None, :]"), ((3, 4), "[:, :, None]")])
+def test_the_heads_of_a_token_count_as_it_does(extents: tuple[int, int], own: str) -> None:
+    expected = {"[:, None, :]": MASK[:, None, :], "[:, :, None]": MASK[:, :, None]}[own].expand(2, *extents)
+    found = Sequences((2, 3), MASK).rows(24, extents)
+    assert isinstance(found, Rows) and found.counted is not None
+    assert found.starts.tolist() == [0, 12, 24] and torch.equal(found.counted, expected.flatten())
+    items = Items("clips", torch.tensor([2, 0]), flags=(MASK,), padded=True).rows(24, extents)
+    assert isinstance(items, Rows) and items.counted is not None
+    assert items.starts.tolist() == [0, 24, 24] and torch.equal(items.counted, expected.flatten())
+
+
+@pytest.mark.parametrize("extents", [(3, 3), (2, 4), (9,)])
+def test_heads_as_many_as_tokens_cannot_be_told(extents: tuple[int, ...]) -> None:
+    rows = 2 * torch.Size(extents).numel()
+    assert isinstance(Sequences((2, 3), MASK).rows(rows, extents), str)
 
 
 def test_samples_of_equal_shares() -> None:
@@ -112,3 +120,10 @@ def test_one_of_several_streams_must_be_the_only_one_that_fits() -> None:
     assert Among([Sequences((2, 3), MASK), other]).rows(6) == reason
     assert Among([Sequences((2, 3)), Sequences((1, 6), packed=torch.tensor([0, 2, 6]))]).rows(6) == reason
     assert Among([Untold("why"), Untold("and why")]).rows(6) == "why"
+
+
+def test_the_stream_with_exactly_as_many_rows_comes_before_those_that_would_add_some() -> None:
+    images = Items("images", torch.tensor([1, 1]), sizes=torch.tensor([16, 32]))
+    videos = Items("videos", torch.tensor([1, 1]), sizes=torch.tensor([32, 32]))
+    assert layout(Among([images, videos]), 64) == ([0, 32, 64], None)
+    assert layout(Among([videos, images]), 48) == ([0, 16, 48], None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from plop_ext import Scores, score
 from plop_ext.errors import InputError
 from plop_ext.layers import discover
+from plop_ext.layers.scope import OTHER, parts_of
 from plop_ext.placement import Placement
 from tests.support.census.inputs import Sample, padded, samples_for
 from tests.support.census.models import builder
@@ -25,7 +26,7 @@ from tests.support.census.plain_oracle import Call, Calls, matrices_of, observe
 TOLERANCE = 1e-5
 RANK = 2
 # Models of windowed attention that pad a sequence to whole windows.
-PADS_INSIDE = {"led", "longformer"}
+PADS_INSIDE = {"led", "longformer", "pegasus_x"}
 # Models that put a token after the padding.
 ENDS_WITH_CLASS = {"videoprism"}
 # What a model calls its result, the first that it has; models of two encoders have one result of each.
@@ -103,7 +104,8 @@ def compare(model: nn.Module, samples: list[Sample], batch: Sample, scores: Scor
 
     alone, outputs = observe(model, watched, samples, run)
     if model.config.model_type in PADS_INSIDE:
-        alone = [without_inner_padding(calls, sample) for calls, sample in zip(alone, samples, strict=True)]
+        block = getattr(model.config, "block_size", None)
+        alone = [without_inner_padding(calls, sample, block) for calls, sample in zip(alone, samples, strict=True)]
     with torch.no_grad():
         together = results(run(model, batch))
     found.by_batch = changes_with_padding(together, [results(output) for output in outputs])
@@ -133,12 +135,16 @@ def compare(model: nn.Module, samples: list[Sample], batch: Sample, scores: Scor
 
 
 def compare_scopes(model: nn.Module, found: Examination) -> None:
-    """Check that each matrix is in one scope, unless the default scope falls back to the only part there is."""
+    """Check that each matrix is in one scope, unless the default scope falls back to the only part there is.
+
+    Parts of none of the modalities, as of robots and proteins, are in the scope of everything only.
+    """
     names: dict[str, set[str]] = {}
     for scope in ("all", "language", "vision", "audio"):
         with contextlib.suppress(InputError):  # the model has no such part
             names[scope] = {layer.name for layer in discover(model, scope=scope).layers}
-    everything = names.pop("all")
+    part = parts_of(model)
+    everything = {name for name in names.pop("all") if part is None or part(name) != OTHER}
     alone = [scope for scope, own in names.items() if own == everything]
     counts = Counter(name for own in names.values() for name in own)
     if not alone and (set(counts) != everything or max(counts.values()) > 1):
@@ -146,15 +152,17 @@ def compare_scopes(model: nn.Module, found: Examination) -> None:
         found.faults.append(f"{wrong[0]}: in {counts[wrong[0]]} scopes, as {len(wrong)} of {len(everything)}")
 
 
-def without_inner_padding(calls: Calls, sample: Sample) -> Calls:
-    """Drop the rows after the last token of a sample, with which the model fills its last window."""
+def without_inner_padding(calls: Calls, sample: Sample, block: int | None) -> Calls:
+    """Drop the rows with which the model fills its windows: after the last token, or half a block on both sides."""
     tokens = sample["input_ids"].shape[1]
-    return {
-        name: [
-            Call(call.gains[: min(tokens, call.rows)], call.row[: min(tokens, call.rows)], call.shape) for call in own
-        ]
-        for name, own in calls.items()
-    }
+
+    def kept(call: Call) -> Call:
+        shifted = block is not None and call.rows > -(-tokens // block) * block
+        first = block // 2 if block is not None and shifted else 0
+        part = slice(first, min(first + tokens, call.rows))
+        return Call(call.gains[part], call.row[part], call.shape)
+
+    return {name: [kept(call) for call in own] for name, own in calls.items()}
 
 
 def changes_with_padding(together: list[Tensor], alone: list[list[Tensor]]) -> bool:
@@ -172,14 +180,19 @@ def divided(calls: Calls, alone: list[Calls], batch: Sample, last: int) -> list[
     """Divide the rows of a padded batch among its samples: each has as many as alone, and the rest is padding.
 
     Padding follows the rows of a sample, up to the `last` ones; in a module that reads several streams of tokens one
-    after another, it follows those of each stream.
+    after another, it follows those of each stream. An input of more dimensions is padded where it is longer than that
+    of the sample alone. An input that is the same for one sample as for all is a table of positions, of no sample.
     """
     size = len(alone)
     masks = [value for name, value in batch.items() if name.endswith("mask") and value.dim() == 2]
     samples: list[Calls] = [{} for _ in alone]
     for name, of_module in calls.items():
         for number, call in enumerate(of_module):
-            rows = [own[name][number].rows if number < len(own.get(name, ())) else 0 for own in alone]
+            own_calls = [own[name][number] if number < len(own.get(name, ())) else None for own in alone]
+            shapes = [None if own_call is None else own_call.shape for own_call in own_calls]
+            if call.shape[0] == 1 and len(call.shape) > 1 and set(shapes) == {call.shape}:
+                continue
+            rows = [0 if own_call is None else own_call.rows for own_call in own_calls]
             width = call.rows // size
             sample_of, place = call.row // width, call.row % width
             if call.shape[-1] == size and any(call.shape[0] == mask.shape[1] for mask in masks):  # time first
@@ -192,6 +205,11 @@ def divided(calls: Calls, alone: list[Calls], batch: Sample, last: int) -> list[
                 own_rows = place % (width // streams) < rows[sample] // streams
                 if last and width - last in {mask.shape[1] for mask in masks}:
                     own_rows = (place < rows[sample] - last) | (place >= width - last)
+                shape = shapes[sample]
+                if len(call.shape) > 2 and call.shape[0] == size and shape is not None:
+                    inside = torch.zeros(call.shape[1:], dtype=torch.bool)
+                    inside[tuple(slice(extent) for extent in shape[1:])] = True
+                    own_rows = inside.flatten()[place]
                 chosen = (sample_of == sample) & own_rows
                 if sum(rows) == call.rows:  # one sample after another, without padding
                     before = sum(rows[:sample])

@@ -111,6 +111,8 @@ _SIZES: dict[str, Fields] = {
     "mamba2": {"num_heads": 8},
     "nemotron_h": {"mamba_num_heads": 8},
     "neomme": {"head_dim": 16},
+    # Other than the length of a padded sequence.
+    "pegasus_x": {"num_global_tokens": 8},
     "pvt_v2": {"num_attention_heads": (1, 2, 2, 4)},
     "xlstm": {"chunk_size": 16},
 }

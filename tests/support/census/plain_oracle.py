@@ -129,7 +129,7 @@ def expert_inputs(
 
 
 def patches(conv: nn.Module, x: Tensor) -> Tensor:
-    """[B, positions, K] float64: the patch at each output position."""
+    """[B, *positions, K] float64: the patch at each output position."""
     x = x.double()
     spans = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     if conv.padding == "same":
@@ -143,7 +143,7 @@ def patches(conv: nn.Module, x: Tensor) -> Tensor:
         x = x.unfold(2 + axis, span, stride)[..., ::dilation]
     # [B, C, positions..., kernel...]
     x = x.movedim(1, 1 + dims)
-    return x.reshape(len(x), -1, conv.in_channels * torch.Size(conv.kernel_size).numel())
+    return x.reshape(*x.shape[: 1 + dims], conv.in_channels * torch.Size(conv.kernel_size).numel())
 
 
 def is_experts(module: nn.Module) -> bool:

@@ -57,12 +57,7 @@ UPSTREAM: dict[str, Refusal] = {
 }
 
 # Faults of this package that are not mended yet.
-OPEN: dict[str, Refusal] = {
-    "EvollaForProteinText2Text": Refusal("in 0 scopes", "its encoder of proteins is in the scope `all` only"),
-    "Swinv2ForImageClassification": Refusal(
-        "continuous_position_bias_mlp", "rows of a table, which are of no sample, are divided among samples"
-    ),
-}
+OPEN: dict[str, Refusal] = {}
 
 # Classes whose tiny configuration or inputs the rule cannot make yet.
 NOT_BUILT: dict[str, str] = {
