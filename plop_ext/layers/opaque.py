@@ -75,3 +75,6 @@ class OpaqueAdapter(LayerAdapter):
         w_a, w_b, w_sum = (self.probe(module, z).float() - zero for z in (a, b, a + b))
         if not (w_sum - w_a - w_b).norm() <= LINEAR_TOLERANCE * w_sum.norm():
             raise Unsupported("its forward is not linear")
+        together = self.probe(module, torch.cat((a, b))).float() - zero
+        if not (together - torch.cat((w_a, w_b))).norm() <= LINEAR_TOLERANCE * together.norm():
+            raise Unsupported("its forward mixes the rows of its input")

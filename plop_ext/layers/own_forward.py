@@ -248,18 +248,20 @@ def _against_lora(plain: LayerAdapter, module: nn.Module, call: _Call) -> str:
 
 
 def _is_linear(plain: LayerAdapter, module: nn.Module) -> bool:
-    """Return whether the forward is linear in its input, up to a constant, at small and at large inputs."""
+    """Return whether the forward is linear in each row, up to a constant, at small and at large inputs."""
     z = next(_inputs(plain, module))
     large = _SCALES[-1] * z.flip(0)
     try:
         outputs = [_forward(module, x) for x in (torch.zeros_like(z), z, large, z + large)]
+        alone = _forward(module, z[:1])
     except Exception:
         return False
     rows = (len(z), plain.features(module)[1])
     if not all(isinstance(output, Tensor) and output.shape == rows for output in outputs):
         return False
     zero, small, big, both = (output.double() for output in outputs)
-    return bool((both - small - big + zero).norm() <= LINEAR_TOLERANCE * (both - zero).norm())
+    adds = bool((both - small - big + zero).norm() <= LINEAR_TOLERANCE * (both - zero).norm())
+    return adds and bool((alone.double() - small[:1]).norm() <= LINEAR_TOLERANCE * (small - zero).norm())
 
 
 @contextmanager

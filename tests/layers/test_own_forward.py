@@ -104,6 +104,18 @@ class Activated(nn.Linear):
         return super().forward(x).tanh()
 
 
+class Centred(nn.Linear):
+    """Reads the other rows of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.flatten(0, -2).mean(0))
+
+
+class CentredAndScaled(Centred):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 class Routed(nn.Linear):
     """Takes more than an input."""
 
@@ -262,13 +274,22 @@ def test_transposed_layers_with_a_forward_of_their_own() -> None:
     assert nfn(quietly(model, [x])) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_clipped_input_is_scored_as_it_reaches_the_matrix() -> None:
-    model, x = Model([Clipping(K, M) for _ in range(2)], call), 2 * torch.randn(3, 40, K)
-    expected = {f"layers.{i}": oracle(layer.weight, x.clamp(-1, 1)) for i, layer in enumerate(model.layers)}
+@pytest.mark.parametrize(
+    "kind, changed",
+    [(Clipping, lambda x: x.clamp(-1, 1)), (Centred, lambda x: x - x.mean((0, 1)))],
+    ids=["clipped", "centred"],
+)
+def test_a_changed_input_is_scored_as_it_reaches_the_matrix(kind: Any, changed: Callable[[Tensor], Tensor]) -> None:
+    model, x = Model([kind(K, M) for _ in range(2)], call), 2 * torch.randn(3, 40, K) + 0.5
+    expected = {f"layers.{i}": oracle(layer.weight, changed(x)) for i, layer in enumerate(model.layers)}
     assert nfn(quietly(model, [x])) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind, scored", [(Activated, ()), (Wider, ("layers.0.more",))], ids=["activated", "wider"])
+@pytest.mark.parametrize(
+    "kind, scored",
+    [(Activated, ()), (Wider, ("layers.0.more",)), (CentredAndScaled, ())],
+    ids=["activated", "wider", "centred and scaled"],
+)
 def test_a_forward_that_returns_no_product_is_reported_by_name(kind: Any, scored: tuple[str, ...]) -> None:
     model = Model([kind(K, M), nn.Linear(K, M)], call)
     scores = quietly(model, [torch.randn(3, 40, K)])
