@@ -28,9 +28,9 @@ _PASSES_ON = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def base_model(model: nn.Module) -> nn.Module:
     """Return the model inside all wrappers; `model` itself if there is none.
 
-    A module around a single model counts as a wrapper too: its only child with parameters is, or holds, a model of
-    transformers, or its forward accepts any arguments (`*args`, `**kwargs`). PEFT matches a full name as a
-    suffix, so the shorter names fit the wrapper as well.
+    A module around a single model counts as a wrapper too: it holds one model of transformers, and beside it at most
+    heads, without blocks of their own; or its only child with parameters gets any arguments (`*args`, `**kwargs`).
+    PEFT matches a full name as a suffix, so the shorter names fit the wrapper as well.
     """
     model = _chain(model)[-1]
     inner = None if _is_whole(model) else _only_model(model)
@@ -103,14 +103,18 @@ def _without_adapter(module: Any) -> nn.Module | None:
 
 
 def _only_model(module: nn.Module) -> nn.Module | None:
-    """Return the single model that a module without parameters of its own holds, or None."""
-    if next(module.parameters(recurse=False), None) is not None:
-        return None
+    """Return the single model that a module holds, if that is all but heads, or None."""
     children = [child for child in module.children() if next(child.parameters(), None) is not None]
-    if len(children) != 1:
-        return None
+    whole = [child for child in children if _is_whole(base_model(child))]
+    if len(whole) == 1 and not any(_has_blocks(child) for child in children if child is not whole[0]):
+        return whole[0]
+    alone = len(children) == 1 and next(module.parameters(recurse=False), None) is None
     passes_on = all(value.kind in _PASSES_ON for value in _parameters(module))
-    return children[0] if passes_on or _is_whole(base_model(children[0])) else None
+    return children[0] if alone and passes_on else None
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.ModuleList) and len(inner) for inner in module.modules())
 
 
 def _parameters(module: nn.Module) -> list[inspect.Parameter]:

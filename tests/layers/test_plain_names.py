@@ -33,6 +33,19 @@ class Around(nn.Module):
         return self.inner(input_ids=input_ids).logits
 
 
+class WithValueHead(nn.Module):
+    """As of reinforcement learning: a head, and a temperature, beside the model."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.pretrained_model = inner
+        self.head = nn.Sequential(nn.Linear(tiny_models.VOCAB, 4), nn.ReLU(), nn.Linear(4, 1))
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, input_ids: Any) -> Any:
+        return self.head(self.pretrained_model(input_ids=input_ids).logits / self.temperature)
+
+
 class PassingOn(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -89,6 +102,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     ),
     "fully_shard": lambda model: fully_shard(each_block(model, fully_shard)),
     "a user's": Around,
+    "a user's, with a head": WithValueHead,
     "a user's, twice": lambda model: PassingOn(Around(model)),
     "PEFT": adapted,
     "PEFT in DDP": lambda model: DistributedDataParallel(adapted(model)),
