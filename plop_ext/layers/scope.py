@@ -7,6 +7,7 @@ that of `vision_config` a vision tower. If the language model is found this way,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ _MODALITY_FIELDS = {
 }
 # Words in the names of what lies between a tower and the language model.
 _BETWEEN = {"projector", "connector", "aligner", "merger", "resampler", "perceiver", "qformer"}
+_BLOCK = re.compile(r"\.\d+\.")
 # Words and names that tell language outside of the language model itself.
 _TEXT = {"text", "language", "lm_head", "score", "classifier"}
 
@@ -87,7 +89,9 @@ def parts_of(model: nn.Module) -> Callable[[str], str] | None:
         if outer is not None:
             return outer
         words = _words(name)
-        named = next((kind for kind in _WORDS if kind in others and words & _WORDS[kind]), None)
+        # Inside a block, a matrix of the language model may be named after the other part that it reads (Evolla).
+        told_by = {**dict.fromkeys(_WORDS, words), OTHER: _words(_BLOCK.split(name)[0])}
+        named = next((kind for kind in _WORDS if kind in others and told_by[kind] & _WORDS[kind]), None)
         if named is not None:
             return named
         if around:
@@ -140,6 +144,8 @@ def _kind_of_field(field: str, config: Any, fields: Mapping[str, Any]) -> str | 
         return LANGUAGE
     if field in _EITHER_FIELDS:
         return _kind_of_encoder(config)
+    if field == "backbone_config":  # as of detection by text; without a `text_config`, a pure vision model
+        return _kind_of_encoder(config) or VISION if "text_config" in fields else None
     if field == "encoder_config":  # without a `text_config`, a pure audio model, which counts as a whole
         return _kind_of_encoder(config) or AUDIO if "text_config" in fields else None
     words = _words(field)
