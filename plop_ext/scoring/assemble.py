@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,11 @@ def assemble(found: Discovery, outcome: Outcome, provenance: dict[str, Any]) -> 
                 "check `attention_mask`, `labels` and `mask`"
             )
         raise InputError(f"no module could be scored; `{unscored[-1].name}`: {unscored[-1].reason}")
+    if all(module.no_place for module in modules):
+        # As in `discover`: if PEFT can adapt none of what was scored, it competes, for another trainer.
+        modules = [
+            replace(module, no_place="") if module.no_place == module.target.refused else module for module in modules
+        ]
     if all(module.no_place for module in modules):
         raise InputError(
             f"no candidate for LoRA could be scored; `{modules[0].name}` is none, because {modules[0].no_place}; "

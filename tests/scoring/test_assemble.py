@@ -166,3 +166,15 @@ def test_numbers_of_other_layers_are_refused(missing: str) -> None:
     outcome = run_outcome(make_totals(2, 1, tokens=1), **{missing: [1.0]})
     with pytest.raises(ValueError, match="zip"):
         assembled([found_layer("a"), found_layer("b")], outcome)
+
+
+def test_matrices_that_peft_cannot_adapt_compete_if_nothing_else_is_scored() -> None:
+    lost = replace(LoraTarget.of_module("0.up", 3, 2), refused="PEFT loses it")
+    refused = replace(found_layer("0.up", layer=0), target=lost, no_place="PEFT loses it")
+    silent = found_layer("0.down", layer=0)
+    totals = make_totals(2, 1, tokens=[[3], [0]], sum_gain=[[6], [0]])
+    (scored,) = assembled([refused, silent], run_outcome(totals)).modules
+    assert scored.name == "0.up" and not scored.no_place
+    gate = replace(found_layer("0.gate", layer=0), no_place="it is a gate")
+    with pytest.raises(InputError, match=r"`0\.gate` is none, because it is a gate"):
+        assembled([gate, silent], run_outcome(totals))
