@@ -41,7 +41,7 @@ def progress_bar(description: str, total: int | None, enabled: bool = True) -> I
         return
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     if not console.is_terminal:
         lines = _Lines(description, total)
         yield lines
@@ -65,7 +65,7 @@ def progress_bar(description: str, total: int | None, enabled: bool = True) -> I
         def advance(steps: int, note: str) -> None:
             bar.update(task, advance=steps, note=note)
 
-        yield _OnBar(advance, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        yield _OnBar(advance, lambda text: console.print(text, highlight=False, soft_wrap=True))
         # The data may end before the announced total, which is then the number of steps done.
         bar.update(task, total=bar.tasks[task].completed)
 

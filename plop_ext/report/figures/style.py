@@ -37,6 +37,9 @@ def settings() -> dict[str, Any]:
         "svg.fonttype": "none",
         "svg.hashsalt": "plop_ext",
         "legend.frameon": False,
+        # Names of types and files are no formulas, also where the user's own settings read formulas.
+        "text.parse_math": False,
+        "text.usetex": False,
     }
 
 
@@ -71,8 +74,6 @@ def type_ticks(axes: Any, types: Sequence[str], chosen: Collection[str], width: 
     """Label the rows with the types; those chosen for LoRA are bold and green."""
     axes.set_yticks(range(len(types)), [shortened(name, width) for name in types])
     for label, name in zip(axes.get_yticklabels(), types, strict=True):
-        # A dollar sign is no formula.
-        label.set_parse_math(False)
         if name in chosen:
             label.set_color(CHOSEN)
             label.set_fontweight("bold")
