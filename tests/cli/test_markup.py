@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-# Calls that read markup, or shorthand for emoji, whatever the console says.
+# Calls that read markup, or shorthand for emoji, also on a console without markup.
 ALWAYS = {"from_markup", "render_markup", "Panel", "Spinner", "TextColumn", "status", "Prompt", "Confirm"}
 # Of this package: it makes a `Text` of what it is given.
 OWN = {"options.status", "status"}
