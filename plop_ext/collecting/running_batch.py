@@ -106,12 +106,10 @@ class RunningBatch:
             noted.
         """
         stream, rows = layers[0][1].stream, shape[:-1].numel()
-        table = self.tokens.streams.is_table(stream, shape)
-        if isinstance(table, str):
-            self.notes.leave_out(layers, f"its {rows} input rows {table}")
-        if table:
+        if self._is_table(layers, fed, shape, rows):
             return None
-        token_map = self.map_for(Reading(stream, rows, fed), y.device, layers)
+        reading = Reading(stream, rows, fed, extents=_extents(shape[:-1], rows))
+        token_map = self.map_for(reading, y.device, layers)
         if token_map is None:
             return None
         arena = self.arena_of(group, y.device, y.dtype, make)
@@ -172,21 +170,29 @@ class RunningBatch:
         # A causal convolution pads both sides of its sequences [N, K, T]; its outputs past the last input are cut off.
         convolved = x_sumsq is not None and x.dim() == y.dim() == 3 and len(x) == len(y)
         after = max(0, y.shape[1] - x.shape[2]) if convolved else 0
-        table = self.tokens.streams.is_table(stream, fed, x.shape, rows)
-        if table:
-            if isinstance(table, str):
-                self.notes.leave_out(layers, f"its {rows} input rows {table}")
+        if self._is_table(layers, fed, x.shape, rows):
             return None
         # A convolution that keeps the size of its input reads one row at each position of x [N, K, *size].
-        extents = x.shape[2:] if x_sumsq is not None else x.shape[1:-1]
-        extents = extents if len(extents) > 1 and len(x) * extents.numel() == rows else torch.Size()
-        reading = Reading(stream, rows, fed, len(x) if after else 0, after, tuple(extents))
+        positions = x.shape[:-1] if x_sumsq is None else torch.Size((len(x), *x.shape[2:]))
+        reading = Reading(stream, rows, fed, len(x) if after else 0, after, _extents(positions, rows))
         token_map = self.map_for(reading, y.device, layers)
         if token_map is None:
             return None
         time_first = x_sumsq is None and len(y_shape) == 3 and self.tokens.streams.time_first(stream, fed, x_shape)
         are_rows = x_shape == x.shape and y_shape == y.shape
         return _Call(token_map, self.arena_for(y.device, y.dtype), are_rows, time_first)
+
+    def _is_table(self, layers: IndexedLayers, fed: bool, shape: torch.Size, rows: int) -> bool:
+        """Return whether an input is not of the samples, or may not be, which is noted."""
+        table = self.tokens.streams.is_table(layers[0][1].stream, fed, shape, rows)
+        if isinstance(table, str):
+            self.notes.leave_out(layers, f"its {rows} input rows {table}")
+        return bool(table)
+
+
+def _extents(positions: torch.Size, rows: int) -> tuple[int, ...]:
+    """Return the extents of each sequence of an input, such as (heads, T), if there is one row at each position."""
+    return tuple(positions[1:]) if len(positions) > 2 and positions.numel() == rows else ()
 
 
 class _Call(NamedTuple):
