@@ -20,7 +20,8 @@ lycoris lycoris-lora==4.1.3
 "
 # What they import and the tests' own environment lacks.
 shared="omegaconf==2.4.0 hydra-core==1.3.8 antlr4-python3-runtime==4.9.3 addict==2.4.0 toml==0.10.2 einops==0.8.2
-  requests==2.34.2 mlx==0.32.4 mlx-cpu==0.32.4"
+  requests==2.34.2 certifi==2026.10.19.post1 charset-normalizer==3.5.3 idna==3.20 urllib3==2.8.0
+  mlx==0.32.4 mlx-cpu==0.32.4"
 
 # Some name a Python that they do not need.
 unpack() { "$BIN/pip" install --quiet --no-deps --no-build-isolation --ignore-requires-python --target "$@"; }

@@ -6,15 +6,26 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement, exports
+from tests.support.markdown import table_of
 from tests.support.paths import ROOT
 from tests.support.placed_models import CASES, llama
+from tests.support.stacks import own_code
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 STACKS = Path(os.environ.get("PLOP_STACKS", ROOT / "build" / "stacks"))
 FLUX = [f"transformer_blocks.{layer}.attn.to_{name}" for layer in (1, 10) for name in ("q", "v")]
 
@@ -33,10 +44,6 @@ def placements(stack: str) -> dict[str, Placement]:
 def of_names(names: list[str]) -> Placement:
     targets = tuple(LoraTarget.of_module(name, 8, 8) for name in names)
     return Placement(tuple(names), ("t",), "types", "by name", "FluxTransformer2DModel", targets)
-
-
-def own_code(stack: str) -> bool:
-    return (ROOT / "tests" / "support" / "stacks" / f"{stack.replace('-', '_')}_stack.py").is_file()
 
 
 @pytest.mark.stacks
@@ -76,3 +83,21 @@ def check(cases: dict[str, Placement], found: list[dict[str, list[float]]]) -> N
     for (case, placement), adapted in zip([*cases.items(), *cases.items()], found, strict=False):
         expected = {name: [rank, 2 * rank] for name, rank in placement.ranks_at().items()}
         assert adapted == expected, case
+
+
+@pytest.mark.stacks
+@pytest.mark.parametrize("stack", [name for name in exports.stacks() if own_code(name) and name != "peft"])
+def test_the_page_says_what_each_stack_asks_for_and_plop_ext_installs_beside_it(stack: str) -> None:
+    (found,) = metadata.distributions(path=[str(STACKS / stack.removesuffix("-megatron"))])
+    asked = [requirement for requirement in map(Requirement, found.requires or ()) if requirement.marker is None]
+    mine = {item.name: item.specifier for item in map(Requirement, PROJECT["project"]["dependencies"])}
+    words = []
+    for name in ("transformers", "peft"):
+        ranges = [item.specifier for item in asked if item.name == name and item.specifier]
+        if ranges:
+            theirs = SpecifierSet(",".join(map(str, ranges)))
+            known = {*(item.version for item in (*theirs, *mine[name])), metadata.version(name)}
+            assert any(version in theirs and version in mine[name] for version in known), (name, theirs)
+            words.append(f"{name}{theirs}")
+    rows = {row[0].strip("`"): row[1] for row in table_of(ROOT / "docs" / "stacks.md", "| name | installs beside")}
+    assert rows[stack] == ("yes: " + " and ".join(words) if words else "yes")

@@ -6,4 +6,14 @@ alpha. `run` calls it in a process of its own, because the stacks' dependencies 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 Adapted = dict[str, tuple[int, float]]
+
+# Stacks whose adapted model trains for a step in that process.
+TRAINED = frozenset(("axolotl", "llama-factory", "ms-swift", "nemo-automodel", "openrlhf", "peft", "trl", "verl"))
+
+
+def own_code(stack: str) -> bool:
+    """Whether a stack applies exports with its own code in `tests/stacks`."""
+    return Path(__file__).with_name(f"{stack.replace('-', '_')}_stack.py").is_file()

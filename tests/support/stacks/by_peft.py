@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -11,10 +12,18 @@ from torch import nn
 from tests.support.placed_models import llama
 from tests.support.stacks import Adapted
 
+STEPS: list[int] = []  # of this process: how many weights each changed
+
 
 def by_config(config: LoraConfig) -> Adapted:
     """The modules that get LoRA in the model of the placements."""
-    return of_model(get_peft_model(llama(), config))
+    return of_llama(get_peft_model(llama(), config))
+
+
+def of_llama(wrapped: Any) -> Adapted:
+    """The modules of a wrapped Llama that carry LoRA, after a step of training."""
+    train_one_step(wrapped)
+    return of_model(wrapped)
 
 
 def of_model(wrapped: Any) -> Adapted:
@@ -28,3 +37,17 @@ def of_model(wrapped: Any) -> Adapted:
             found[name] = (layer.r[adapter], layer.scaling[adapter] * layer.r[adapter])
             assert type(layer.lora_dropout[adapter]) is nn.Identity
     return found
+
+
+def train_one_step(model: Any) -> None:
+    """Train a Llama with LoRA for a step, which has to change the LoRA matrices B and no other weights but A."""
+    tokens = torch.arange(16)[None] % 8
+    weights = dict(model.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    optimizer = torch.optim.AdamW([weight for weight in weights.values() if weight.requires_grad], lr=0.01)
+    model.train()
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    changed = {name for name, weight in weights.items() if not torch.equal(weight, before[name])}
+    assert changed >= {name for name in weights if "lora_B" in name} and all("lora_" in name for name in changed)
+    STEPS.append(len(changed))

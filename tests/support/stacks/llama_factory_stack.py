@@ -10,7 +10,7 @@ from transformers import HfArgumentParser
 
 from tests.support.placed_models import llama
 from tests.support.stacks import Adapted
-from tests.support.stacks.by_peft import of_model
+from tests.support.stacks.by_peft import of_llama
 from tests.support.stacks.stand_ins import stand_in
 
 os.environ["DISABLE_VERSION_CHECK"] = "1"
@@ -25,4 +25,4 @@ def adapted(path: str) -> Adapted:
         (arguments,) = HfArgumentParser(FinetuningArguments).parse_dict(yaml.safe_load(stream))
     model = llama()
     loading = SimpleNamespace(adapter_name_or_path=None, resize_vocab=False, use_kt=False, use_unsloth=False)
-    return of_model(_setup_lora_tuning(model.config, model, loading, arguments, True, False))
+    return of_llama(_setup_lora_tuning(model.config, model, loading, arguments, True, False))

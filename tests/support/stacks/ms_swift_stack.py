@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from tests.support.placed_models import llama
 from tests.support.stacks import Adapted
-from tests.support.stacks.by_peft import of_model
+from tests.support.stacks.by_peft import of_llama
 from tests.support.stacks.stand_ins import skip_init, stand_in
 
 stand_in("modelscope", "torchao", "json_repair", "swift.trainers", "swift.tuner_plugin")
@@ -45,4 +45,4 @@ def adapted(path: str) -> Adapted:
     words = [path]
     parse_yaml_args(words)
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(words)
-    return of_model(prepare_adapter(arguments, llama()))
+    return of_llama(prepare_adapter(arguments, llama()))

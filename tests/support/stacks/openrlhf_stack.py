@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def _parsed(words: list[str]) -> Any:
     folder = Path(package.submodule_search_locations[0])
     tree = ast.parse((folder / "cli" / "train_sft.py").read_text(encoding="utf-8"))
     main = next(node for node in tree.body if isinstance(node, ast.If))
-    end = next(i for i, node in enumerate(main.body) if ast.unparse(node) == "args = parser.parse_args()")
-    space: dict[str, Any] = {"argparse": argparse}
-    exec(compile(ast.Module(main.body[:end], []), "train_sft.py", "exec"), space)
+    declared = [node for node in main.body if ast.unparse(node).startswith(("parser = ", "parser.add_argument"))]
+    space: dict[str, Any] = {"argparse": argparse, "datetime": datetime}
+    exec(compile(ast.Module(declared, []), "train_sft.py", "exec"), space)
     nested: dict[str, Any] = {}
     exec((folder / "utils" / "config.py").read_text(encoding="utf-8"), nested)
     return nested["hierarchize"](space["parser"].parse_args(words))

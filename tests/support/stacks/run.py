@@ -7,11 +7,15 @@ import json
 import sys
 from contextlib import redirect_stdout
 
+from tests.support.stacks import TRAINED
+
 
 def main(stack: str, *paths: str) -> None:
     with redirect_stdout(sys.stderr):  # stacks print while they are imported
         module = importlib.import_module(f"tests.support.stacks.{stack.replace('-', '_')}_stack")
         lines = [json.dumps(module.adapted(path)) for path in paths]
+        if stack in TRAINED:
+            assert len(importlib.import_module("tests.support.stacks.by_peft").STEPS) == len(paths)
     print("\n".join(lines))
 
 
