@@ -12,13 +12,16 @@ from plop_ext.cli.wording import command_words
 from plop_ext.errors import InputError, SetupError, first_line, reason
 
 
-def explain(error: BaseException, words: Mapping[str, str] | None) -> ExitCode:
+def explain(error: BaseException, words: Mapping[str, str] | None, tell: bool = True) -> ExitCode:
     """Print one line about an exception that ended a command, and return the command's exit code.
 
     Args:
         error: The exception.
         words: Names of the command's own options, for its messages.
+        tell: Whether to print; another process of the same command may.
     """
+    if not tell:
+        return _code(error)
     if isinstance(error, (InputError, SetupError)):
         return _say(command_words(str(error), words), ExitCode.INVALID)
     if isinstance(error, KeyboardInterrupt):
@@ -37,6 +40,13 @@ def explain(error: BaseException, words: Mapping[str, str] | None) -> ExitCode:
         f"defect: {type(error).__name__}: {first_line(error)}; the traceback is in {_keep(error)}, please report it",
         ExitCode.DEFECT,
     )
+
+
+def _code(error: BaseException) -> ExitCode:
+    """Return the exit code of a process that leaves the words to another one."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return ExitCode.INVALID if isinstance(error, (InputError, SetupError, OSError, MemoryError)) else ExitCode.DEFECT
 
 
 def _say(line: str, code: ExitCode) -> ExitCode:

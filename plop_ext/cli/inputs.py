@@ -15,7 +15,9 @@ from plop_ext.errors import InputError
 
 # What no number of a result depends on; any other option makes another result.
 _OUTPUTS = ("output", "heatmap", "plot", "force", "resume", "json", "quiet", "verbose")
-_OTHERS = ("command", "run", "words", "config", "dry_run", "memory_budget", "trust_remote_code")
+_OTHERS = ("command", "run", "words", "config", "dry_run", "memory_budget", "trust_remote_code", "parallel")
+# What main adds.
+_ADDED = ("in_ranks", "launch", "load")
 # Number and bytes of the blocks, evenly spread, that are read of a larger file: no two checkpoints agree in all.
 _BLOCKS, _BLOCK = 1024, 1 << 16
 
@@ -56,7 +58,7 @@ def inputs_hash(args: argparse.Namespace, *sources: str) -> str | None:
         args: The command line.
         sources: Options that name files, folders, or models and data on the hub.
     """
-    options = {name: value for name, value in vars(args).items() if name not in (*_OUTPUTS, *_OTHERS, *sources)}
+    options = {name: value for name, value in vars(args).items() if name not in (*_OUTPUTS, *_OTHERS, *_ADDED, *sources)}
     found = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for source in (str(getattr(args, name)) for name in sources):
         files = _files(source)

@@ -10,6 +10,7 @@ from plop_ext.cli import compare, demo, doctor, export, finetune, merge, place, 
 from plop_ext.cli.completion import SHELLS, PrintCompletion
 from plop_ext.cli.config import with_config
 from plop_ext.cli.endings import explain
+from plop_ext.cli.launch import Launch, launch_of, only_first_prints, rank_and_size
 from plop_ext.cli.logs import logs_on_stderr
 from plop_ext.cli.outputs import check_stdout
 from plop_ext.cli.parsing import Parser
@@ -29,22 +30,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, one of `plop_ext.cli.exit_codes.ExitCode`.
     """
-    words = None
-    with every_character_printable():
+    words, launch = None, Launch()
+    with every_character_printable(), only_first_prints():
         try:
             parser, commands = build_parser()
             given = sys.argv[1:] if arguments is None else arguments
             args, unknown = parser.parse_known_args(with_config(given, commands))
             commands[args.command].refuse_unknown(unknown)
             words = args.words
+            if rank_and_size()[0]:  # the first process says everything
+                args.quiet, args.verbose = 2, 0
             results_only = check_stdout(args) or args.json
-            with logs_on_stderr(args.verbose - max(0, args.quiet - 1)), stdout_for(results_only):
-                result: Result = args.run(args)
-            if args.json:
+            verbosity = args.verbose - max(0, args.quiet - 1)
+            with logs_on_stderr(verbosity), stdout_for(results_only), launch_of(args) as launch:
+                args.launch = launch
+                result: Result = Result() if launch.idle else args.run(args)
+            if args.json and launch.first:
                 print(result.to_json())
             return result.code
         except (Exception, KeyboardInterrupt) as error:
-            return explain(error, words)
+            tells = launch.tells(error) if launch.size > 1 else rank_and_size()[0] == 0
+            code = explain(error, words, tell=tells)
+            if tells:
+                launch.told(error)
+            return code
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:

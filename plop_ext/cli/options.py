@@ -73,12 +73,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add DATA and the options for reading it."""
+def add_data(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add DATA, of which there may be several, and the options for reading it."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "data",
         metavar="DATA",
+        nargs="+" if several else None,
         help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, possibly compressed; folder of such files; "
         "data set on the hub; or arithmetic or prose, which ship with plop_ext",
     )
@@ -139,15 +140,18 @@ def load_model(
     """Return the model and tokenizer that `args` names, unless it is clear already that they will not be used."""
     with status(f"loading {args.model}", args.quiet):  # the imports take a second
         from plop_ext import models
+        from plop_ext.cli.parallel import distributed_config
 
         _check_data(args)
         _check_graph(args)
+        shared = distributed_config(getattr(args, "parallel", "dp"), args.launch.size)
         return models.load_model(
             args.model,
             dtype=args.dtype,
-            device=args.device,
+            device=args.launch.device or args.device,
             for_training=for_training,
             trust_remote_code=args.trust_remote_code,
+            distributed_config=shared,
         )
 
 

@@ -7,14 +7,17 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plop_ext.arguments import USUAL_LENGTH, check_whole
 from plop_ext.cli import options, outputs, stream, summary
+from plop_ext.cli.data_sets import each_data
 from plop_ext.cli.inputs import InputsHash, check_same, say_finished
 from plop_ext.cli.options import console
+from plop_ext.cli.parallel import add_option as add_parallel
+from plop_ext.cli.parallel import sizes
 from plop_ext.cli.parsing import whole
 from plop_ext.cli.result import Result
 from plop_ext.errors import InputError
@@ -40,10 +43,12 @@ def add_parser(commands: Any) -> None:
             "plop score MODEL data.jsonl -o scores.json --heatmap heatmap.png",
             "plop score MODEL data.jsonl -o scores.json --mask completion --samples 256",
             "plop score MODEL data.jsonl -o scores.json --stream --memory-budget 6GiB",
+            "plop score MODEL code.jsonl maths.jsonl -o folder",
+            "torchrun --nproc-per-node 8 -m plop_ext score MODEL data.jsonl -o scores.json",
         ],
     )
     options.add_model(parser)
-    options.add_data(parser)
+    options.add_data(parser, several=True)
     options.add_seed(parser)
     _add_outputs(parser)
     _add_extent(parser)
@@ -51,12 +56,18 @@ def add_parser(commands: Any) -> None:
     _add_speed(parser)
     stream.add_options(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run, words={"types": "--settle-types", "modules": "--settle-modules"})
+    parser.set_defaults(run=run, in_ranks=True, words={"types": "--settle-types", "modules": "--settle-modules"})
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("outputs")
-    group.add_argument("-o", "--output", default=None, metavar="FILE", help="write the scores as JSON")
+    group.add_argument(
+        "-o",
+        "--output",
+        default=None,
+        metavar="FILE",
+        help="write the scores as JSON; with several DATA, a folder for their files",
+    )
     group.add_argument(
         "--heatmap", default=None, metavar="FILE", help="draw the NFN by layer and type (.png, .svg, .pdf)"
     )
@@ -143,6 +154,7 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
 def _add_speed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speed")
     group.add_argument("--batch-size", type=whole, default=8, help="samples per forward (default: 8)")
+    add_parallel(group)
     group.add_argument("--fast", action="store_true", help="run blocks of supported families on fused kernels")
     group.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
     group.add_argument(
@@ -156,26 +168,43 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     stream.check(args)
-    # A budget limits the RAM of the process, of which the buffers of these reads would be a part.
-    with nullcontext() if args.memory_budget or args.dry_run else reading_ahead(args.model):
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> Result:
     _check_numbers(args)
+    _check_one_process(args)
     if args.resume and not args.output:
         raise InputError("`--resume` needs `--output`, the file of the run to continue")
     rule = _stop_rule(args)
-    if args.dry_run:
-        return Result(stream.dry_run(args))
+    sizes(args.parallel, args.launch.size)
+    jobs = each_data(args)
+    load = cache(partial(options.load_model, jobs[0]))  # once for all DATA
+    # A budget limits the RAM of the process, of which the buffers of these reads would be a part.
+    with nullcontext() if args.memory_budget or args.dry_run else reading_ahead(args.model):
+        if args.dry_run:
+            return Result(stream.dry_run(jobs[0]))
+        found = [_run(job, rule, load) for job in jobs]
+    return found[0] if len(found) == 1 else Result({"scores": [result.content for result in found]})
+
+
+def _run(args: argparse.Namespace, rule: StopRule | None, load: Callable[[], Any]) -> Result:
+    """Score one data set, unless it was, with the model and tokenizer that `load` returns."""
+    args.load = load
     inputs = InputsHash(args, "model", "data")
-    finished = _finished(args, inputs)
-    _check_paths(args, finished is not None)
-    if finished is not None:
+    before: list[Scores] = []
+
+    def is_finished() -> bool:
+        finished = _finished(args, inputs)
+        _check_paths(args, finished is not None)
+        before.extend([] if finished is None else [finished])
+        return finished is not None
+
+    if args.launch.on_first(is_finished):
+        if not args.launch.first:
+            return Result()
         say_finished(args.output)
-        return _show(args, finished)
+        return _show(args, before[0])
     journal = outputs.beside(args.output, ".partial")
-    scores = _scores(args, journal, rule, inputs)
+    scores = _scores(args, journal, rule, inputs.start if args.launch.first else lambda: None)
+    if not args.launch.first:
+        return Result()
     scores = replace(scores, provenance={**scores.provenance, "inputs": inputs.result()})
     if args.output:  # first, because later steps may fail and the scores are expensive
         save_or_rescue(partial(scores.save, overwrite=args.force), args.output)
@@ -189,22 +218,31 @@ def _run(args: argparse.Namespace) -> Result:
     return _show(args, scores)
 
 
-def _scores(args: argparse.Namespace, journal: Path | None, rule: StopRule | None, inputs: InputsHash) -> Scores:
+def _scores(
+    args: argparse.Namespace, journal: Path | None, rule: StopRule | None, loaded: Callable[[], None]
+) -> Scores:
     """Score in memory, or block by block: if `--stream` is given, or if the device is smaller than the model."""
     from plop_ext.models.sizes import DoesNotFit
 
     if not args.stream:
         try:
-            return _score(args, journal, rule, inputs.start)
+            return _score(args, journal, rule, loaded)
         except DoesNotFit as error:
             args.stream = True
             try:
+                _check_one_process(args)
                 stream.check(args)
                 _stop_rule(args)
             except InputError:  # an option that needs the whole model
                 raise error from None
             logger.warning("%s is larger than the memory of the device, and is scored block by block", args.model)
-    return stream.score(args, inputs.start)
+    return stream.score(args, loaded)
+
+
+def _check_one_process(args: argparse.Namespace) -> None:
+    """Refuse to stream in several processes."""
+    if args.stream and args.launch.size > 1:
+        raise InputError("`--stream` runs in one process; start plop without torchrun, or leave --stream out")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -269,9 +307,10 @@ def _score(
     from plop_ext.scoring.extent import DEFAULT_SAMPLES
     from plop_ext.scoring.score import score
 
-    model, tokenizer = options.load_model(args)
+    model, tokenizer = args.load()
     loaded()
     encoded = options.load_data(args, tokenizer, args.samples or DEFAULT_SAMPLES, mask=args.mask)
+    args.launch.wait()  # the processes load at unlike speeds
     return score(
         model,
         batches(

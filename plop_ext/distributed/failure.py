@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from plop_ext.errors import InputError, OutputError, SetupError, first_line
 
@@ -23,8 +24,16 @@ class _PeerSetupError(PeerError, SetupError): ...
 class _PeerRuntimeError(PeerError, RuntimeError): ...
 
 
-class LostRank(RuntimeError):
-    """A rank ended without a word, or does not answer; the message names it."""
+class LostRank(SetupError):
+    """A rank ended without a word, or does not answer; the message names it.
+
+    Attributes:
+        ranks: The ranks that are lost; empty if the connection failed.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.ranks = tuple(ranks)
 
 
 # The first that fits an error counts.

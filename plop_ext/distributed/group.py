@@ -147,7 +147,7 @@ class Group:
             traceback.clear_frames(error.__traceback__)  # they hold the group, whose end the other ranks notice
         self._leave()
         grace = _GRACE + 2 * self._longest
-        raise LostRank(self._roll.explain_loss(text, self._timeout, grace))
+        raise self._roll.explain_loss(text, self._timeout, grace)
 
     def _leave(self) -> None:
         if self._gloo is not None:

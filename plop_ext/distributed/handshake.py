@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import distributed
 
+from plop_ext.distributed.failure import LostRank
 from plop_ext.errors import InputError
 
 # Seconds that a rank waits for the others to call.
@@ -58,7 +59,7 @@ class RollCall:
         # Ranks outside of a smaller group do not take part.
         return distributed.new_group(self.ranks, timeout, backend, use_local_synchronization=True)
 
-    def explain_loss(self, error: str, timeout: float, grace: float) -> str:
+    def explain_loss(self, error: str, timeout: float, grace: float) -> LostRank:
         """Return which ranks do not answer, after a collective failed with `error`.
 
         Args:
@@ -70,11 +71,13 @@ class RollCall:
             self._set("alive")
             absent = self._absent("alive", grace)
         except Exception:  # the store ended with the process that held it
-            return f"the rank that holds the store of the process group ended, or cannot be reached ({error})"
+            return LostRank(
+                f"the rank that holds the store of the process group ended, or cannot be reached ({error})", (0,)
+            )
         if not absent:
-            return f"the connection between the ranks failed: {error}"
+            return LostRank(f"the connection between the ranks failed: {error}")
         verb = "ranks {} have" if len(absent) > 1 else "rank {} has"
-        return f"{verb.format(_listed(absent))} ended, or did not answer within {timeout:g} s"
+        return LostRank(f"{verb.format(_listed(absent))} ended, or did not answer within {timeout:g} s", absent)
 
     def close(self) -> None:
         """Remove this rank's entries."""

@@ -23,6 +23,7 @@ from plop_ext.read_ahead import reading_ahead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.distributed import DistributedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def load_model(
     attn_implementation: str | None = None,
     for_training: bool = False,
     trust_remote_code: bool = False,
+    distributed_config: DistributedConfig | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model and its tokenizer.
 
@@ -57,6 +59,8 @@ def load_model(
             products are slow there.
         trust_remote_code: Run code that comes with the checkpoint. It can do anything that you can do on this
             machine: read it first.
+        distributed_config: How the processes of torch.distributed share the weights
+            (`transformers.distributed.DistributedConfig`). Default a whole model in each process.
 
     Returns:
         The model in eval mode, with the adapter if an adapter was named, and the tokenizer. A tokenizer without a
@@ -86,7 +90,7 @@ def load_model(
         trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
         config = read_config(source, trust)
         tokenizer = load_tokenizer(source, config, trust)
-        model = _load_base(source, config, trust, wanted, placed, attn_implementation, early)
+        model = _load_base(source, config, trust, wanted, placed, attn_implementation, early, distributed_config)
         # Scores and adapters record this name. The folder of the packaged model depends on the environment.
         model.name_or_path = model.config.name_or_path = name_or_path
         if source.adapter is not None:
@@ -102,6 +106,7 @@ def _load_base(
     device: torch.device,
     attn_implementation: str | None,
     early: EarlyReader,
+    shared: DistributedConfig | None,
 ) -> Any:
     """Load the weights, after all that can be checked without them."""
     name = source.name
@@ -116,14 +121,17 @@ def _load_base(
         unread = [key for key in stored if key.rpartition(".")[2] not in leaves]
         quantization.refuse_unread_scales(name, unread, stored, method)
     sizes.check_files(name, empty, stored)
-    sizes.check_memory(name, _needed(empty, config, stored, method, dtype), device)
-    plain = method is None and not (source.gguf or renamed or trust.given or trust.asked)
+    if shared is None:
+        sizes.check_memory(name, _needed(empty, config, stored, method, dtype), device)
+    plain = shared is None and method is None and not (source.gguf or renamed or trust.given or trust.asked)
     reader = early.take() if plain and suits(empty, stored, dtype) else None
     concrete = type(empty)
     del empty
 
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if device.type != "cpu":
+    if shared is not None:
+        options["distributed_config"] = shared
+    elif device.type != "cpu":
         # Straight to the device, which quantized checkpoints require.
         options["device_map"] = {"": device}
     if renamed:
