@@ -58,7 +58,9 @@ def inputs_hash(args: argparse.Namespace, *sources: str) -> str | None:
         args: The command line.
         sources: Options that name files, folders, or models and data on the hub.
     """
-    options = {name: value for name, value in vars(args).items() if name not in (*_OUTPUTS, *_OTHERS, *_ADDED, *sources)}
+    options = {
+        name: value for name, value in vars(args).items() if name not in (*_OUTPUTS, *_OTHERS, *_ADDED, *sources)
+    }
     found = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for source in (str(getattr(args, name)) for name in sources):
         files = _files(source)

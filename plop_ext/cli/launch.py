@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -39,7 +38,7 @@ class Launch:
         """Say that this process has printed the error."""
 
 
-class _Idle(Launch):
+class Idle(Launch):
     """A process of a command that runs in one, without need."""
 
     first = False
@@ -54,21 +53,6 @@ def rank_and_size() -> tuple[int, int]:
     found = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
     rank, size = (int(text) if text.isdecimal() else -1 for text in found)
     return (rank, size) if 0 <= rank < size else (0, 1)
-
-
-@contextmanager
-def launch_of(args: argparse.Namespace) -> Iterator[Launch]:
-    """Join the other processes of a command, if a launcher started several and the command runs in them."""
-    rank, size = rank_and_size()
-    if size == 1:
-        yield Launch()
-    elif not getattr(args, "in_ranks", False):
-        yield _Idle() if rank else Launch()
-    else:
-        from plop_ext.cli.launched import joined
-
-        with joined(args, rank) as launch:
-            yield launch
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from plop_ext._version import __version__
 from plop_ext.cli import compare, demo, doctor, export, finetune, merge, place, report, run, score
 from plop_ext.cli.completion import SHELLS, PrintCompletion
 from plop_ext.cli.config import with_config
 from plop_ext.cli.endings import explain
-from plop_ext.cli.launch import Launch, launch_of, only_first_prints, rank_and_size
+from plop_ext.cli.launch import Idle, Launch, only_first_prints, rank_and_size
 from plop_ext.cli.logs import logs_on_stderr
 from plop_ext.cli.outputs import check_stdout
 from plop_ext.cli.parsing import Parser
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args.quiet, args.verbose = 2, 0
             results_only = check_stdout(args) or args.json
             verbosity = args.verbose - max(0, args.quiet - 1)
-            with logs_on_stderr(verbosity), stdout_for(results_only), launch_of(args) as launch:
+            with logs_on_stderr(verbosity), stdout_for(results_only), _launch_of(args) as launch:
                 args.launch = launch
                 result: Result = Result() if launch.idle else args.run(args)
             if args.json and launch.first:
@@ -54,6 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if tells:
                 launch.told(error)
             return code
+
+
+@contextmanager
+def _launch_of(args: argparse.Namespace) -> Iterator[Launch]:
+    """Join the other processes of a command, if a launcher started several and the command runs in them."""
+    rank, size = rank_and_size()
+    if size == 1:
+        yield Launch()
+    elif not getattr(args, "in_ranks", False):
+        yield Idle() if rank else Launch()
+    else:
+        from plop_ext.cli.launched import joined
+
+        with joined(args, rank) as launch:
+            yield launch
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:

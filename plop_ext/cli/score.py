@@ -44,7 +44,6 @@ def add_parser(commands: Any) -> None:
             "plop score MODEL data.jsonl -o scores.json --mask completion --samples 256",
             "plop score MODEL data.jsonl -o scores.json --stream --memory-budget 6GiB",
             "plop score MODEL code.jsonl maths.jsonl -o folder",
-            "torchrun --nproc-per-node 8 -m plop_ext score MODEL data.jsonl -o scores.json",
         ],
     )
     options.add_model(parser)
