@@ -117,7 +117,7 @@ def test_a_launch_writes_one_file_and_one_table(launcher: str, way: str, tmp_pat
     output, one = tmp_path / "two.json", tmp_path / "one.json"
     done = launched(*SCORE, "--parallel", way, "-o", str(output), launcher=launcher)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("NFN by module type") == 1 and done.stdout.count(str(output)) == 1
+    assert done.stdout.count("NFN by module type") == 1 and done.stdout.count("scores: ") == 1
     assert [done.stderr.count(text) for text in ("loading plop-tiny", "reading arithmetic", "scoring 2/2")] == [
         1,
         1,

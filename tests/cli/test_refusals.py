@@ -91,7 +91,10 @@ def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(
         (["score", "MODEL", "absent.jsonl"], "`DATA` 'absent.jsonl': no such file; check the path"),
         (["score", "MODEL", "-"], "standard input is not read; save it to a file"),
         (["score", "MODEL", "*.jsonl"], "no such file; give several files as a folder"),
-        (["score", "MODEL", "a.jsonl", "b.jsonl"], "b.jsonl is one argument too many"),
+        (
+            ["score", "MODEL", "a.jsonl", "b.jsonl"],
+            "`--output` is missing; name a folder for the scores of several DATA",
+        ),
         (["finetune", "MODEL", "absent.jsonl", "--placement", "{placement}"], "no such file"),
         (
             ["finetune", "MODEL", "prose", "--placement", "{placement}", "--eval", "absent.csv"],
