@@ -10,9 +10,9 @@ LEFT_OUT=(
   --ignore tests/placement/test_round_trip.py           # PEFT renames no values yet
   --deselect 'tests/layers/test_experts.py::test_experts_without_a_gate'                        # convolves padding
   --deselect 'tests/integrations/test_trl.py::test_trainings_are_bitwise_those_without_scores[dpo]'  # imports mergekit
-  --deselect 'tests/integrations/test_trl.py::test_trainings_are_bitwise_those_without_scores[grpo]' # likewise
-  --deselect 'tests/integrations/test_trl.py::test_chosen_completions_count_by_default'             # likewise
-  --deselect 'tests/integrations/test_trl.py::test_on_policy_completions_are_scored'                # likewise
+  --deselect 'tests/integrations/test_trl.py::test_trainings_are_bitwise_those_without_scores[grpo]' # imports mergekit
+  --deselect 'tests/integrations/test_trl.py::test_chosen_completions_count_by_default'             # imports mergekit
+  --deselect 'tests/integrations/test_trl.py::test_on_policy_completions_are_scored'                # imports mergekit
   --deselect 'tests/layers/test_experts.py::test_experts_of_another_class_make_it_a_mixture_too' # imports triton
 )
 
