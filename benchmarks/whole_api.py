@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +38,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "fast": {"fast": True, "graph": False},
     "graph": {"fast": False, "graph": True},
     "fast, graph": {"fast": True, "graph": True},
+    "default": {},
+    "exact": {"exact": True},
 }
 
 Batches = list[dict[str, Tensor]]
@@ -67,13 +70,17 @@ def score(model: nn.Module, data: Batches, options: dict[str, Any]) -> plop_ext.
     return plop_ext.score(model, data, max_samples=None, progress=False, **options)
 
 
-def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds until the host has the result and the device is done."""
+def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Return the seconds until the host has the result and the device is done, and the result."""
     timing.synchronize(device)
     began = time.perf_counter()
-    run()
+    result = run()
     timing.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, result
+
+
+def same_bits(left: plop_ext.Scores, right: plop_ext.Scores) -> bool:
+    return bool(np.array_equal(left.totals.values, right.totals.values, equal_nan=True))
 
 
 def rows_of(
@@ -92,9 +99,12 @@ def rows_of(
     if count == max(FEW):  # the kernels of every way are in memory, as in a process that has scored before
         for run in candidates.values():
             run()
+    found: dict[str, plop_ext.Scores] = {}
     for _ in range(args.runs):
         for name, run in candidates.items():
-            seconds[name].append(timed(run, args.device))
+            taken, scores = timed(run, args.device)
+            seconds[name].append(taken)
+            found |= {} if scores is None else {name: scores}
     base, best = (summarize(seconds[name]).median for name in (PLAIN, BEST))
     rows = []
     for name, values in seconds.items():
@@ -102,9 +112,10 @@ def rows_of(
         row |= summarize([value * 1e3 for value in values]).row("ms", digits=2)
         middle = summarize(values).median
         row |= {"ratio": round(middle / base, 4), "of_best_hooks": round(middle / best, 4), "runs": args.runs}
-        if name in ways:
-            provenance = candidates[name]().provenance
-            row["taken"] = {key: provenance.get(key) for key in ("forward", "fast", "graph") if key in provenance}
+        if name in found:
+            provenance = found[name].provenance
+            row["taken"] = {key: provenance.get(key) for key in ("forward", "fast", "graph")}
+            row["same_bits_as"] = [other for other in found if same_bits(found[name], found[other])]
         rows.append(row)
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return rows
@@ -121,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         args.families, args.cases, args.runs = ["tiny"], [(2, 32, 3)], 1
     cuda = args.device.type == "cuda"
-    ways = {name: WAYS[name] for name in args.ways if cuda or not WAYS[name]["graph"]}
+    ways = {name: WAYS[name] for name in args.ways if cuda or not WAYS[name].get("graph")}
     earlier = results.earlier(args, parser)
     warnings.simplefilter("ignore")
     rows = []

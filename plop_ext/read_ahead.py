@@ -15,9 +15,11 @@ from pathlib import Path
 from plop_ext import memory
 
 _READERS = 8
-_CHUNK = 4 << 20
+# A reader takes Python's lock once in a chunk, so that the imports are not held up; it reads into one small buffer.
+_CHUNK = 64 << 20
+_BUFFER = 4 << 20
 # Positions of a chunk at which is looked whether it is in memory already.
-_PROBES = 8
+_PROBES = 4
 # Share of the available memory that may be filled: what is read too early would be dropped before its use.
 _SHARE = 0.5
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -87,7 +89,7 @@ class _Chunks:
 
 
 def _read(chunks: _Chunks, ended: threading.Event) -> None:
-    buffer = memoryview(bytearray(_CHUNK))
+    buffer = memoryview(bytearray(_BUFFER))
     while not ended.is_set() and (chunk := chunks.next()) is not None:
         path, start, size = chunk
         try:
@@ -96,7 +98,8 @@ def _read(chunks: _Chunks, ended: threading.Event) -> None:
             return
         try:
             if not _is_cached(descriptor, start, size):
-                os.preadv(descriptor, [buffer[:size]], start)
+                whole, rest = divmod(size, _BUFFER)
+                os.preadv(descriptor, [*[buffer] * whole, buffer[:rest]], start)
         except OSError:
             return
         finally:

@@ -36,6 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_byte_of_the_weights_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_ahead, "_CHUNK", 300)
+    monkeypatch.setattr(read_ahead, "_BUFFER", 130)
     monkeypatch.setattr(read_ahead, "_is_cached", lambda *_: False)
     read: list[tuple[str, int, int]] = []
     preadv = os.preadv

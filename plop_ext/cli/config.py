@@ -104,6 +104,8 @@ def _option_words(path: Path, name: str, value: Any, action: argparse.Action) ->
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise InputError(f"`{path}`: `{name}` must be true or false, got {value!r}")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return [option if value else f"--no-{name}".replace("--no-no-", "--")]
         return [option] if value else []
     if isinstance(value, bool) or value is None:
         raise InputError(f"`{path}`: `{name}` needs a value, got {value!r}")

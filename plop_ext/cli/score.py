@@ -154,8 +154,19 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speed")
     group.add_argument("--batch-size", type=whole, default=8, help="samples per forward (default: 8)")
     add_parallel(group)
-    group.add_argument("--fast", action="store_true", help="run blocks of supported families on fused kernels")
-    group.add_argument("--graph", action="store_true", help="replay forwards as CUDA graphs; for short batches")
+    group.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="run blocks of supported families on fused kernels (default: by model and device)",
+    )
+    group.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="replay forwards as CUDA graphs (default: for short batches on a CUDA device)",
+    )
+    group.add_argument("--exact", action="store_true", help="give scores bitwise identical to those of eager hooks")
     group.add_argument(
         "--pad-to-multiple-of",
         type=whole,
@@ -321,8 +332,9 @@ def _score(
         max_samples=None,
         stop=rule,
         compat=args.compat,
-        fast=args.fast,
-        graph=args.graph,
+        fast="auto" if args.fast is None else args.fast,
+        graph="auto" if args.graph is None else args.graph,
+        exact=args.exact,
         data_info={name: getattr(args, name) for name in _DATA},
         journal=journal,
         **options.scoring(args),

@@ -117,6 +117,10 @@ def _provenance(parts: Sequence[ScoreData]) -> dict[str, Any]:
     merged = {**parts[0].provenance, "data": data, "merged": len(parts)}
     merged.pop("stop", None)
     merged.pop("seconds", None)  # the first run's alone would be too few
+    found = [part.provenance.get("forward") or {} for part in parts]
+    ways = [{name: value for name, value in way.items() if name != "why"} for way in found]
+    if any(way != ways[0] for way in ways):
+        merged["forward"] = {"mixed": ways}
     broken = next((part.nonfinite for part in parts if part.nonfinite), None)
     if broken is not None:
         merged["nonfinite"] = broken

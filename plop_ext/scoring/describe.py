@@ -14,6 +14,7 @@ import torch
 from plop_ext import ops
 from plop_ext.arguments import check_type
 from plop_ext.errors import InputError
+from plop_ext.forwards.rule import Way
 from plop_ext.provenance import versions
 from plop_ext.score_data.settings import Settings
 from plop_ext.scoring.outcome import Outcome
@@ -60,6 +61,18 @@ def describe_run(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def described_way(way: Way, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry `forward` of the provenance: equal entries `hooks` and `fast` promise equal bits.
+
+    Args:
+        way: What was chosen.
+        report: What `Forwards.report` returns at the end of the run.
+    """
+    fast = report.get("fast") is not None and report["fast"]["blocks"] > 0
+    graph = report.get("graph") is not None and report["graph"]["replayed"] > 0
+    return {"hooks": not fast, "fast": fast, "graph": graph, "why": way.why}
 
 
 def _readable(value: Any) -> Any:

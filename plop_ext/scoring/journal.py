@@ -16,6 +16,7 @@ import numpy as np
 
 from plop_ext.errors import InputError
 from plop_ext.files import resolve, writing
+from plop_ext.forwards.rule import AUTO
 from plop_ext.totals import Totals
 
 FORMAT = "plop_ext.journal"
@@ -223,3 +224,13 @@ def decode(line: bytes) -> Record:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def journalled_fast(path: str | os.PathLike[str] | None) -> bool | str:
+    """Return whether the run of a journal uses fused kernels; `"auto"` if there is none that can be read."""
+    try:
+        with Path(path or "").open("rb") as file:
+            found = json.loads(file.readline())["run"]["fast"]
+    except (OSError, ValueError, KeyError, TypeError):  # which `Journal` reports
+        return AUTO
+    return found if isinstance(found, bool) else AUTO

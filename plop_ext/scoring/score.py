@@ -17,6 +17,7 @@ from plop_ext.collecting.collector import Collector
 from plop_ext.errors import InputError
 from plop_ext.forwards.batch import input_device, length
 from plop_ext.forwards.choose import choose_forwards
+from plop_ext.forwards.rule import AUTO, Planned, choose
 from plop_ext.layers import (
     at_rest,
     base_model,
@@ -34,9 +35,10 @@ from plop_ext.score_data.settings import Settings
 from plop_ext.scores import Scores
 from plop_ext.scoring.assemble import assemble
 from plop_ext.scoring.baseline import compute_baselines, frobenius_norms
-from plop_ext.scoring.describe import check_data_info, describe_run
+from plop_ext.scoring.describe import check_data_info, describe_run, described_way
 from plop_ext.scoring.extent import available_samples, extent
 from plop_ext.scoring.inputs import take_batches, take_model
+from plop_ext.scoring.journal import journalled_fast
 from plop_ext.scoring.ranks import TIMEOUT, ranks_of
 from plop_ext.scoring.run import run_batches
 from plop_ext.scoring.stages import union_of_stages
@@ -66,8 +68,9 @@ def score(
     exclude: str | Sequence[str] = (),
     scope: str = "language",
     token_step: int = 1,
-    fast: bool = False,
-    graph: bool = False,
+    fast: bool | str = "auto",
+    graph: bool | str = "auto",
+    exact: bool = False,
     seed: int = 0,
     compat: str | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -131,15 +134,18 @@ def score(
         fast: Run the blocks of Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3 on fused kernels, which also
             emit the sums of squares: scoring then costs less than the plain forward. The first batch checks the
             kernels against the model. Outputs differ in the last bit of a few elements, float32 scores in the sixth
-            digit, 16-bit scores in the third or fourth. All other blocks are scored as with `fast=False`, and a
-            warning gives the reason.
-        graph: Replay forwards as CUDA graphs, for a model on one CUDA device. Use it if launching kernels takes longer
-            than running them: for short batches, or small models. The first batch of a kind runs eagerly, and all
-            later ones are replayed. Batches of one kind have the same shapes and the same first token read, and all or
-            none of them contain padding. Therefore limit the number of lengths
+            digit, 16-bit scores in the third or fourth. All other blocks are scored as with `fast=False`; with
+            `fast=True`, a warning gives the reason. `"auto"` follows from model, device and settings by the rule in
+            docs/fast.md, and a resumed run keeps the choice of its journal.
+        graph: Replay forwards as CUDA graphs, for a model on one CUDA device. This is faster if launching kernels
+            takes longer than running them: for short batches, or small models. The first batch of a kind runs eagerly,
+            and all later ones are replayed. Batches of one kind have the same shapes and the same first token read,
+            and all or none of them contain padding. Therefore limit the number of lengths
             (`plop_ext.data.batches(pad_to_multiple_of=...)`) and leave `token_step` at 1, or score many batches.
             Scores are bitwise identical to those without graphs. A forward that synchronizes, as every transformers
-            model does under a user-defined `forward`, is scored eagerly, and a warning gives the reason.
+            model does under a user-defined `forward`, is scored eagerly; with `graph=True`, a warning gives the
+            reason. `"auto"` captures short batches by the rule in docs/graphs.md.
+        exact: Give scores bitwise identical to those of eager hooks: never choose fused kernels by `"auto"`.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
             weights, heads are scored, only the last call of a module counts, names of types match as substrings, and
@@ -168,7 +174,8 @@ def score(
     Raises:
         InputError: If an argument is out of range, the data is empty or fully masked, or no module can be scored.
     """
-    check_flags(fast=fast, graph=graph, resume=resume, progress=progress)
+    check_flags(exact=exact, resume=resume, progress=progress)
+    check_ways(fast=fast, graph=graph)
     check_type((str, type(None)), "a name, or None", data_name=data_name)
     check_type((str, os.PathLike, type(None)), "the path of a file, or None", journal=journal)
     if forward is not None and not callable(forward):
@@ -186,10 +193,14 @@ def score(
         seed=seed,
         compat=compat,
     )
-    if fast and compat is not None:
+    if fast is True and compat is not None:
         raise InputError(
             f"`fast` reads outputs together, and `compat`={compat!r} reads each separately; leave one of the two out"
         )
+    if fast is True and exact:
+        raise InputError("`fast` changes the last bits, which `exact` keeps; leave one of the two out")
+    if resume and fast == AUTO and not exact:
+        fast = journalled_fast(journal)
     described_data = check_data_info(data_info)
     with ranks_of(process_group, data, timeout) as ranks:
         model, tokenizer = take_model(model, tokenizer)
@@ -219,7 +230,17 @@ def score(
             ranks.check_alike(found.layers, norms, input_device(model))
             baselines = ranks.agree_on(baselines)
             collector = Collector(model, found.layers, last_call_only=compat is not None)
-            forwards = choose_forwards(model, forward, collector, fast=fast, graph=graph)
+            planned = Planned() if rule is not None else Planned(length(given), limit)
+            way = choose(
+                model,
+                fast=fast,
+                graph=False if graph == AUTO and ranks.size > 1 else graph,  # a graph changes no bit
+                exact=exact or compat is not None,
+                plain=forward is None,
+                planned=planned,
+            )
+            way = replace(way, fast=bool(ranks.agree_on([float(way.fast)])[0]))
+            forwards = choose_forwards(model, forward, collector, fast=way.fast, graph=way.graph)
             watch = None if rule is None else StopWatch(rule, found.layers, baselines)
             described = describe_model(base_model(model) if stage is None else stage.whole)
             described |= whole_size(base_model(model))
@@ -231,7 +252,7 @@ def score(
                 "data": data_name,
                 **settings.to_dict(),
                 "stop": str(rule),
-                "fast": fast,
+                "fast": way.fast,
                 "modules": [layer.name for layer in found.layers],
             }
             written, known = (None, None) if journal is None else ranks.journal(journal, identity, baselines, resume)
@@ -255,14 +276,26 @@ def score(
                     advance=lambda samples: advance(samples if limit is not None else 1),
                 )
                 report = forwards.report()
+            report["forward"] = described_way(way, report)
         outcome = done.outcome(collector, norms, baselines)
         available = ranks.available(available_samples(given, limit, done.batches.count(done.batches[0])))
         ended = None if watch is None else watch.report(len(done.ids), available)
         described_data |= {"name": data_name, "hash": done.fingerprint}
         provenance = describe_run(described, described_data, settings, outcome, input_device(model), started, ended)
         scores = assemble(found, outcome, ranks.describe(provenance | report))
-        warn_about(scores, outcome)
+        warn_about(scores, outcome, asked_fast=fast is True)
     logger.info(
         "scored %d modules on %d samples, backend %s", len(scores.modules), len(done.ids), provenance["backend"]
     )
     return scores
+
+
+def check_ways(**values: Any) -> None:
+    """Check that arguments are True, False or "auto".
+
+    Raises:
+        InputError: If one is not; the message names it.
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool) and not (isinstance(value, str) and value == AUTO):
+            raise InputError(f"`{name}` must be True, False or 'auto', got {shown(value)}")

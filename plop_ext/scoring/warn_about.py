@@ -24,12 +24,12 @@ def warn_of_scope(asked: str, found: str) -> None:
         warn(f'`scope`="{asked}": the model has no {asked} part with layers to score; scored with scope="{found}"')
 
 
-def warn_about(scores: Scores, outcome: Outcome) -> None:
-    """Warn of each problem of the result."""
+def warn_about(scores: Scores, outcome: Outcome, *, asked_fast: bool = False) -> None:
+    """Warn of each problem of the result; of fused kernels that did not run only if they were asked for."""
     if scores.part:
         warn(f"the model lacks some of its blocks: the scores are of {scores.part}")
     fast = scores.provenance.get("fast")
-    if fast is not None and fast["reason"] is not None:
+    if asked_fast and fast is not None and fast["reason"] is not None:
         effect = f"speeds up {fast['blocks']} blocks" if fast["blocks"] else "has no effect"
         warn(f"`fast=True` {effect}: {fast['reason']}")
     per_sample = scores.totals.tokens.max(axis=0)

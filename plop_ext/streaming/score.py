@@ -185,6 +185,7 @@ def score_streaming(
     outcome = join(results, data)
     described = {"name": data_name, "hash": fingerprint}
     provenance = describe_run(describe_model(model.model), described, settings, outcome, chosen, started)
+    provenance["forward"] = {"hooks": True, "fast": False, "graph": False, "why": "streamed, block by block"}
     provenance["streaming"] = {
         **vars(figures),
         "memory_budget": budget,

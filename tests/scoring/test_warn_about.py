@@ -35,7 +35,7 @@ def warned(
     modules[:experts] = [replace(module, kind="stacked experts") for module in modules[:experts]]
     provenance = {"settings": {**SETTINGS, **(settings or {})}, **({} if fast is None else {"fast": fast})}
     scores = Scores(tuple(modules), totals, np.arange(3), np.zeros(3, np.int64), tuple(unscored), provenance)
-    warn_about(scores, run_outcome(totals))
+    warn_about(scores, run_outcome(totals), asked_fast=True)
     assert all(item.category is UserWarning for item in recwarn)
     return [str(item.message) for item in recwarn]
 

@@ -22,6 +22,7 @@ from plop_ext.forwards.graph import capture
 from plop_ext.forwards.graph.inputs import Ungraphable, launch_key, on_device, tensors
 from plop_ext.forwards.masks.decide import UnknownMasks, decided_masks, without_all_ones_masks
 from plop_ext.forwards.masks.known_models import runs_library_code
+from plop_ext.forwards.rule import GraphRule
 from plop_ext.streams.batch import BatchStreams
 
 # A graph keeps its launches on the device, in memory that torch does not count, and a capture takes as long as several
@@ -34,10 +35,11 @@ _REMEMBERED = 64
 
 @dataclass
 class _EagerTrial:
-    """A batch that ran eagerly; `wait` is the line at which it synchronized with the device, or None."""
+    """A kind of batch that ran eagerly `times` times; `wait` is where it synchronized with the device, or None."""
 
     tokens: BatchTokens
     wait: str | None
+    times: int = 1
 
 
 @dataclass
@@ -68,6 +70,9 @@ class GraphedForwards:
         plain: Whether `forward` is `default_forward`. Only in this case, and only for a model that
             `runs_library_code`, plop_ext can predict the masks of a batch. Any other model that reads their values
             synchronizes, as transformers' own models do, and is not captured.
+        decides_masks: As for `EagerForwards`, which runs the batches that no rule admits.
+        rule: When to capture in a run that did not ask for graphs, and is not warned of what prevents them; None
+            captures every kind at its second batch.
 
     Attributes:
         reason: The reason why forwards are no longer graphed; None while they are.
@@ -75,13 +80,22 @@ class GraphedForwards:
     """
 
     def __init__(
-        self, model: nn.Module, forward: Callable[[nn.Module, Any], Any], collector: Collector, *, plain: bool = False
+        self,
+        model: nn.Module,
+        forward: Callable[[nn.Module, Any], Any],
+        collector: Collector,
+        *,
+        plain: bool = False,
+        decides_masks: bool = False,
+        rule: GraphRule | None = None,
     ) -> None:
         self._model = model
         self._forward = forward
         self._collector = collector
         self._plain = plain and runs_library_code(model)
-        self._eager = EagerForwards(model, forward, collector)
+        self._rule = rule
+        # A run that asked for graphs shows by its eager batches what a capture would meet.
+        self._eager = EagerForwards(model, forward, collector, decides_masks=decides_masks and rule is not None)
         self._device = input_device(model)
         self._recorder = capture.Recorder(self._device)
         self._trials: dict[Hashable, _EagerTrial] = {}
@@ -105,6 +119,10 @@ class GraphedForwards:
 
     def run(self, batch: Any, streams: BatchStreams, *, step: int = 1, phase: int = 0) -> None:
         """Score a batch; see `Forwards.run`."""
+        if self._rule is not None and not self._rule.admits(batch):
+            self._left_out = f"batches of more than {self._rule.tokens} tokens run eagerly"
+            self._eager.run(batch, streams, step=step, phase=phase)
+            return
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             inputs = without_all_ones_masks(batch) if self._plain and self.reason is None else batch
             key = self._key(inputs, streams.samples, step, phase)
@@ -114,7 +132,9 @@ class GraphedForwards:
                 if trial is None or trial.wait is not None:
                     self._try_eagerly(key, inputs, BatchTokens(streams, step, phase))
                     return
-                if len(self._graphs) < MAX_GRAPHS:
+                if self._rule is not None and trial.times + 1 < self._rule.occurrence(streams.samples):
+                    trial.times += 1
+                elif len(self._graphs) < MAX_GRAPHS:
                     graph = self._capture(key, inputs, streams)
                 else:
                     self._left_out = f"there are more than {MAX_GRAPHS} kinds of batches; the others ran eagerly"
@@ -206,7 +226,8 @@ class GraphedForwards:
     def _stop(self, reason: str) -> None:
         self.reason = reason
         self._release()
-        warn(f"`graph`: batches are scored eagerly, because {reason}")
+        if self._rule is None:
+            warn(f"`graph`: batches are scored eagerly, because {reason}")
 
     def _release(self) -> None:
         self._graphs.clear()
