@@ -146,7 +146,7 @@ class StreamReader:
         return BatchStreams(samples, streams, None if main in streams else Equal(samples), facts.tables)
 
     def _text(self, fields: Mapping[str, Any]) -> Sequences | None:
-        shape, attention = _extent(fields), self._attention(fields, labels_suffice=self._mask == "completion")
+        shape, attention = self._extent(fields), self._attention(fields, labels_suffice=self._mask == "completion")
         if shape is None:
             if self._mask == "completion":
                 self._completion(fields, None)
@@ -166,7 +166,7 @@ class StreamReader:
         return self._sequences(shape, None if self._mask == "all" else counted, starts)
 
     def _encoder(self, fields: Mapping[str, Any]) -> Sequences | None:
-        shape = _extent(fields)
+        shape = self._extent(fields)
         return None if shape is None else self._sequences(shape, self._attention(fields))
 
     def _decoder(self, fields: Mapping[str, Any], encoder: Sequences | None) -> Sequences | None:
@@ -182,7 +182,7 @@ class StreamReader:
             raise InputError("mask='completion' needs `labels` in every batch, -100 where a token does not count")
         if given is None:  # the decoder reads the encoder's ids, shifted
             return None if encoder is None else self._sequences(encoder.shape, encoder.counted)
-        shape = (int(given.shape[0]), int(given.shape[1]))
+        shape = (int(given.shape[0]) // (self._facts.codebooks if given is ids else 1), int(given.shape[1]))
         counted: Tensor | None = None
         if mask is not None and mask.shape == shape:
             counted = mask.bool()
@@ -199,6 +199,15 @@ class StreamReader:
                 )
             counted = labels != _IGNORED if counted is None else (labels != _IGNORED) & counted.to(labels.device)
         return self._sequences(shape, counted)
+
+    def _extent(self, fields: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Return (B, T) of the main tokens of a batch; None if it has none."""
+        for name, dims in (("input_ids", 2), ("inputs_embeds", 3), ("attention_mask", 2)):
+            value = fields.get(name)
+            if isinstance(value, Tensor) and value.dim() == dims:
+                rows = self._facts.codebooks if name == "input_ids" else 1
+                return int(value.shape[0]) // rows, int(value.shape[1])
+        return None
 
     def _sequences(self, shape: tuple[int, int], counted: Tensor | None, packed: Tensor | None = None) -> Sequences:
         counted = None if self._mask == "all" else counted
@@ -218,7 +227,7 @@ class StreamReader:
                 f"`attention_mask` in a batch must be [B, T], got {list(mask.shape)}; pass mask='all', or "
                 "mask='completion' and `labels`"
             )
-        shape = _extent(fields)
+        shape = self._extent(fields)
         if shape is not None and mask.shape[1] > shape[1]:  # of the tokens in a key-value cache, too
             mask = mask[:, -shape[1] :]
         return mask.bool()
@@ -271,15 +280,6 @@ def batch_size(batch: Any) -> int:
             "trainer that makes it to `score_trainer`"
         )
     raise InputError("a batch of `dataloader` holds no tensor with a batch dimension; pass dicts, tuples or tensors")
-
-
-def _extent(fields: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return (B, T) of the main tokens of a batch; None if it has none."""
-    for name, dims in (("input_ids", 2), ("inputs_embeds", 3), ("attention_mask", 2)):
-        value = fields.get(name)
-        if isinstance(value, Tensor) and value.dim() == dims:
-            return int(value.shape[0]), int(value.shape[1])
-    return None
 
 
 def _without_end(ids: Tensor, pad: int | None) -> Tensor | None:

@@ -36,6 +36,9 @@ _LENGTHS = (
 _STARTS_WITH_IMAGE = frozenset({"git"})
 _ENDS_WITH_CLASS = frozenset({"videoprism_text_model"})
 
+# Models whose ids are [B * num_codebooks, T]: a row per codebook of each sample.
+_ROW_PER_CODEBOOK = frozenset({"musicgen_decoder", "musicgen_melody_decoder"})
+
 Lengths = Callable[[Tensor], Tensor]
 
 
@@ -49,6 +52,7 @@ class ModelFacts:
         pad_token_id: Id of padding in the decoder's ids, or None.
         placeholders: Ids in `input_ids` that stand for images, videos and clips.
         patch_sizes: Sizes of an image patch, in pixels.
+        codebooks: Rows of ids per sequence.
         virtual: Rows that prompt tuning puts before the tokens of a sequence, and that do not count.
         before: Numbers of rows of the model's own that stand before the tokens: prompts, or an image.
         after: Numbers of rows of the model's own that stand after them.
@@ -69,6 +73,7 @@ class ModelFacts:
     pad_token_id: int | None
     placeholders: dict[str, frozenset[int]]
     patch_sizes: frozenset[int]
+    codebooks: int
     virtual: int
     before: frozenset[int]
     after: frozenset[int]
@@ -100,6 +105,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
         pad_token_id=pad if isinstance(pad, int) else None,
         placeholders={what: numbers(names) for what, names in _PLACEHOLDERS.items()},
         patch_sizes=numbers(("patch_size",)) - {0},
+        codebooks=next((c.num_codebooks for c in configs if getattr(c, "model_type", None) in _ROW_PER_CODEBOOK), 1),
         virtual=_virtual_tokens(model),
         before=frozenset(_before(configs)) | frozenset(_image_rows(configs) if kinds & _STARTS_WITH_IMAGE else ()),
         after=frozenset({1}) if kinds & _ENDS_WITH_CLASS else frozenset(),

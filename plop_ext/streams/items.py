@@ -36,9 +36,9 @@ def vision_streams(
     patches = fields.get(_PATCHES)
     if isinstance(patches, Tensor) and patches.dim() == 3 and len(patches) == samples:
         mask = fields.get("attention_mask")
-        flags = (
-            (mask.bool(),) if isinstance(mask, Tensor) and mask.shape == patches.shape[:2] and not count_all else ()
-        )
+        if not isinstance(mask, Tensor) or mask.shape != patches.shape[:2]:  # that of the text: padding is zeros
+            mask = (patches != 0).any(dim=2)
+        flags = () if count_all else (mask.bool(),)
         padded = any(not bool(flag.all()) for flag in flags)
         yield Items("images", torch.ones(samples, dtype=torch.int64), flags=flags, padded=padded)
     for what, name in zip(("images", "videos"), _IMAGES, strict=True):

@@ -156,3 +156,30 @@ def test_a_single_sequence_may_be_a_table_unless_it_has_all_tokens() -> None:
     assert is_table((1, 8, 8), (2, 6)) == is_table((1, 2, 4, 8), (2, 6)) == reason
     assert is_table((1, 12, 8), (2, 6)) is is_table((1, 2, 6, 8), (2, 6)) is False
     assert is_table((1, 8, 8), (1, 6)) is is_table((8, 8), (2, 6)) is is_table((2, 4, 8), (2, 6)) is False
+
+
+def test_rows_of_ids_per_codebook_are_one_sample() -> None:
+    import transformers
+
+    config = transformers.MusicgenDecoderConfig(
+        vocab_size=16, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=2, num_codebooks=3
+    )
+    reader = StreamReader(transformers.MusicgenForCausalLM(config), "attention")
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    ids = torch.ones(2 * 3, 4, dtype=torch.long)
+    streams = reader.read({"input_ids": ids, "attention_mask": mask})
+    assert streams.samples == 2 and counted(streams, "text", 8) == mask.bool().flatten().tolist()
+    assert reader.read({"input_ids": ids}).samples == 2
+
+
+def test_patches_of_zeros_are_padding_beside_a_mask_of_the_text() -> None:
+    import transformers
+
+    config = transformers.Pix2StructConfig()
+    model = nn.Module()
+    model.config, model.main_input_name = config, "flattened_patches"  # type: ignore[assignment]
+    patches = torch.ones(2, 3, 5)
+    patches[1, 2] = 0
+    fields = {"flattened_patches": patches, "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    streams = StreamReader(model, "attention").read(fields)
+    assert counted(streams, "vision", 6) == [True] * 5 + [False]

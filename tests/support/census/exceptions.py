@@ -110,6 +110,8 @@ _SIZES: dict[str, Fields] = {
     "llama4_vision_model": {"intermediate_size": 128},
     "mamba2": {"num_heads": 8},
     "nemotron_h": {"mamba_num_heads": 8},
+    "kosmos-2": {"latent_query_num": 4},
+    "kosmos-2.5": {"latent_query_num": 4},
     "neomme": {"head_dim": 16},
     # Other than the length of a padded sequence.
     "pegasus_x": {"num_global_tokens": 8},

@@ -34,6 +34,10 @@ BINS = (
 # What signatures do not tell, by model type.
 # Models whose sounds are all of one length: 30 seconds, padded by the feature extractor.
 FIXED_LENGTH = {"whisper"}
+# Models with a row of ids per codebook.
+ROW_PER_CODEBOOK = {"musicgen_decoder", "musicgen_melody_decoder"}
+# Models that take sounds with a dimension of channels.
+WAVES_WITH_CHANNELS = {"omniasr", "omniasr_ctc"}
 # Models that take each patch as a square.
 SQUARE_PATCHES = {"kimi_k25"}
 # Models whose pictures are videos, under the name of pictures.
@@ -72,10 +76,8 @@ TEXT_ONLY = {
     "musicflamingo",
     "omniasr",
     "paddleocr_vl",
-    "qwen2_5_omni_thinker",
     "qwen2_audio",
     "qwen3_asr",
-    "qwen3_omni_moe_thinker",
     "unlimited_ocr",
     "voxtral",
 }
@@ -90,6 +92,9 @@ def samples_for(model: nn.Module) -> list[Sample]:
     for number, sample in enumerate(samples):
         if "input_ids" in takes:
             sample |= text(TEXT_LENGTHS[number], 10 + number)
+            if model.config.model_type in ROW_PER_CODEBOOK:
+                codebooks = torch.arange(model.config.num_codebooks)[:, None]
+                sample["input_ids"] = (sample["input_ids"] + codebooks) % LAST_WORD
         if "decoder_input_ids" in takes:
             words = text(DECODER_LENGTHS[number], 20 + number)
             sample["decoder_input_ids"] = words["input_ids"]
@@ -159,11 +164,18 @@ def see(model: nn.Module, takes: set[str], sample: Sample, number: int) -> None:
         place = torch.cartesian_prod(torch.arange(1, height + 1), torch.arange(1, width + 1)).float()
         patches = noise(height * width, vision.patch_embed_hidden_size, seed=number)
         images["flattened_patches"] = torch.cat([place, patches], dim=1)[None]
-        images["attention_mask"] = torch.ones(1, height * width, dtype=torch.long)
+        if "input_ids" not in takes:
+            images["attention_mask"] = torch.ones(1, height * width, dtype=torch.long)
     else:
         images["pixel_values"] = noise(1, channels, size, size, seed=number)
         if "image_sizes" in takes and "vision_feature_layer" not in takes:
             images["image_sizes"] = torch.tensor([[size, size]])
+    if "image_attention_mask" in takes:  # pictures of a sample that each token of text may see
+        images["pixel_values"] = images["pixel_values"][:, None]
+        images["image_attention_mask"] = torch.ones(1, sample["input_ids"].shape[1], 1, dtype=torch.long)
+    if "image_embeds_position_mask" in takes:
+        images["image_embeds_position_mask"] = torch.zeros_like(sample["input_ids"])
+        images["image_embeds_position_mask"][:, 1 : 1 + model.config.latent_query_num] = 1
     sample |= images
     token = placeholder(model)
     if token is None or "input_ids" not in takes or model_type in NO_PLACEHOLDER:
@@ -193,7 +205,8 @@ def hear(model: nn.Module, takes: set[str], sample: Sample, number: int) -> None
         sample["input_features"] = noise(1, FRAMES[number], bins, seed=30 + number)
         length = FRAMES[number]
     else:
-        sample["input_values"] = noise(1, WAVES[number], seed=30 + number)
+        channels = (1,) if model_type in WAVES_WITH_CHANNELS else ()
+        sample["input_values"] = noise(1, *channels, WAVES[number], seed=30 + number)
         length = WAVES[number]
     for name in ("attention_mask", "padding_mask", "input_features_mask"):
         if name in takes and (name != "attention_mask" or "input_ids" not in sample):
@@ -225,7 +238,10 @@ def placeholder(model: nn.Module) -> int | None:
 def picture_tokens(model: nn.Module, images: Sample) -> int:
     """How many tokens the model's own encoder makes of a picture."""
     parts = (model, getattr(model, "model", None))
-    get = next((part.get_image_features for part in parts if hasattr(part, "get_image_features")), None)
+    names = ["get_image_features"]
+    if model.config.model_type in FRAMES_OF:
+        names.insert(0, "get_video_features")
+    get = next((getattr(part, name) for name in names for part in parts if hasattr(part, name)), None)
     if get is None:
         return 0
     with torch.no_grad():
@@ -251,8 +267,9 @@ def padded(samples: list[Sample]) -> Sample:
         values = [sample[name] for sample in samples]
         by_patch = name in FLAT or ("image_grid_thw" in samples[0] and name == "pixel_values")
         if values[0].dim() >= 2 and not by_patch:
-            longest = max(value.shape[1] for value in values)
-            values = [_longer(value, longest) for value in values]
+            axis = 2 if name == "input_values" and values[0].dim() == 3 and values[0].shape[1] == 1 else 1
+            longest = max(value.shape[axis] for value in values)
+            values = [_longer(value.transpose(1, axis), longest).transpose(1, axis) for value in values]
         batch[name] = torch.cat(values)
     return batch
 

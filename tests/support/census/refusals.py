@@ -24,6 +24,9 @@ class Refusal:
 TIMM = Refusal("timm library", "needs timm, which is no dependency of this package")
 NO_EMBEDDINGS = Refusal("PEFT cannot wrap", "PEFT cannot wrap it: it has no input embeddings")
 REVERSIBLE = Refusal("does not require grad", "its reversible layers have no gradient unless their input has one")
+UNREAD_TEXT = Refusal(
+    "qformer.*no gradient", "the last layer of its query transformer computes text that nothing reads"
+)
 READS_STRIDE = Refusal("reads its stride", "its code reads the stride of a convolution, which PEFT's layer hides")
 
 UPSTREAM: dict[str, Refusal] = {
@@ -31,9 +34,8 @@ UPSTREAM: dict[str, Refusal] = {
         "LoRA of a convolution by its class", "PEFT's layer would leave out the standardization of its weights"
     ),
     "IBertForMaskedLM": Refusal("its forward returns a tuple", "PEFT cannot add LoRA to an output that is a tuple"),
-    "InstructBlipForConditionalGeneration": Refusal(
-        "qformer.*no gradient", "the last layer of its query transformer computes text that nothing reads"
-    ),
+    "InstructBlipForConditionalGeneration": UNREAD_TEXT,
+    "InstructBlipVideoForConditionalGeneration": UNREAD_TEXT,
     "MobileNetV1ForImageClassification": READS_STRIDE,
     "MobileNetV2ForImageClassification": READS_STRIDE,
     "UnlimitedOcrForConditionalGeneration": Refusal(
@@ -67,18 +69,11 @@ NOT_BUILT: dict[str, str] = {
     "DiffusionGemmaForBlockDiffusion": "no default sizes",
     "Gemma4AssistantForCausalLM": "no valid default configuration",
     "Granite4VisionForConditionalGeneration": "windows of pictures of several layers",
-    "IdeficsForVisionText2Text": "a mask between pictures and text",
-    "InstructBlipVideoForConditionalGeneration": "places of frames in the text",
-    "Kosmos2ForConditionalGeneration": "places of pictures in the text",
-    "Kosmos2_5ForConditionalGeneration": "places of pictures in the text",
     "KyutaiSpeechToTextForConditionalGeneration": "ids of several codebooks",
     "Molmo2ForConditionalGeneration": "pooling of pictures by index",
     "MuseSparkForConditionalGeneration": "sizes by stage",
-    "MusicgenForCausalLM": "a row of ids per codebook",
-    "MusicgenMelodyForCausalLM": "a row of ids per codebook",
     "NemotronH_Omni_Reasoning_V3": "grids of pictures of its own",
     "Nemotron3_5TranscribeForConditionalGeneration": "lengths of chunks depend on each other",
-    "OmniASRForCTC": "sounds with a dimension of channels",
     "PI0ForConditionalGeneration": "states and actions of a robot",
     "Qwen2_5OmniForConditionalGeneration": "no forward: its thinker is examined",
     "Qwen3OmniMoeForConditionalGeneration": "no forward: its thinker is examined",
