@@ -89,7 +89,7 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     """Return the module that a wrapper of torch, PEFT or a trainer wraps; None for any other module."""
     if isinstance(module, _PARALLEL):
         return module.module
-    if type(module).__module__.split(".", 1)[0] == "peft":
+    if plain_class(module).__module__.split(".", 1)[0] == "peft":
         return _without_adapter(module)
     return next((inner for name in _WRAPPED if (inner := module._modules.get(name)) is not None), None)
 

@@ -13,7 +13,7 @@ from torch import nn
 from plop_ext._warnings import warn
 from plop_ext.arguments import check_flags, check_type
 from plop_ext.errors import InputError
-from plop_ext.layers import discover, runnable
+from plop_ext.layers import at_rest, discover_whole, runnable, stage_of
 from plop_ext.preserve import evaluating, random_state
 from plop_ext.score_data import check_number_of_types
 from plop_ext.scoring.inputs import take_model
@@ -76,8 +76,9 @@ def find_plop_target_modules(
     number = int(types) if isinstance(types, Integral) and not isinstance(types, bool) else None
     if number is not None and number > 0 and score_kwargs.get("compat") is None:
         options = {name: score_kwargs[name] for name in ("include", "exclude", "scope") if name in score_kwargs}
-        with random_state(), evaluating(model):
-            found = discover(runnable(model), **options)
+        inner = runnable(model)
+        with random_state(), evaluating(model), at_rest(inner):
+            found = discover_whole(inner, stage_of(inner), **options)
         check_number_of_types(number, len({layer.type for layer in found.layers if not layer.no_place}))
     stop = score_kwargs.get("stop", "auto")
     by_default = score_kwargs.get("max_samples", "auto") == "auto" and score_kwargs.get("compat") is None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
 
+from plop_ext import find_plop_target_modules
 from tests.support import tiny_models
 from tests.support.processes import in_processes
 from tests.support.quiet import quietly
@@ -119,3 +122,37 @@ def test_norms_under_mixed_precision_are_those_of_the_weights_that_the_forward_u
 
 def norms_of(model: nn.Module, wrap: str) -> dict[str, float]:
     return {module.name: module.weight_norm for module in quietly(sharded(model, wrap), batches()).modules}
+
+
+def adapted(model: Any) -> nn.Module:
+    with_lora: nn.Module = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    for name, weight in with_lora.named_parameters():
+        if "lora_" in name:
+            nn.init.constant_(weight, 0.1)
+    return with_lora
+
+
+@pytest.mark.slow
+def test_base_layers_under_adapters_are_bitwise_identical_to_one_process() -> None:
+    assert_bitwise(adapted(tiny_models.qwen2()), "FSDP2, each block", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", ["compiled", "compiled blocks"])
+def test_compiled_and_sharded_models_are_bitwise_identical_to_one_process(wrap: str) -> None:
+    assert_bitwise(tiny_models.qwen2(), f"FSDP2, {wrap}", 2)
+
+
+def targets_of(model: nn.Module, wrap: str) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return find_plop_target_modules(sharded(model, wrap), batches(), types=2, max_samples=None, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", ["FSDP2", "FSDP1", "FSDP1, original parameters"])
+def test_the_one_liner_names_the_modules_of_the_plain_model(wrap: str) -> None:
+    model = tiny_models.qwen2()
+    expected = quietly(model, batches()).place(types=2).targets()
+    for found in in_processes(2, targets_of, model, wrap):
+        assert found == expected

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import Tensor, distributed, nn
@@ -139,6 +141,30 @@ def test_probes_of_transformers_tensor_parallelism(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     expected = quietly(model, batches(), baseline="probe")
     assert_alike(expected, in_processes(2, from_files, model, tmp_path, {"baseline": "probe"}))
+
+
+def adapted(model: Any) -> nn.Module:
+    """The model with LoRA of equal values in all processes, which changes its activations."""
+    with_lora: nn.Module = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    for name, weight in with_lora.named_parameters():
+        if "lora_" in name:
+            nn.init.constant_(weight, 0.1)
+    return with_lora
+
+
+def adapted_from_files(model: Any, folder: Path) -> Scores:
+    return quietly(adapted(loaded(model, folder, tp_size=2, tp_plan="auto")), batches())
+
+
+@pytest.mark.slow
+def test_base_layers_under_adapters(tmp_path: Path) -> None:
+    model: Any = biased()
+    model.save_pretrained(tmp_path)
+    found = in_processes(2, adapted_from_files, model, tmp_path)
+    expected = quietly(adapted(copy.deepcopy(model)), batches())
+    assert nfn(expected) != nfn(quietly(model, batches()))
+    for scores in found:
+        assert nfn(scores) == pytest.approx(nfn(expected), rel=RTOL)
 
 
 def refused(divide: Callable[[nn.Module], nn.Module], model: nn.Module) -> tuple[str, set[str]]:

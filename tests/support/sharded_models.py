@@ -49,6 +49,19 @@ def flat(model: nn.Module, **settings: Any) -> nn.Module:
     return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=torch.device("cpu"), **settings)
 
 
+def adapted_by_blocks(model: Any) -> nn.Module:
+    """A model of PEFT, sharded by the blocks of the model inside."""
+    for block in blocks(model.get_base_model()):
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def with_compiled_blocks(model: nn.Module) -> nn.Module:
+    for block in blocks(model):
+        block.compile(backend="eager")
+    return by_blocks(model)
+
+
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -59,6 +72,9 @@ WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "FSDP2, gathered": gathered_after_a_forward,
     "FSDP2, resharded to one": lambda model: by_blocks(model, reshard_after_forward=1),
     "FSDP2, mixed precision": lambda model: by_blocks(model, mp_policy=HALF),
+    "FSDP2, each block": adapted_by_blocks,
+    "FSDP2, compiled": lambda model: torch.compile(by_blocks(model), backend="eager"),  # type: ignore[dict-item]
+    "FSDP2, compiled blocks": with_compiled_blocks,
     "HSDP": hybrid,
     "FSDP1": lambda model: flat(model, use_orig_params=False),
     "FSDP1, original parameters": lambda model: flat(model, use_orig_params=True),
