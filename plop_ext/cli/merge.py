@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> Result:
     outputs.check(read, {"--output": args.output}, force=args.force)
     parts = [Scores.load(path) for path in args.scores]
     try:
-        scores = Scores.merge(parts)
+        scores = Scores.merge(parts, order="ids")
     except InputError as error:
         numbered = ", ".join(f"{number}: {path}" for number, path in enumerate(args.scores, start=1))
         raise InputError(f"{error} (scores {numbered})") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from plop_ext.arguments import shown
+from plop_ext.arguments import check_choice, shown
 from plop_ext.errors import InputError
 from plop_ext.score_data import FewTokenModules, ScoreData, ScoredModule
 from plop_ext.score_data.modules import MIN_EXPERT_TOKENS, few_routed_detail
@@ -21,8 +21,9 @@ _BASELINE_TOLERANCE = 1e-4
 ScoresT = TypeVar("ScoresT", bound=ScoreData)
 
 
-def merge(cls: type[ScoresT], parts: Sequence[ScoreData]) -> ScoresT:
+def merge(cls: type[ScoresT], parts: Sequence[ScoreData], order: str = "given") -> ScoresT:
     """Merge runs into a `cls`; see `Scores.merge`."""
+    check_choice(("given", "ids"), order=order)
     if not isinstance(parts, Sequence) or not all(isinstance(part, ScoreData) for part in parts):
         raise InputError(f"`parts` must be a list of scores, got {shown(parts)}")
     if not parts:
@@ -46,6 +47,13 @@ def merge(cls: type[ScoresT], parts: Sequence[ScoreData]) -> ScoresT:
         batches.append(part.sample_batches + offset)
         offset += int(part.sample_batches.max()) + 1
     modules, totals = tables[0][0], Totals.join_samples([table for _, table in tables])
+    ids = np.concatenate([part.sample_ids for part in parts])
+    names = [name for part in parts for name in part.sample_data]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    chosen = np.arange(len(ids))
+    if order == "ids":
+        chosen = np.lexsort((ids, np.array([places[name] for name in names])))
+    totals = totals.of_samples(chosen)
     experts = {module.name for part in parts if part.few_tokens is not None for module in part.few_tokens.modules}
     tokens = totals.tokens.sum(axis=1)
     few = [i for i, module in enumerate(modules) if module.name in experts and tokens[i] < MIN_EXPERT_TOKENS]
@@ -55,10 +63,10 @@ def merge(cls: type[ScoresT], parts: Sequence[ScoreData]) -> ScoresT:
     return cls(
         tuple(modules[i] for i in kept),
         totals.of_modules(kept),
-        np.concatenate([part.sample_ids for part in parts]),
-        np.concatenate(batches),
+        ids[chosen],
+        np.concatenate(batches)[chosen],
         tuple(replace(item, detail=details.get(item.name, item.detail)) for item in unscored),
-        _provenance(parts),
+        _provenance(parts, places if order == "ids" else None),
         FewTokenModules(tuple(modules[i] for i in few), totals.of_modules(few), tuple(few)) if few else None,
     )
 
@@ -102,11 +110,13 @@ def _check(
         raise InputError(f"scores {number} have another weight in `{name}` than the first; merge runs of one model")
 
 
-def _provenance(parts: Sequence[ScoreData]) -> dict[str, Any]:
+def _provenance(parts: Sequence[ScoreData], places: Mapping[str | None, int] | None) -> dict[str, Any]:
     sources: list[dict[str, Any]] = []
     for part in parts:
         data = part.provenance["data"]
         sources += data.get("parts") or [{**data, "samples": len(part.sample_ids)}]
+    if places is not None:
+        sources.sort(key=lambda source: places[source["name"]])
     names = list(dict.fromkeys(source["name"] for source in sources if source["name"]))
     data = {
         "name": " + ".join(names) or None,

@@ -49,7 +49,7 @@ class Scores(ScoreData):
         return shown.metrics(self, prefix)
 
     @classmethod
-    def merge(cls, parts: Sequence[Scores]) -> Scores:
+    def merge(cls, parts: Sequence[Scores], order: str = "given") -> Scores:
         """Merge runs over different samples of the same model.
 
         A sample is identified by its id and the `data_name` of its run: id 3 in two data sets means two samples.
@@ -57,11 +57,14 @@ class Scores(ScoreData):
 
         Args:
             parts: Scores of the same modules at the same settings, such as those of the shards of a data set.
+            order: Order of the samples: `"given"`, one run after the other; or `"ids"`, by data set in the order
+                given, and by id within it. Statistics resample by position: with `"ids"`, the scores of a data set
+                are bitwise identical however it was cut into shards.
 
         Raises:
             InputError: If models or settings differ, or a sample is in two runs; the error names the difference.
         """
-        return merging.merge(cls, parts)
+        return merging.merge(cls, parts, order)
 
     def place(
         self,

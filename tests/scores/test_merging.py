@@ -52,6 +52,22 @@ def test_shards_merged_are_the_whole(tmp_path: Path) -> None:
     assert again.sample_data == ("toy",) * 5 and (again.nfn == whole.nfn).all()
 
 
+def test_the_order_by_ids_does_not_depend_on_the_shards() -> None:
+    code, maths = shards(), [token_batch([33, 31], seed=9)]
+    whole = run(code, data_name="code")
+    cut = [run([code[i]], data_name="code") for i in (2, 0, 1)]
+    merged = Scores.merge(cut, order="ids")
+    assert merged.totals.values.tobytes() == whole.totals.values.tobytes()
+    assert merged.sample_ids.tolist() == [0, 1, 2, 3, 4]
+    assert (merged.nfn == whole.nfn).all()
+    assert repr(merged.statistics()) == repr(Scores.merge([whole]).statistics())
+    mixed = Scores.merge([cut[0], run(maths, data_name="maths"), cut[1], cut[2]], order="ids")
+    assert mixed.sample_ids.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert mixed.sample_data == ("code",) * 5 + ("maths",) * 2
+    with pytest.raises(InputError, match="`order` must be one of given, ids"):
+        Scores.merge(cut, order="rows")
+
+
 def test_experts_with_too_few_tokens_in_a_shard_count_in_the_whole(tmp_path: Path) -> None:
     """By shard other experts have too few tokens; the merged runs are the run over all, scored and unscored."""
     model, batch = ARCHITECTURES["qwen3_moe"].build(), text_batch()
