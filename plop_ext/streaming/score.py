@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from plop_ext.models.explained import quiet
 from plop_ext.models.source import Source, find
 from plop_ext.preserve import random_state
 from plop_ext.provenance import describe_model, versions
+from plop_ext.read_ahead import reading_ahead
 from plop_ext.score_data.settings import Settings
 from plop_ext.scores import Scores
 from plop_ext.scoring.assemble import assemble
@@ -143,24 +145,26 @@ def score_streaming(
     budget = None if memory_budget is None else quantities.size(memory_budget, "memory_budget")
     chosen = run_device(device)
     source = streamed_source(name_or_path, code=trust_remote_code)
-    trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
-    checkpoint = Checkpoint(source.folder)
-    model = skeleton.build(
-        source,
-        checkpoint,
-        trust=trust,
-        dtype=parse_dtype(dtype),
-        device=chosen,
-        attn_implementation=attn_implementation,
-        include=include,
-        exclude=exclude,
-        scope=scope,
-    )
-    warn_of_scope(scope, model.found.scope)
-    settings = replace(settings, scope=model.found.scope)
-    given = take_batches(dataloader, tokenizer, mask, max_samples, seed, own=False)
-    data = collect_batches(given, settings, StreamReader(model.model, settings.mask))
-    weights = Weights(model, checkpoint)
+    # A budget limits the RAM of the process, of which the buffers of these reads would be a part.
+    with nullcontext() if budget is not None else reading_ahead(source.folder):
+        trust = ask_for_trust(name_or_path, source.folder, trust_remote_code)
+        checkpoint = Checkpoint(source.folder)
+        model = skeleton.build(
+            source,
+            checkpoint,
+            trust=trust,
+            dtype=parse_dtype(dtype),
+            device=chosen,
+            attn_implementation=attn_implementation,
+            include=include,
+            exclude=exclude,
+            scope=scope,
+        )
+        warn_of_scope(scope, model.found.scope)
+        settings = replace(settings, scope=model.found.scope)
+        given = take_batches(dataloader, tokenizer, mask, max_samples, seed, own=False)
+        data = collect_batches(given, settings, StreamReader(model.model, settings.mask))
+        weights = Weights(model, checkpoint)
     figures = plan.make(model, weights, [batch.extent for batch in data.batches], chosen)
     _reset_peaks(chosen, model.dtype)
     rooms = _rooms(figures, chosen, budget)
