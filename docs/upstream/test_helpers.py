@@ -99,7 +99,7 @@ class TestPlopSelector:
         selector = PlopSelector(model, tensors, forward_fn=lambda model, x: model(x), show_progress=False)
         assert selector.scores() == pytest.approx(expected)
 
-    def test_model_is_left_as_it_was(self, model, batches):
+    def test_model_is_unchanged(self, model, batches):
         from peft.helpers import PlopSelector
 
         model.train()

@@ -75,3 +75,12 @@ def test_an_unknown_stack_names_those_there_are(uneven: str, capsys: pytest.Capt
     assert main(["export", uneven, "--to", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(exports.stacks())
+
+
+def test_placing_for_an_engine_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores, output = tmp_path / "scores.json", tmp_path / "p.json"
+    ranked().save(scores)
+    assert main(["place", str(scores), "--serve", "vllm", "--rank", "12", "-o", str(output)]) == 0
+    assert "to serve it with vLLM 0.33.0: --enable-lora --max-lora-rank 16" in capsys.readouterr().out
+    assert main(["place", str(scores), "--serve", "sglang", "--ranks", "inverse-nfn"]) == 2
+    assert "`--ranks`: SGLang applies one rank" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.exports._rules import module_name
@@ -42,9 +42,9 @@ def entry_of(name: str) -> str | None:
     return f"*.layers.{found[1]}.{path}" if found and path else None
 
 
-def catches(entries: Set[str], name: str) -> bool:
-    """Return whether patterns adapt the module of a name in the model of transformers."""
-    return entry_of(name) in entries
+def catches(entries: Set[str], names: Iterable[str]) -> list[str]:
+    """Return those of the names in the model of transformers whose modules patterns adapt."""
+    return [name for name in names if entry_of(name) in entries]
 
 
 def patterns(plan: Plan) -> list[str]:

@@ -9,6 +9,7 @@ from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.data import PlacementData
 from plop_ext.placement.exports._stack import Plan, Stack, whole
 from plop_ext.placement.peft import rank_and_alpha
+from plop_ext.placement.ranks import most_common
 from plop_ext.placement.serving import HEADS
 from plop_ext.placement.targets import some
 
@@ -46,12 +47,15 @@ def make_plan(placement: PlacementData, stack: Stack, r: int | None, lora_alpha:
         )
     named = {entry: target for target, entry in kept.items() if entries[target] is not None}
     others = _others(placement, dropped)
-    caught = [name for name in others if stack.catches(named.keys(), name)]
+    caught = stack.catches(set(named), others)
     if caught:
         losses.append(f"it would also adapt {some(caught)}, which its rule for names ({stack.names}) selects too")
-    own_ranks = {target: placement.ranks.get(target.name, rank) for target in kept}
-    losses.extend(_lost_ranks(stack, {rank, *own_ranks.values()}, rank, alpha))
-    ranks = {kept[target]: own for target, own in own_ranks.items() if own != rank}
+    own_ranks = {target.name: placement.ranks.get(target.name, rank) for target in kept}
+    common = most_common(own_ranks)
+    if common != rank:  # where targets were dropped
+        rank, alpha = common, alpha / rank * common
+    losses.extend(_lost_ranks(stack, set(own_ranks.values()), rank, alpha))
+    ranks = {entry: own_ranks[target.name] for target, entry in kept.items() if own_ranks[target.name] != rank}
     return Plan(
         stack=stack,
         label=placement.label,

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 from plop_ext.lora_target import LoraTarget
 from plop_ext.module_types import suffixes
 
 
-def by_suffix(entries: Set[str], name: str) -> bool:
-    """Return whether PEFT adapts `name` for a list of targets: an entry is the name, or ends it at a dot."""
-    return any(suffix in entries for suffix in suffixes(name))
+def by_suffix(entries: Set[str], names: Iterable[str]) -> list[str]:
+    """Return the names that PEFT adapts for a list of targets: an entry is the name, or ends it at a dot."""
+    return [name for name in names if any(suffix in entries for suffix in suffixes(name))]
 
 
-def by_name(entries: Set[str], name: str) -> bool:
-    """Return whether a stack that compares whole names adapts `name`."""
-    return name in entries
+def by_name(entries: Set[str], names: Iterable[str]) -> list[str]:
+    """Return the names that a stack adapts if it compares whole names."""
+    return [name for name in names if name in entries]
 
 
-def by_substring(entries: Set[str], name: str) -> bool:
-    """Return whether a stack that looks for an entry anywhere in a name adapts `name`."""
-    lengths = sorted({len(entry) for entry in entries})
-    return any(name[start : start + length] in entries for start in range(len(name)) for length in lengths)
+def by_substring(entries: Set[str], names: Iterable[str]) -> list[str]:
+    """Return the names that a stack adapts if it looks for an entry anywhere in a name."""
+    lengths = {len(entry) for entry in entries}
+    return [
+        name
+        for name in names
+        if any(name[start : start + length] in entries for start in range(len(name)) for length in lengths)
+    ]
 
 
 def same_name(target: LoraTarget) -> str | None:

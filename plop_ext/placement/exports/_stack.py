@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -46,7 +46,7 @@ class Stack:
         alphas: What alpha can be.
         names: How entries are read, in words.
         entry: Gives the entry for a target; None if there is none.
-        catches: Whether the stack, given entries, adapts the module of a name in the model.
+        catches: Gives those of a model's modules, by name, that the stack adapts for a set of entries.
         heads: Whether output heads and embeddings get LoRA, and are not trained in full.
         use: How the export is used, for its head.
         caution: What the user has to see to, for its head.
@@ -62,7 +62,7 @@ class Stack:
     alphas: Alphas = Alphas.ONE_WHOLE
     names: str = "full names"
     entry: Callable[[LoraTarget], str | None] = same_name
-    catches: Callable[[Set[str], str], bool] = by_suffix
+    catches: Callable[[Set[str], Iterable[str]], list[str]] = by_suffix
     heads: bool = True
     use: str = ""
     caution: str = ""

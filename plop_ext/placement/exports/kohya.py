@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.exports._rules import module_name
@@ -24,8 +24,8 @@ def _entry(target: LoraTarget) -> str | None:
     return None if name is None or not re.fullmatch(r"[\w.\-]+", name) else _flat(name)
 
 
-def _catches(entries: Set[str], name: str) -> bool:
-    return _flat(name) in entries
+def _catches(entries: Set[str], names: Iterable[str]) -> list[str]:
+    return [name for name in names if _flat(name) in entries]
 
 
 def _write(plan: Plan) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 from plop_ext.lora_target import LoraTarget
 from plop_ext.placement.exports._rules import module_name
@@ -29,8 +29,8 @@ def _kind(name: str) -> str | None:
     return _MLP if found["attention"] is None else _ATTENTION.get(found["attention"])
 
 
-def _catches(entries: Set[str], name: str) -> bool:
-    return _kind(name) in entries
+def _catches(entries: Set[str], names: Iterable[str]) -> list[str]:
+    return [name for name in names if _kind(name) in entries]
 
 
 def _write(plan: Plan) -> str:
