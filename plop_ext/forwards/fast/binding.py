@@ -8,23 +8,27 @@ from typing import Any
 
 from torch import nn
 
+from plop_ext.forwards.fast.slots import replacement_of, slot_of
+
 
 class Bindings:
     """Forwards that are bound to modules while active; the modules must not have a forward of their own."""
 
     def __init__(self) -> None:
         self._forwards: dict[nn.Module, Callable[..., Any]] = {}
+        # What the slots of the active forwards held before; None if they were empty.
+        self._before: dict[nn.Module, Any] = {}
 
     def add(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Make `module(...)` run `forward(...)` while active, in place of a forward added before."""
-        before = self._forwards.get(module)
+        known = self._forwards.get(module)
         self._forwards[module] = forward
-        if before is not None and vars(module).get("forward") == before:
-            vars(module)["forward"] = forward
+        if known is not None and replacement_of(module) == known:
+            vars(module)[slot_of(module)] = forward
 
     def activate(self) -> None:
-        for module, forward in self._forwards.items():
-            vars(module)["forward"] = forward
+        for module in self._forwards:
+            self._bind(module)
 
     def deactivate(self) -> None:
         self._unbind()
@@ -37,11 +41,20 @@ class Bindings:
             yield
         finally:
             for module in unbound:
-                vars(module)["forward"] = self._forwards[module]
+                self._bind(module)
+
+    def _bind(self, module: nn.Module) -> None:
+        slot = slot_of(module)
+        self._before[module] = vars(module).get(slot)
+        vars(module)[slot] = self._forwards[module]
 
     def _unbind(self) -> list[nn.Module]:
         """Unbind the forwards, except where other code has replaced them since."""
-        bound = [module for module, forward in self._forwards.items() if vars(module).get("forward") == forward]
+        bound = [module for module, forward in self._forwards.items() if replacement_of(module) == forward]
         for module in bound:
-            del vars(module)["forward"]
+            slot, before = slot_of(module), self._before.pop(module)
+            if before is None:
+                del vars(module)[slot]
+            else:
+                vars(module)[slot] = before
         return bound

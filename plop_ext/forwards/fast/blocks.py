@@ -16,6 +16,7 @@ from plop_ext.forwards.fast import kernels
 from plop_ext.forwards.fast.binding import Bindings
 from plop_ext.forwards.fast.families import ROTARY, Block, Norm
 from plop_ext.forwards.fast.kernel_audit import Audit
+from plop_ext.forwards.fast.slots import replacement_of
 
 # Number of vectors of sums that one block needs in the arena: the inputs and outputs of seven projections, of which q,
 # k and v share one input, and gate and up another.
@@ -196,8 +197,8 @@ class FusedBlock:
 
 def _is_observed(module: nn.Module) -> bool:
     """Return whether a hook or forward, which a kernel would bypass, was attached to a module since the run began."""
-    forward = vars(module).get("forward")
-    return bool(module._forward_hooks or module._forward_pre_hooks) or forward not in (None, _identity)
+    changed = replacement_of(module) not in (None, _identity)
+    return bool(module._forward_hooks or module._forward_pre_hooks) or changed
 
 
 def _identity(x: Tensor) -> Tensor:

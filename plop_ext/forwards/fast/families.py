@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from plop_ext.forwards.defined_in import is_defined_in
+from plop_ext.forwards.fast.slots import replacement_of
 from plop_ext.ops import FUSED_FLOATS, MAX_HEAD_DIM, MAX_NORM_FEATURES, NORMED_HEAD_DIMS, is_aligned
 
 ROTARY = "apply_rotary_pos_emb"
@@ -225,7 +226,7 @@ def _last_norm(parent: nn.Module, family: Family) -> Norm | None:
         norm = _norm(parent, "norm", family)
     except NotFast:
         return None
-    return None if "forward" in vars(norm.module) else norm
+    return None if replacement_of(norm.module) is not None else norm
 
 
 def _refuse_changes(block: nn.Module, owns: Callable[[Any], bool]) -> None:
@@ -237,7 +238,7 @@ def _refuse_changes(block: nn.Module, owns: Callable[[Any], bool]) -> None:
         raise NotFast("there are hooks on all modules of the process")
     for module in block.modules():
         name = type(module).__name__
-        if "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None:
+        if replacement_of(module) is not None or getattr(module, "_compiled_call_impl", None) is not None:
             raise NotFast(f"the forward of a {name} has been replaced")
         hooks = [hook for hook in module._forward_hooks.values() if not owns(hook) and not is_output_capturing(hook)]
         if hooks or module._forward_pre_hooks:
