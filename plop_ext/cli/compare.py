@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
     trials.add_trials(parser)
     options.add_force(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run, words={"strategy": "--strategies", "max_seconds": "--max-time"})
+    parser.set_defaults(run=run, alone=True, words={"strategy": "--strategies", "max_seconds": "--max-time"})
 
 
 def run(args: argparse.Namespace) -> Result:

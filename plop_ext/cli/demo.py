@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--steps", type=whole, default=_STEPS, help=f"optimizer steps of a trial (default: {_STEPS})")
     options.add_seed(parser)
     options.add_common(parser)
-    parser.set_defaults(run=run, words={"folder": "--output"})
+    parser.set_defaults(run=run, alone=True, words={"folder": "--output"})
 
 
 def run(args: argparse.Namespace) -> Result:

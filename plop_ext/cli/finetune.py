@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
         "--lr", type=number, default=1e-3, help="peak learning rate (default: 1e-3); plop compare finds a good one"
     )
     options.add_common(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, in_ranks=True)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> Result:
 
     check_training(args)
     read = {"MODEL": args.model, "DATA": args.data, "--placement": args.placement, "--eval": args.eval}
-    outputs.check(read, {}, folders={"--output": args.output})
+    args.launch.on_first(lambda: outputs.check(read, {}, folders={"--output": args.output}))
     placement = Placement.load(args.placement)
     model, tokenizer = options.load_model(args, for_training=True)
     placement.check_model(model)

@@ -17,7 +17,7 @@ from plop_ext.errors import InputError
 _OUTPUTS = ("output", "heatmap", "plot", "force", "resume", "json", "quiet", "verbose")
 _OTHERS = ("command", "run", "words", "config", "dry_run", "memory_budget", "trust_remote_code", "parallel")
 # What main adds.
-_ADDED = ("in_ranks", "launch", "load")
+_ADDED = ("alone", "in_ranks", "launch", "load")
 # Number and bytes of the blocks, evenly spread, that are read of a larger file: no two checkpoints agree in all.
 _BLOCKS, _BLOCK = 1024, 1 << 16
 

@@ -18,6 +18,7 @@ from plop_ext.cli.outputs import check_stdout
 from plop_ext.cli.parsing import Parser
 from plop_ext.cli.result import Result, stdout_for
 from plop_ext.cli.streams import every_character_printable
+from plop_ext.errors import InputError
 
 # In the order in which they are used.
 _COMMANDS = (run, score, report, place, export, finetune, compare, merge, demo, doctor)
@@ -64,6 +65,8 @@ def _launch_of(args: argparse.Namespace) -> Iterator[Launch]:
     rank, size = rank_and_size()
     if size == 1:
         yield Launch()
+    elif getattr(args, "alone", False):
+        raise InputError(f"`plop {args.command}` runs in one process; start it without torchrun or accelerate launch")
     elif not getattr(args, "in_ranks", False):
         yield Idle() if rank else Launch()
     else:

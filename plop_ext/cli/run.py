@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     trials.add_trials(parser, finalists=3)
     options.add_common(parser)
     words = {"strategy": "--strategies", "max_seconds": "--max-time", "folder": "--output"}
-    parser.set_defaults(run=run, words=words)
+    parser.set_defaults(run=run, alone=True, words=words)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -15,7 +15,7 @@ from plop_ext.errors import InputError
 from plop_ext.experiment.identity import identity
 from plop_ext.experiment.settings import Settings
 from plop_ext.finetuning.evaluation import learnable
-from plop_ext.finetuning.finetune import check_trainable
+from plop_ext.finetuning.finetune import check_trainable, rank_and_ranks
 from plop_ext.placement.peft import check_fields
 from plop_ext.provenance import versions
 
@@ -74,6 +74,10 @@ def prepare(
     Raises:
         InputError: If the model cannot be trained, PEFT refuses a field, or there are too few samples.
     """
+    if rank_and_ranks()[1] > 1:
+        raise InputError(
+            "an experiment runs in one process, and torch.distributed has several; start it without torchrun"
+        )
     check_trainable(model, tokenizer)
     check_fields(settings.lora_kwargs or {})
     train = learnable(train, "train")

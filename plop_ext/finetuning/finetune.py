@@ -127,6 +127,9 @@ def finetune(
     weights are converted to float32 during the run, which is faster on a CPU but doubles their memory. The optimizer
     is AdamW without weight decay; gradients are clipped at norm 1.
 
+    In a process group of torch.distributed, as under torchrun, all ranks call, each with the model on a device of its
+    own; the `Trainer` of transformers averages their gradients, and rank 0 writes the adapter.
+
     Args:
         model: Causal language model without adapters, on one device.
         tokenizer: Tokenizer of the model; only the padding id is read.
@@ -138,7 +141,7 @@ def finetune(
         lora_alpha: The update is scaled by `lora_alpha / r`. Default 2 * r; keep the quotient if you change the rank.
         learning_rate: Peak learning rate. The best rate depends on the placement: see `compare`.
         max_steps: Optimizer steps.
-        batch_size: Samples in a step. Lower it if memory is short.
+        batch_size: Samples in a step, divided among the ranks. Lower it if memory is short.
         eval_batch_size: Samples in a batch of the held-out loss; affects only memory and time.
         warmup_ratio: Share of the steps over which the learning rate rises to its peak.
         lr_scheduler: Schedule after the warm-up: `"cosine"`, `"linear"`, `"constant"` (which has no warm-up) or
@@ -181,7 +184,10 @@ def finetune(
     placement.check_model(model)
     train = learnable(train, "train")
     eval = apart(train, learnable(eval, "eval"), "eval")
-    if output_dir is not None:
+    rank, ranks = rank_and_ranks()
+    if batch_size % ranks:
+        raise InputError(f"`batch_size` {batch_size} must be a multiple of the number of ranks, {ranks}")
+    if output_dir is not None and rank == 0:
         check_new_folder(output_dir, "output_dir")
     result = train_and_measure(
         model,
@@ -246,6 +252,7 @@ def train_and_measure(
     described = describe_model(model)
     snapshot = Snapshot(model)
     kept = False
+    rank, ranks = rank_and_ranks()
     with random_state():
         try:
             if model.device.type == "cpu":
@@ -263,7 +270,7 @@ def train_and_measure(
             arguments = {
                 "learning_rate": learning_rate,
                 "max_steps": max_steps,
-                "per_device_train_batch_size": batch_size,
+                "per_device_train_batch_size": batch_size // ranks,
                 "warmup_steps": round(warmup_ratio * max_steps),
                 "lr_scheduler_type": lr_scheduler,
                 "seed": seed,
@@ -289,7 +296,7 @@ def train_and_measure(
                 rows=rows,
                 model=adapted.eval() if keep else None,
             )
-            if folder is not None:
+            if folder is not None and rank == 0:
                 settings = {**arguments, "lora_alpha": config.lora_alpha, "lora_kwargs": lora_kwargs or {}}
                 record = make_record(described, placement, train, eval, result.to_dict(), settings)
                 save_or_rescue(partial(save_adapter, adapted, record), folder)
@@ -302,6 +309,16 @@ def train_and_measure(
                 snapshot.restore_config()
             else:
                 snapshot.restore()
+
+
+def rank_and_ranks() -> tuple[int, int]:
+    """Return the rank of this process and the number of ranks; 0 and 1 without torch.distributed."""
+    import torch
+
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def finite_or_none(value: float) -> float | None:

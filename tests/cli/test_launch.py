@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -147,3 +148,28 @@ def test_a_command_of_one_process_runs_once(tmp_path: Path) -> None:
     assert main([*SCORE, "-q", "-o", str(tmp_path / "s.json")]) == 0
     done = launched("place", str(tmp_path / "s.json"))
     assert done.returncode == 0 and done.stdout.count("target_modules") == 1
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_is_training_in_one(tmp_path: Path) -> None:
+    """Batches are the same samples, whose gradients are averaged; float32 sums differ in their order."""
+    scores, placement = str(tmp_path / "s.json"), str(tmp_path / "p.json")
+    assert main([*SCORE, "-q", "-o", scores]) == 0 and main(["place", scores, "-o", placement]) == 0
+    words = ["finetune", "plop-tiny", "arithmetic", "--placement", placement, "--device", "cpu", "--json", "-q"]
+    words += ["--steps", "4", "--batch-size", "4", "--max-length", "64"]
+    losses = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        done = launched(*words, "-o", str(folder), processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        result = json.loads(done.stdout)
+        assert result["steps"] == 4 and result["output_dir"] == str(folder)
+        assert (folder / "adapter_model.safetensors").is_file()
+        losses.append([result["loss_before"], result["loss_after"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][1] != losses[0][0]
+
+
+@pytest.mark.slow
+def test_commands_that_try_placements_run_in_one_process() -> None:
+    done = launched("compare", "plop-tiny", "arithmetic", "--scores", "s.json")
+    assert done.returncode and done.stderr.count("plop: `plop compare` runs in one process; start it without") == 1

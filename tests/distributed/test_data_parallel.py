@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from plop_ext.scores import Scores
 from plop_ext.scoring.score import score
 from plop_ext.statistics import StopRule
 from tests.support import tiny_models
+from tests.support.paths import ROOT
 from tests.support.processes import ends_of, in_processes
 
 Batch = dict[str, torch.Tensor]
@@ -54,8 +58,8 @@ def digest(scores: Scores) -> tuple[Any, ...]:
     )
 
 
-def scored(given: Any, ddp: bool = False, **options: Any) -> Scores:
-    wrapped = DistributedDataParallel(model()) if ddp else model()
+def scored(given: Any, ddp: bool = False, on: nn.Module | None = None, **options: Any) -> Scores:
+    wrapped = on or (DistributedDataParallel(model()) if ddp else model())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return score(wrapped, given, **{"max_samples": None, "progress": False, **options})
@@ -161,3 +165,57 @@ def test_a_journal_continues_on_another_number_of_ranks(first: int, then: int, t
     ]
     assert in_processes(then, journaled, path, None, options) == [whole] * then
     assert len(Path(path).read_bytes().splitlines()) == 8
+
+
+def in_step(options: dict[str, Any], size: int, number: int, dealt: bool) -> tuple[Any, ...]:
+    """Under FSDP2 every forward needs all ranks."""
+    wrapped: Any = model()
+    for block in wrapped.model.layers:
+        fully_shard(block)
+    given = batches(number) if dealt else batches(number)[distributed.get_rank() :: size]
+    return digest(scored(given, on=fully_shard(wrapped), **options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "number", "dealt", "options"),
+    [
+        (2, 7, False, {}),
+        (3, 7, False, {"token_step": 3}),
+        (3, 2, False, {}),
+        (4, 7, True, {"stop": StopRule(types=2, confidence=0.6, min_samples=4), "max_samples": 128}),
+        (2, 5, True, {"max_samples": 5}),
+    ],
+)
+def test_ranks_stay_in_step_where_forwards_communicate(
+    size: int, number: int, dealt: bool, options: dict[str, Any]
+) -> None:
+    """Uneven shards, a rank without data, an early stop and a limit: the others do not wait for ever."""
+    one = digest(scored(batches(number), **options))
+    assert in_processes(size, in_step, options, size, number, dealt) == [one] * size
+
+
+def resumed_in_step(path: str, number: int | None) -> tuple[Any, ...]:
+    wrapped: Any = model()
+    for block in wrapped.model.layers:
+        fully_shard(block)
+    return digest(scored(batches()[:number], on=fully_shard(wrapped), journal=path, resume=True))
+
+
+@pytest.mark.slow
+def test_a_journal_continues_where_forwards_communicate(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.partial")
+    whole = digest(scored(batches()))
+    in_processes(3, resumed_in_step, path, 4)
+    assert in_processes(2, resumed_in_step, path, None) == [whole] * 2
+
+
+@pytest.mark.slow
+def test_a_run_alone_imports_nothing_of_several_processes() -> None:
+    program = (
+        "import sys, torch; from torch import nn; import plop_ext; "
+        "plop_ext.score(nn.Sequential(nn.Linear(8, 8)), [torch.randn(4, 30, 8)], progress=False); "
+        "print([name for name in sys.modules if name.startswith(('plop_ext.distributed', 'plop_ext.scoring.lock'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
