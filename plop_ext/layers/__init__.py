@@ -7,7 +7,7 @@ from plop_ext.layers.linear import is_plain_product
 from plop_ext.layers.offload import Elsewhere, bias_in_place, weights_elsewhere, weights_in_place
 from plop_ext.layers.product_adapter import ProductAdapter
 from plop_ext.layers.scope import SCOPES
-from plop_ext.layers.sharded import Division, at_rest, division_of, partners_of, whole_size
+from plop_ext.layers.sharded import Division, at_rest, divided_over, division_of, partners_of, whole_size
 from plop_ext.layers.split import Split
 from plop_ext.layers.stages import Stage, discover_whole, held_here, spread, stage_of, stages_group
 from plop_ext.layers.walk import base_model, base_modules, plain_class, runnable, wrapped_modules
@@ -31,6 +31,7 @@ __all__ = [
     "bias_in_place",
     "discover",
     "discover_whole",
+    "divided_over",
     "division_of",
     "held_here",
     "is_plain_product",

@@ -22,6 +22,7 @@ from plop_ext.layers import (
     at_rest,
     base_model,
     discover_whole,
+    divided_over,
     held_here,
     runnable,
     stage_of,
@@ -255,6 +256,8 @@ def score(
                 "fast": way.fast,
                 "modules": [layer.name for layer in found.layers],
             }
+            if (processes := divided_over(model)) > 1:  # their products are rounded in another order
+                identity["tensor_parallel"] = processes
             written, known = (None, None) if journal is None else ranks.journal(journal, identity, baselines, resume)
             total = limit if limit is not None else length(given)
             with (

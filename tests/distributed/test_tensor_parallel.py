@@ -167,6 +167,26 @@ def test_base_layers_under_adapters(tmp_path: Path) -> None:
         assert nfn(scores) == pytest.approx(nfn(expected), rel=RTOL)
 
 
+def journalled(path: Path, model: nn.Module) -> str:
+    """The error of a run that continues a journal; empty if there is none."""
+    try:
+        quietly(divided(model), batches(), journal=path, resume=True)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.slow
+def test_a_journal_continues_on_as_many_processes_only(tmp_path: Path) -> None:
+    model, path = biased(), tmp_path / "run.journal"
+    assert in_processes(2, journalled, path, model) == ["", ""]
+    assert in_processes(2, journalled, path, model) == ["", ""]
+    for message in in_processes(4, journalled, path, model):
+        assert "its tensor_parallel is 2, now it is 4; resume with the same" in message
+    with pytest.raises(InputError, match="its tensor_parallel is 2, now it is"):
+        quietly(model, batches(), journal=path, resume=True)
+
+
 def refused(divide: Callable[[nn.Module], nn.Module], model: nn.Module) -> tuple[str, set[str]]:
     """The error of a run, or why modules were left out."""
     try:

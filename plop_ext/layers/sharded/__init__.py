@@ -6,7 +6,7 @@ sharded if one of them shards a parameter of its own. Every function here that r
 a collective: all processes that hold a shard have to call it, for the same modules in the same order.
 """
 
-from plop_ext.layers.sharded.division import Division, division_of, partners_of
+from plop_ext.layers.sharded.division import Division, divided_over, division_of, partners_of
 from plop_ext.layers.sharded.row_sums import row_sums
 from plop_ext.layers.sharded.styles import runs_whole_batch, without_style
 from plop_ext.layers.sharded.units import at_rest, whole_size
@@ -15,6 +15,7 @@ from plop_ext.layers.sharded.whole import gathered, is_sharded, shapes_known, sh
 __all__ = [
     "Division",
     "at_rest",
+    "divided_over",
     "division_of",
     "gathered",
     "is_sharded",

@@ -65,6 +65,12 @@ def division_of(module: nn.Module) -> Division | str | None:
     return next(iter(divided or found), None)
 
 
+def divided_over(model: nn.Module) -> int:
+    """Return over how many processes the weights of a model are divided in its forward; 1 if they are not."""
+    divisions = map(division_of, model.modules())
+    return max((found.size for found in divisions if isinstance(found, Division) and found.dim is not None), default=1)
+
+
 def partners_of(model: nn.Module, stages: Any) -> set[int]:
     """Return the global ranks of the processes that run the same batches, because they hold parts of one model.
 
