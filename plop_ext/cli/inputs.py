@@ -31,7 +31,8 @@ class InputsHash:
     """
 
     def __init__(self, args: argparse.Namespace, *sources: str) -> None:
-        self._hash = partial(inputs_hash, args, *sources)
+        # A copy: what a run decides later is no part of what was asked for.
+        self._hash = partial(inputs_hash, argparse.Namespace(**vars(args)), *sources)
         self._future: Future[str | None] | None = None
 
     def start(self) -> None:

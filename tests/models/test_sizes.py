@@ -126,12 +126,14 @@ def test_a_model_larger_than_the_device_is_streamed_unless_an_option_needs_it_in
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("plop_ext.models.sizes._memory", lambda device: (1000, total))
-    output = tmp_path / "scores.json"
+    output = tmp_path.with_suffix(".json")  # beside the model, whose files the scores are of
     code = main(["score", str(folder), "arithmetic", "--device", "cpu", "-q", "-o", str(output), *options])
     printed = capsys.readouterr().err
     assert code == (0 if streams else 2)
     if streams:
         assert caplog.text.count("is larger than the memory of the device, and is scored block by block") == 1
         assert "streaming" in Scores.load(output).provenance
+        again = ["score", str(folder), "arithmetic", "--device", "cpu", "-q", "-o", str(output), *options, "--resume"]
+        assert main(again) == 0 and "is finished" in capsys.readouterr().err
     else:
         assert "of memory, and 0.0 MiB are free on cpu; choose another" in printed and not output.exists()
