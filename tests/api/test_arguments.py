@@ -97,6 +97,7 @@ def calls(made: SimpleNamespace) -> dict[str, tuple[Callable[..., Any], dict[str
         "Placement.cost": (placement.cost, {"model": "float32", "batch": 1, "seq": 8}),
         "Placement.lora_config": (placement.lora_config, {}),
         "Placement.export": (placement.export, {"stack": "peft"}),
+        "Placement.servable": (placement.servable, {"engine": "vllm"}),
         "Placement.verify": (placement.verify, {"peft_model": made.toy}),
         "Placement.check_model": (placement.check_model, {"model": made.toy}),
         "Placement.num_parameters": (placement.num_parameters, {}),

@@ -23,7 +23,7 @@ from plop_ext.lora_target import LoraTarget
 from plop_ext.placement import Placement, exports
 from tests.support.markdown import table_of
 from tests.support.paths import ROOT
-from tests.support.placed_models import CASES, llama
+from tests.support.placed_models import CASES, EXPERT_CASES, llama, tiny_mixture
 from tests.support.stacks import own_code
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -35,8 +35,10 @@ def placements(stack: str) -> dict[str, Placement]:
     """The placements that a stack can say exactly, by case."""
     if stack == "diffusers":
         return {"a few": of_names(FLUX), "one module": of_names(FLUX[:1])}
-    model = llama()
+    model, mixture = llama(), tiny_mixture()
     made = {case: make(model) for case, make in CASES.items()}
+    if exports.stack_named(stack).parameters:
+        made |= {case: make(mixture) for case, make in EXPERT_CASES.items()}
     return {
         case: placement for case, placement in made.items() if not exports.plan(placement, stack, lossy=True).losses
     }
@@ -53,13 +55,13 @@ def test_its_own_code_adapts_exactly_the_placement(stack: str, tmp_path: Path) -
     cases = placements(stack)
     assert len(cases) >= 2
     suffix = ".py" if exports.stack_named(stack).form.startswith("Python") else ".yaml"
-    texts = {tmp_path / f"{number}{suffix}": case.export(stack) for number, case in enumerate(cases.values())}
+    texts = {tmp_path / f"{case.replace(' ', '-')}{suffix}": found.export(stack) for case, found in cases.items()}
     for path, text in texts.items():
         path.write_text(text)
     files = list(texts)
     if stack == "axolotl":
-        for number, placement in enumerate(list(cases.values())):
-            files.append(tmp_path / f"{number}.json")
+        for case, placement in cases.items():
+            files.append(tmp_path / f"{case.replace(' ', '-')}.json")
             placement.save(files[-1])
     check(cases, applied(stack, files, tmp_path))
 

@@ -96,3 +96,13 @@ CASES: dict[str, Callable[[nn.Module], Placement]] = {
         },
     ),
 }
+
+# What they have to say on `tiny_mixture`.
+EXPERT_CASES: dict[str, Callable[[nn.Module], Placement]] = {
+    "experts alone": lambda model: placed_on(
+        model, lambda name: name.endswith("1.mlp.experts.down_proj"), parameters=True
+    ),
+    "experts and attention": lambda model: placed_on(
+        model, lambda name: re.search(r"0\.mlp\.experts\.|v_proj$", name), parameters=True
+    ),
+}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import yaml
 
-from tests.support.placed_models import llama
 from tests.support.stacks import Adapted
-from tests.support.stacks.by_peft import by_config
+from tests.support.stacks.by_peft import by_config, model_for
 from tests.support.stacks.stand_ins import stand_in
 
 stand_in("bitsandbytes", "torchao", "posthog", "axolotl.telemetry")
@@ -26,7 +25,7 @@ def by_keys(path: str) -> Adapted:
         keys = yaml.safe_load(stream)
     assert set(keys) <= set(LoraConfig.model_fields)  # the schema itself ignores others
     checked = LoraConfig(**keys).model_dump(exclude_none=True)
-    return by_config(_build_peft_lora_config(llama(), DictDefault(checked)))
+    return by_config(_build_peft_lora_config(model_for(path), DictDefault(checked)), path)
 
 
 def by_plugin(path: str) -> Adapted:
@@ -37,5 +36,5 @@ def by_plugin(path: str) -> Adapted:
     cfg = DictDefault({**LoraConfig(adapter="lora").model_dump(exclude_none=True), **own})
     plugin = PlopPlugin()
     assert plugin.get_input_args() == "plop_ext.integrations.axolotl.PlopArgs"
-    plugin.pre_lora_load(cfg, llama())
-    return by_config(_build_peft_lora_config(llama(), cfg))
+    plugin.pre_lora_load(cfg, model_for(path))
+    return by_config(_build_peft_lora_config(model_for(path), cfg), path)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
-from tests.support.placed_models import llama
+from tests.support.placed_models import llama, tiny_mixture
 from tests.support.stacks import Adapted
 
 STEPS: list[int] = []  # of this process: how many weights each changed
 
 
-def by_config(config: LoraConfig) -> Adapted:
-    """The modules that get LoRA in the model of the placements."""
-    return of_llama(get_peft_model(llama(), config))
+def model_for(path: str) -> Any:
+    """The model of a placement: a mixture for a file named so, else a Llama."""
+    return tiny_mixture() if "experts" in Path(path).name else llama()
 
 
-def of_llama(wrapped: Any) -> Adapted:
-    """The modules of a wrapped Llama that carry LoRA, after a step of training."""
+def by_config(config: LoraConfig, path: str) -> Adapted:
+    """The modules that get LoRA in the model of a placement."""
+    return of_trained(get_peft_model(model_for(path), config))
+
+
+def of_trained(wrapped: Any) -> Adapted:
+    """The modules of a wrapped language model that carry LoRA, after a step of training."""
     train_one_step(wrapped)
     return of_model(wrapped)
 
@@ -34,13 +41,15 @@ def of_model(wrapped: Any) -> Adapted:
     for name, layer in inner.named_modules():
         if isinstance(layer, LoraLayer):
             (adapter,) = layer.r
+            if isinstance(layer, ParamWrapper):  # those of one module nest
+                name = f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
             found[name] = (layer.r[adapter], layer.scaling[adapter] * layer.r[adapter])
             assert type(layer.lora_dropout[adapter]) is nn.Identity
     return found
 
 
 def train_one_step(model: Any) -> None:
-    """Train a Llama with LoRA for a step, which has to change the LoRA matrices B and no other weights but A."""
+    """Train a model with LoRA for a step, which has to change every matrix B, and no weight but A and B."""
     tokens = torch.arange(16)[None] % 8
     weights = dict(model.named_parameters())
     before = {name: weight.detach().clone() for name, weight in weights.items()}

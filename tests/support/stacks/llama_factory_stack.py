@@ -10,7 +10,7 @@ from transformers import HfArgumentParser
 
 from tests.support.placed_models import llama
 from tests.support.stacks import Adapted
-from tests.support.stacks.by_peft import of_llama
+from tests.support.stacks.by_peft import of_model, of_trained
 from tests.support.stacks.stand_ins import stand_in
 
 os.environ["DISABLE_VERSION_CHECK"] = "1"
@@ -23,6 +23,12 @@ from llamafactory.model.adapter import _setup_lora_tuning  # noqa: E402
 def adapted(path: str) -> Adapted:
     with open(path, encoding="utf-8") as stream:
         (arguments,) = HfArgumentParser(FinetuningArguments).parse_dict(yaml.safe_load(stream))
-    model = llama()
-    loading = SimpleNamespace(adapter_name_or_path=None, resize_vocab=False, use_kt=False, use_unsloth=False)
-    return of_llama(_setup_lora_tuning(model.config, model, loading, arguments, True, False))
+    found = []
+    for kind in ("llama", "gemma3"):  # a multimodal model, in whose names it looks for parts
+        model = llama()
+        model.config.model_type = kind
+        loading = SimpleNamespace(adapter_name_or_path=None, resize_vocab=False, use_kt=False, use_unsloth=False)
+        wrapped = _setup_lora_tuning(model.config, model, loading, arguments, True, False)
+        found.append(of_trained(wrapped) if kind == "llama" else of_model(wrapped))
+    assert found[0] == found[1]
+    return found[0]

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from tests.support.placed_models import llama
 from tests.support.stacks import Adapted
-from tests.support.stacks.by_peft import of_llama
+from tests.support.stacks.by_peft import model_for, of_trained
 from tests.support.stacks.stand_ins import skip_init, stand_in
 
 stand_in("modelscope", "torchao", "json_repair", "swift.trainers", "swift.tuner_plugin")
@@ -45,4 +44,4 @@ def adapted(path: str) -> Adapted:
     words = [path]
     parse_yaml_args(words)
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(words)
-    return of_llama(prepare_adapter(arguments, llama()))
+    return of_trained(prepare_adapter(arguments, model_for(path)))

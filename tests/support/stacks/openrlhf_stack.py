@@ -25,7 +25,8 @@ def adapted(path: str) -> Adapted:
             target_modules=lora.target_modules,
             lora_dropout=lora.dropout,
             bias="none",
-        )
+        ),
+        path,
     )
 
 

@@ -9,4 +9,4 @@ from tests.support.stacks.by_peft import by_config
 
 
 def adapted(path: str) -> Adapted:
-    return by_config(runpy.run_path(path)["config"])
+    return by_config(runpy.run_path(path)["config"], path)

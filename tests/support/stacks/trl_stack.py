@@ -10,4 +10,4 @@ from tests.support.stacks.by_peft import by_config
 
 def adapted(path: str) -> Adapted:
     (arguments,) = TrlParser((ModelConfig,)).parse_args_and_config(["--config", path])
-    return by_config(get_peft_config(arguments))
+    return by_config(get_peft_config(arguments), path)

@@ -8,9 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tests.support.placed_models import llama
 from tests.support.stacks import Adapted
-from tests.support.stacks.by_peft import of_llama
+from tests.support.stacks.by_peft import model_for, of_trained
 from tests.support.stacks.stand_ins import stand_in
 from tests.support.stacks.verl_config import composed
 
@@ -25,4 +24,6 @@ def adapted(path: str) -> Adapted:
     known = {field.name: field for field in fields(HFModelConfig)}
     assert {"lora_rank", "lora_alpha", "target_modules"} <= set(keys)
     made = {name: keys.get(name, field.default) for name, field in known.items()}
-    return of_llama(FSDPEngine._build_lora_module(SimpleNamespace(model_config=SimpleNamespace(**made)), llama()))
+    return of_trained(
+        FSDPEngine._build_lora_module(SimpleNamespace(model_config=SimpleNamespace(**made)), model_for(path))
+    )
