@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,9 @@ from plop_ext.errors import first_line
 # Values of a rank in one exchange, behind its state.
 WIDTH = 4
 _WELL, _FAILED = 0, 1
-# Seconds that a rank that lost the connection waits for the others, beyond what a round has taken.
-_GRACE = 2.0
+# Seconds that a rank that lost the connection waits for the others, which may be in a forward: so long, and twice as
+# long as it took between two of the last collectives.
+_GRACE, _LATELY = 2.0, 6
 
 
 class Group:
@@ -49,7 +51,8 @@ class Group:
         self._timeout = timeout
         self._in_collectives = False
         self._gloo: distributed.ProcessGroup | None = None
-        self._last, self._longest = time.monotonic(), 0.0
+        self._last = time.monotonic()
+        self._lately: deque[float] = deque(maxlen=_LATELY)
 
     def __enter__(self) -> Group:
         self._gloo = self._roll.new_group("gloo", datetime.timedelta(seconds=self._timeout))
@@ -136,8 +139,7 @@ class Group:
 
     def _collective(self, run: Callable[..., Any], *args: Any) -> None:
         """Run a collective, and name the ranks that are lost if it fails."""
-        now = time.monotonic()
-        self._longest = max(self._longest, now - self._last)
+        self._lately.append(time.monotonic() - self._last)
         try:
             run(*args, group=self._gloo)
             self._last = time.monotonic()
@@ -146,8 +148,7 @@ class Group:
             text = first_line(error)
             traceback.clear_frames(error.__traceback__)  # they hold the group, whose end the other ranks notice
         self._leave()
-        grace = _GRACE + 2 * self._longest
-        raise self._roll.explain_loss(text, self._timeout, grace)
+        raise self._roll.explain_loss(text, self._timeout, _GRACE + 2 * max(self._lately))
 
     def _leave(self) -> None:
         if self._gloo is not None:

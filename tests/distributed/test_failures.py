@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,16 +13,19 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 
 from plop_ext.distributed import handshake
+from plop_ext.errors import OutputError
+from plop_ext.scoring.journal import Journal
 from plop_ext.scoring.score import score
 from tests.support import tiny_models
 from tests.support.processes import ends_of
 
 pytestmark = pytest.mark.slow
 
-# Two batches of a slow forward, and what the processes need on a busy machine.
-SOON = 10.0
+# A batch and two seconds, and what the processes need on a busy machine.
+SOON = 15.0
 
 
 def batches(number: int = 8) -> list[dict[str, torch.Tensor]]:
@@ -169,3 +173,65 @@ def test_a_disk_that_is_full_on_rank_0_ends_all(tmp_path: Path) -> None:
     assert all("cannot write" in found.error for found in ended) and ended[1].error.startswith(
         "_PeerOutputError: rank 0:"
     )
+
+
+def raises_in_a_collective(model: Any) -> None:
+    """Rank 1 raises in a forward in which the others wait for it."""
+    rank = distributed.get_rank()
+    for block in model.model.layers:
+        fully_shard(block)
+    fully_shard(model)
+    calls = 0
+
+    def fail(*unused: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if rank == 1 and calls == 4:
+            raise ValueError("out of memory, say")
+
+    model.model.layers[1].self_attn.register_forward_pre_hook(fail)
+    ids = torch.arange(3, 51).view(2, 24)
+    scored([{"input_ids": ids, "sample_ids": torch.tensor([2 * i, 2 * i + 1])} for i in range(15)], model)
+
+
+def test_a_failure_in_a_collective_ends_its_process_and_then_the_others() -> None:
+    ended = ends_of(3, raises_in_a_collective, tiny_models.llama())
+    assert ended[1].error == "ValueError: out of memory, say"
+    for rank in (0, 2):
+        assert ended[rank].error and ended[rank].seconds < SOON
+
+
+def fills_the_disk(path: str) -> None:
+    append, written = Journal.append, []
+
+    def limited(self: Journal, record: Any) -> None:
+        written.append(record)
+        if len(written) == 3:
+            raise OutputError(f"cannot write `{path}`: no space left on device; free some space")
+        append(self, record)
+
+    Journal.append = limited  # type: ignore[method-assign]
+    scored(batches(), journal=path)
+
+
+def test_a_disk_that_fills_up_ends_all_and_leaves_whole_records(tmp_path: Path) -> None:
+    path = tmp_path / "run.partial"
+    ended = ends_of(2, fills_the_disk, str(path))
+    assert ended[0].error.startswith("OutputError: cannot write") and "rank 0: cannot write" in ended[1].error
+    assert all(end.seconds < SOON for end in ended)
+    lines = path.read_bytes().splitlines()
+    assert [json.loads(line)["ids"][0] for line in lines[1:]] == [0, 2]
+
+
+def takes_long() -> int:
+    """A rank that is slow, but within the timeout, is waited for."""
+
+    def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+        time.sleep(1.0 if distributed.get_rank() == 1 else 0.0)
+        model(**batch)
+
+    return scored(batches(4), forward=forward, timeout=5.0)
+
+
+def test_a_slow_rank_is_waited_for() -> None:
+    assert [end.value for end in ends_of(2, takes_long)] == [8, 8]
