@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -130,7 +131,7 @@ def find_blocks(model: nn.Module, owns: Callable[[Any], bool] = lambda hook: Fal
                 except NotFast as error:
                     known.append(None)
                     reasons.append(str(error))
-            for block, after in zip(known, (*known[1:], None), strict=True):
+            for block, after in pairwise((*known, None)):
                 if block is None:
                     continue
                 following = None if after is None else after.before_attention

@@ -30,6 +30,12 @@ def test_an_unknown_model_is_scored_without_it_and_a_warning_says_why() -> None:
     assert fast.provenance["fast"]["blocks"] == 0
 
 
+def test_a_list_of_blocks_may_be_empty() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList()
+    assert find_blocks(model) == ([], [])
+
+
 def replaced_forward(model: Any) -> None:
     mlp = model.layers[1].mlp
     vars(mlp)["forward"] = lambda x: type(mlp).forward(mlp, x)
