@@ -54,6 +54,7 @@ _INCOMPLETE: dict[str, Fields] = {
         "ple_layer_ids": [1],
         "eos_token_id": 2,
     },
+    "voxtral": {"audio_token_id": 90},
     "shieldgemma2": {"yes_token_index": 9, "no_token_index": 10},
     "step3p5": {"sliding_window": 8},
     "wav2vec2-bert": {"vocab_size": 32},
@@ -112,6 +113,11 @@ _SIZES: dict[str, Fields] = {
     "nemotron_h": {"mamba_num_heads": 8},
     "kosmos-2": {"latent_query_num": 4},
     "kosmos-2.5": {"latent_query_num": 4},
+    # Four frames of the encoder make one token.
+    "glmasr_encoder": {"intermediate_size": 128},
+    "voxtral_encoder": {"intermediate_size": 128},
+    # The last features, and those of two layers before them.
+    "mllama_vision_model": {"vision_output_dim": 96, "intermediate_layers_indices": [0, 1]},
     "neomme": {"head_dim": 16},
     # Other than the length of a padded sequence.
     "pegasus_x": {"num_global_tokens": 8},

@@ -38,6 +38,10 @@ FIXED_LENGTH = {"whisper"}
 ROW_PER_CODEBOOK = {"musicgen_decoder", "musicgen_melody_decoder"}
 # Models that take sounds with a dimension of channels.
 WAVES_WITH_CHANNELS = {"omniasr", "omniasr_ctc"}
+# Language models whose sounds are spectrograms of one length, [bins, frames], with ids that hold their place.
+SPECTROGRAMS = {"audioflamingo3", "glmasr", "musicflamingo", "qwen2_audio", "voxtral"}
+# Those that encode a sound only with the ids of its text.
+ROTATED_BY_TIME = {"musicflamingo"}
 # Models that take each patch as a square.
 SQUARE_PATCHES = {"kimi_k25"}
 # Models whose pictures are videos, under the name of pictures.
@@ -53,36 +57,30 @@ TILES = {
     "modernvbert": 2,
     "ultravbert": 2,
 }
-# Models whose pictures or sounds are left out: only their language part is scored.
+# Models whose pictures or sounds are left out, and what the census does not make; the page says so.
 TEXT_ONLY = {
-    "audioflamingo3",
-    "chameleon",
-    "deepseek_vl_hybrid",
-    "fuyu",
-    "gemma4",
-    "gemma4_unified",
-    "glmasr",
-    "granite_docling",
-    "granite_speech",
-    "granite_speech_plus",
-    "emu3",
-    "fun_asr_nano",
-    "inkling2",
-    "inkling2_loop",
-    "mllama",
-    "moss_transcribe_diarize",
-    "muse_glimmer",
-    "neomme",
-    "musicflamingo",
-    "omniasr",
-    "paddleocr_vl",
-    "qwen2_audio",
-    "qwen3_asr",
-    "unlimited_ocr",
-    "voxtral",
+    "chameleon": "pictures as ids of a tokenizer of pictures",
+    "deepseek_vl_hybrid": "pictures at two sizes",
+    "emu3": "pictures as ids of a tokenizer of pictures",
+    "fun_asr_nano": "sounds that a processor lays out",
+    "fuyu": "patches between the ids, by index",
+    "gemma4": "pictures, which its default configuration does not describe",
+    "gemma4_unified": "pictures, which its default configuration does not describe",
+    "granite_docling": "pictures that a processor lays out",
+    "granite_speech": "features of sounds that a processor stacks",
+    "granite_speech_plus": "features of sounds that a processor stacks",
+    "inkling2": "patches that a processor folds",
+    "inkling2_loop": "patches that a processor folds",
+    "moss_transcribe_diarize": "chunks of sounds and their mask",
+    "muse_glimmer": "patches that a processor folds",
+    "neomme": "patches that a processor folds",
+    "omniasr": "sounds, each frame of which has an id",
+    "paddleocr_vl": "pictures with a dimension of time",
+    "qwen3_asr": "sounds that a processor chunks",
+    "unlimited_ocr": "pictures of two encoders, one after another",
 }
-# Encoder-decoders whose encoder reads the picture alone.
-NO_PLACEHOLDER = {"pp_formulanet"}
+# Models whose pictures have no place in the text.
+NO_PLACEHOLDER = {"mllama", "pp_formulanet"}
 
 
 def samples_for(model: nn.Module) -> list[Sample]:
@@ -155,6 +153,12 @@ def see(model: nn.Module, takes: set[str], sample: Sample, number: int) -> None:
     elif model_type in FRAMES_OF or ("pixel_values_videos" in takes and "pixel_values" not in takes):
         name = "pixel_values" if "pixel_values" in takes else "pixel_values_videos"
         images[name] = noise(1, field(vision, ("num_frames", "frames_per_clip"), 2), channels, size, size, seed=number)
+    elif "aspect_ratio_ids" in takes:  # tiles of a picture, of which a table of the model says the shape
+        tiles = vision.max_num_tiles
+        images["pixel_values"] = noise(1, 1, tiles, channels, size, size, seed=number)
+        images["aspect_ratio_ids"] = torch.ones(1, 1, dtype=torch.long)
+        images["aspect_ratio_mask"] = torch.ones(1, 1, tiles, dtype=torch.long)
+        images["cross_attention_mask"] = torch.ones(1, TEXT_LENGTHS[number], 1, tiles, dtype=torch.long)
     elif model_type in TILES:
         images["pixel_values"] = noise(1, TILES[model_type], channels, size, size, seed=number)
         if "image_sizes" in takes:
@@ -195,6 +199,14 @@ def hear(model: nn.Module, takes: set[str], sample: Sample, number: int) -> None
     if model_type in FIXED_LENGTH:
         frames = 2 * audio.max_source_positions
         sample["input_features"] = noise(1, audio.num_mel_bins, frames, seed=30 + number)
+        return
+    if model_type in SPECTROGRAMS:
+        frames = 2 * field(audio, ("max_source_positions", "max_position_embeddings"), 128)
+        sounds = {"input_features": noise(1, audio.num_mel_bins, frames, seed=30 + number)}
+        names = ("input_features_mask", "feature_attention_mask")
+        sounds |= {name: torch.ones(1, frames, dtype=torch.long) for name in names if name in takes}
+        sample |= sounds
+        put(sample, model.config.audio_token_id, audio_tokens(model, sounds))
         return
     if model_type == "audio-spectrogram-transformer":
         sample["input_values"] = noise(1, audio.max_length, audio.num_mel_bins, seed=30 + number)
@@ -251,6 +263,16 @@ def picture_tokens(model: nn.Module, images: Sample) -> int:
         features = features.last_hidden_state if pooled is None else pooled
     parts = features if isinstance(features, (tuple, list)) else [features]
     return sum(part.shape[:-1].numel() for part in parts)
+
+
+def audio_tokens(model: nn.Module, sounds: Sample) -> int:
+    """How many tokens the model's own encoder makes of a sound."""
+    parts = (model, getattr(model, "model", None))
+    get = next((part.get_audio_features for part in parts if hasattr(part, "get_audio_features")), None)
+    if get is None or model.config.model_type in ROTATED_BY_TIME:  # every second frame, and of these every second
+        return sounds["input_features"].shape[-1] // 4
+    with torch.no_grad():
+        return int(get(**sounds).pooler_output.shape[:-1].numel())
 
 
 def put(sample: Sample, token: int, count: int) -> None:

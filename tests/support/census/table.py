@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.census.check import Examination, examine
+from tests.support.census.inputs import TEXT_ONLY
 from tests.support.census.models import classes
 from tests.support.census.refusals import NOT_BUILT, OPEN, UPSTREAM
 from tests.support.paths import ROOT
@@ -54,14 +55,23 @@ def outcome(class_name: str, model_type: str, folder: Path) -> Outcome:
         seen = "; ".join(found.faults)
     except Exception as error:  # a refusal is one line of the table, whatever raises it
         found, seen = None, f"{type(error).__name__}: {error}"
+    remark = _left_out(class_name)
     if listed is None:
         faults = (seen,) if seen else ()
-        return Outcome(row_of(class_name, found, ""), faults)
+        return Outcome(row_of(class_name, found, remark), faults)
     if not seen:
         return Outcome("", ("passes: take it off the list of refusals",))
     if not re.search(listed.message, seen):
         return Outcome("", (f"another refusal than the listed one: {seen}",))
-    return Outcome(row_of(class_name, found, listed.reason))
+    return Outcome(row_of(class_name, found, "; ".join(part for part in (listed.reason, remark) if part)))
+
+
+def _left_out(class_name: str) -> str:
+    """Return why the pictures or sounds of a class are not examined; empty if they are, or if it has none."""
+    import transformers
+
+    reason = TEXT_ONLY.get(getattr(transformers, class_name).config_class.model_type)
+    return "" if reason is None else f"only its text, without {reason}"
 
 
 def row_of(class_name: str, found: Examination | None, reason: str) -> str:
