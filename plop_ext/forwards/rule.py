@@ -87,7 +87,14 @@ class Way:
 
 
 def choose(
-    model: nn.Module, *, fast: bool | str, graph: bool | str, exact: bool, plain: bool, planned: Planned
+    model: nn.Module,
+    *,
+    fast: bool | str,
+    graph: bool | str,
+    exact: bool,
+    plain: bool,
+    may_stop: bool,
+    planned: Planned,
 ) -> Way:
     """Return the way to run the forwards of a run.
 
@@ -97,6 +104,8 @@ def choose(
         graph: As for `score`.
         exact: As for `score`.
         plain: Whether batches run by `default_forward`.
+        may_stop: Whether the run has a stop rule, which most often ends it after one or two batches: the checks of the
+            first batch and a capture would take longer than they save.
         planned: How much the run reads.
     """
     asked = [f"`{name}` was given" for name, value in (("fast", fast), ("graph", graph)) if value != AUTO]
@@ -104,7 +113,7 @@ def choose(
         asked.append("`exact` gives the scores of eager hooks")
     if fast != AUTO and graph != AUTO:
         return Way(bool(fast), bool(graph), "; ".join(asked))
-    weights, obstacle = _block_weights(model)
+    weights, obstacle = (0, "the run may stop early") if may_stop else _block_weights(model)
     chosen = bool(fast) if fast != AUTO else obstacle is None and not exact
     captured: bool | GraphRule = graph == AUTO and obstacle is None and plain and runs_library_code(model)
     if graph != AUTO:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, cast
 
@@ -120,15 +119,6 @@ class _Stored:
         return list(self._entry.shape)
 
 
-def _ready(device: torch.device) -> Reader:
-    """Return a reader, after a first matrix product and attention: they load hundreds of megabytes of libraries."""
-    reader = Reader(device)
-    with suppress(RuntimeError):  # where it matters, it is reported
-        heads = torch.zeros(1, 8, 64, 64, dtype=torch.bfloat16, device=device)
-        torch.nn.functional.scaled_dot_product_attention(heads @ heads, heads, heads, is_causal=True)
-    return reader
-
-
 class EarlyReader:
     """Context manager that makes a CUDA device and a reader to it ready on a thread, while others import and check.
 
@@ -144,7 +134,7 @@ class EarlyReader:
             if index is None:  # the thread's own current device may be another
                 index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="plop-device")
-            self._reader = self._pool.submit(_ready, torch.device("cuda", index))
+            self._reader = self._pool.submit(Reader, torch.device("cuda", index))
 
     def __enter__(self) -> EarlyReader:
         return self

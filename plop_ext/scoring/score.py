@@ -137,7 +137,7 @@ def score(
             kernels against the model. Outputs differ in the last bit of a few elements, float32 scores in the sixth
             digit, 16-bit scores in the third or fourth. All other blocks are scored as with `fast=False`; with
             `fast=True`, a warning gives the reason. `"auto"` follows from model, device and settings by the rule in
-            docs/fast.md, and a resumed run keeps the choice of its journal.
+            docs/fast.md: never in a run with a stop rule. A resumed run keeps the choice of its journal.
         graph: Replay forwards as CUDA graphs, for a model on one CUDA device. This is faster if launching kernels
             takes longer than running them: for short batches, or small models. The first batch of a kind runs eagerly,
             and all later ones are replayed. Batches of one kind have the same shapes and the same first token read,
@@ -145,7 +145,7 @@ def score(
             (`plop_ext.data.batches(pad_to_multiple_of=...)`) and leave `token_step` at 1, or score many batches.
             Scores are bitwise identical to those without graphs. A forward that synchronizes, as every transformers
             model does under a user-defined `forward`, is scored eagerly; with `graph=True`, a warning gives the
-            reason. `"auto"` captures short batches by the rule in docs/graphs.md.
+            reason. `"auto"` captures short batches by the rule in docs/graphs.md: never in a run with a stop rule.
         exact: Give scores bitwise identical to those of eager hooks: never choose fused kernels by `"auto"`.
         seed: Seed of the probes and of the first token read.
         compat: `"paper-script"` reproduces the published script: padding counts, batch means are averaged without
@@ -231,14 +231,14 @@ def score(
             ranks.check_alike(found.layers, norms, input_device(model))
             baselines = ranks.agree_on(baselines)
             collector = Collector(model, found.layers, last_call_only=compat is not None)
-            planned = Planned() if rule is not None else Planned(length(given), limit)
             way = choose(
                 model,
                 fast=fast,
                 graph=False if graph == AUTO and ranks.size > 1 else graph,  # a graph changes no bit
                 exact=exact or compat is not None,
                 plain=forward is None,
-                planned=planned,
+                may_stop=rule is not None,
+                planned=Planned(length(given), limit),
             )
             way = replace(way, fast=bool(ranks.agree_on([float(way.fast)])[0]))
             forwards = choose_forwards(model, forward, collector, fast=way.fast, graph=way.graph)

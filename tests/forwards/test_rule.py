@@ -20,7 +20,14 @@ from tests.support.graphed import model_on, plain, same, scored
 from tests.support.tiny_models import Plain, llama
 
 BATCHES = [plain(2, 24, i) for i in range(12)]
-AUTO: dict[str, Any] = {"fast": "auto", "graph": "auto", "exact": False, "plain": True, "planned": Planned()}
+AUTO: dict[str, Any] = {
+    "fast": "auto",
+    "graph": "auto",
+    "exact": False,
+    "plain": True,
+    "may_stop": False,
+    "planned": Planned(),
+}
 
 
 @pytest.fixture
@@ -55,6 +62,8 @@ def test_other_models_and_devices_run_eager_hooks(build: Any, why: str) -> None:
         ({"fast": True, "graph": False}, True, False),
         ({"fast": False, "graph": True}, False, True),
         ({"plain": False}, True, False),
+        ({"may_stop": True}, False, False),
+        ({"may_stop": True, "fast": True}, True, False),
         ({"exact": True, "graph": False}, False, False),
     ],
     ids=str,
@@ -81,16 +90,21 @@ def test_short_batches_are_captured_early_if_many_are_planned() -> None:
 
 
 @pytest.mark.usefixtures("suitable")
-@pytest.mark.parametrize(("settings", "replayed"), [({}, 11), ({"stop": "settled", "max_samples": 24}, 9)], ids=str)
-def test_a_chosen_graph_changes_no_bit(
-    settings: dict[str, Any], replayed: int, graphing: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("plop_ext.scoring.stopping.StopWatch.look", lambda *_: False)
-    model = model_on("llama", graphing)
-    found = scored(model, BATCHES, fast=False, **settings)
-    assert found.provenance["graph"] == {"captured": 1, "replayed": replayed, "reason": None}
-    assert found.provenance["forward"]["graph"] and found.provenance["forward"]["hooks"]
-    assert same(found, scored(model, BATCHES, fast=False, graph=False, **settings))
+@pytest.mark.parametrize(("count", "replayed"), [(12, 11), (8, 7), (7, 4), (3, 0)])
+def test_a_chosen_graph_changes_no_bit(count: int, replayed: int, graphing: torch.device) -> None:
+    model, data = model_on("llama", graphing), BATCHES[:count]
+    found = scored(model, data, fast=False)
+    graph = found.provenance["graph"]
+    assert (graph["captured"], graph["replayed"]) == (int(replayed > 0), replayed)
+    assert found.provenance["forward"]["graph"] == (replayed > 0) and found.provenance["forward"]["hooks"]
+    assert same(found, scored(model, data, fast=False, graph=False))
+
+
+@pytest.mark.usefixtures("suitable")
+def test_a_run_that_may_stop_early_takes_eager_hooks(graphing: torch.device) -> None:
+    found = scored(model_on("llama", graphing), BATCHES, stop="settled")
+    way = {"hooks": True, "fast": False, "graph": False, "why": "the run may stop early"}
+    assert found.provenance["forward"] == way and found.provenance["graph"] is None
 
 
 @pytest.mark.usefixtures("suitable")
