@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks import renderers_fast, renderers_first
+from benchmarks import renderers_fast, renderers_files, renderers_first
 from benchmarks.markdown import Result, spread, table
 
 
@@ -111,24 +111,6 @@ def early_stop(result: Result) -> str:
     header = ["lowest", "batch", f"same as all {settings['samples']} samples", "settled", "samples, median", "most"]
     where = f"{settings['model']} on {settings['data']}, one random order of the data per seed."
     return f"{where}\n\n{table(header, rows)}"
-
-
-def demo_seeds(result: Result) -> str:
-    """Tabulate one row per seed."""
-    rows = [
-        [
-            str(row["seed"]),
-            row["decision"],
-            row["compared"],
-            f"{row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})",
-            f"{row['seconds']:.0f}",
-        ]
-        for row in result["rows"]
-    ]
-    header = ["seed", "verdict", "compared with all-linear", "difference in test loss, 95 % interval", "seconds"]
-    parallel = result["settings"]["parallel"]
-    note = f"{parallel} seeds ran at the same time." if parallel > 1 else "One seed at a time."
-    return f"{note}\n\n{table(header, rows)}"
 
 
 def time_to_placement(result: Result) -> str:
@@ -299,7 +281,6 @@ def scaling(result: Result) -> str:
 
 RENDERERS = {
     "adapter_cost": adapter_cost,
-    "demo_seeds": demo_seeds,
     "early_stop": early_stop,
     "time_to_placement": time_to_placement,
     "kernel_bandwidth": kernel_bandwidth,
@@ -312,5 +293,6 @@ RENDERERS = {
     "streaming": streaming,
     "training_overhead": training_overhead,
     **renderers_fast.RENDERERS,
+    **renderers_files.RENDERERS,
     **renderers_first.RENDERERS,
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
-_FILES, _FOLDERS = ("DATA", "FILE", "MODEL", "SCORES"), ("FOLDER",)
+_FILES, _FOLDERS = ("DATA", "FILE", "MODEL", "PLACEMENT", "SCORES"), ("FOLDER",)
 
 
 class PrintCompletion(argparse.Action):

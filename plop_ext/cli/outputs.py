@@ -43,7 +43,7 @@ def check(
     for name, path in {**written, **_resolved(traces or {})}.items():
         if not is_stream(path):
             _check_not_read(name, path, read)
-    _check_distinct(written)
+    _check_distinct(written | _resolved({option: folder for option, (folder, _) in (inside or {}).items()}))
     for name, text in files.items():
         if text is None:
             continue

@@ -120,6 +120,10 @@ class ScoreData:
 
     def by_type(self) -> tuple[TypeScore, ...]:
         """Return one `TypeScore` per module type that is a candidate for LoRA, lowest NFN first."""
+        return self._by_type
+
+    @cached_property
+    def _by_type(self) -> tuple[TypeScore, ...]:
         if self.paper_script:
             members = paper_script.groups(self.module_names)
             values = paper_script.group_nfn(self.modules, self.gain, members)

@@ -96,7 +96,8 @@ def _parse_modules(entries: list[dict[str, Any]]) -> tuple[tuple[ScoredModule, .
     tables = [module.pop("totals") for module in entries]
     for module in entries:
         module.pop("nfn_interval", None)
-    modules = (ScoredModule(**{**module, "target": LoraTarget.from_dict(module["target"])}) for module in entries)
+        module["target"] = LoraTarget.from_dict(module["target"])
+    modules = (ScoredModule(**module) for module in entries)
     fields = {name: _numbers([table[name] for table in tables], np.int64, np.float64) for name in TOTALS_FIELDS}
     return tuple(modules), Totals.from_fields(fields)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from plop_ext.arguments import check_type
+from plop_ext.files import uncollected
 from plop_ext.placement import Placement, select
 from plop_ext.score_data import ScoreData, paper_script
 from plop_ext.scores import file, merging, shown
@@ -122,22 +123,23 @@ class Scores(ScoreData):
                 out of range, if a label is unknown, if no placement fits the budget, or if the scores carry no signal
                 and you gave no number. With a number, a warning is issued instead.
         """
-        return select(
-            self,
-            types=types,
-            modules=modules,
-            max_nfn=max_nfn,
-            strategy=strategy,
-            seed=seed,
-            r=r,
-            ranks=ranks,
-            max_params=max_params,
-            max_memory=max_memory,
-            batch=batch,
-            seq=seq,
-            ignore_nonfinite=ignore_nonfinite,
-            serve=serve,
-        )
+        with uncollected():  # 100,000 modules are a million objects, none of them garbage
+            return select(
+                self,
+                types=types,
+                modules=modules,
+                max_nfn=max_nfn,
+                strategy=strategy,
+                seed=seed,
+                r=r,
+                ranks=ranks,
+                max_params=max_params,
+                max_memory=max_memory,
+                batch=batch,
+                seq=seq,
+                ignore_nonfinite=ignore_nonfinite,
+                serve=serve,
+            )
 
     def paper_metrics(self) -> dict[str, dict[str, float]]:
         r"""Compute `actual` and `random` of each module at the published script's scale: gain over RMS(W) and over K.

@@ -25,6 +25,7 @@ SCRIPTS = (
     "gated_projection",
     "host_cost",
     "kernel_bandwidth",
+    "large_files",
     "model_forward",
     "moe_overhead",
     "scaling",

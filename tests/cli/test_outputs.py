@@ -101,6 +101,7 @@ def test_outputs_differ(run: Callable[..., str], tmp_path: Path) -> None:
     same, figures = str(tmp_path / "same.png"), tmp_path / "figures"
     assert "are both" in run(SCORE, "-o", same, "--heatmap", same)
     assert "are both" in run(COMMANDS["report"], "-o", str(figures / "heatmap.svg"), "--figures", str(figures))
+    assert "are both" in run(COMMANDS["report"], "-o", str(figures), "--figures", str(figures))
     assert not figures.exists()
 
 

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from plop_ext.cli.main import main
+from plop_ext.cli.main import build_parser, main
 from plop_ext.data import encode, load_rows
+from plop_ext.doctor import Finding
 from plop_ext.errors import InputError, SetupError
 from plop_ext.models import load_model
 from plop_ext.scores import Scores
@@ -58,7 +59,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def without_models(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, tmp_path: Path) -> None:
-    """Scoring returns at once; training and any other use of a model ends there."""
+    """Scoring returns at once; training, streaming and any other use of a model ends there."""
     scores = ranked()
 
     def load(*_: Any, for_training: bool = False, **__: Any) -> Any:
@@ -66,8 +67,13 @@ def without_models(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, tmp_path: Pa
             raise SetupError("no model is trained here")
         return None, tokenizer
 
-    monkeypatch.setattr("plop_ext.cli.options.load_model", lambda *_, **options: load(**options))
+    def stream(*_: Any, **__: Any) -> Any:
+        raise SetupError("no model is streamed here")
+
+    monkeypatch.setattr("plop_ext.models.load_model", load)
     monkeypatch.setattr("plop_ext.scoring.score.score", lambda *_, **__: scores)
+    monkeypatch.setattr("plop_ext.streaming.score.score_streaming", stream)
+    monkeypatch.setattr("plop_ext.doctor.examine", lambda: [Finding("kernels", "native")])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -91,7 +97,7 @@ def check(arguments: list[str], code: int, errors: str, before: dict[Path, str],
     after = contents(pool)
     changed = {path for path in before if before[path] != after.get(path)}
     if changed:
-        read = {Path(argument).resolve() for argument in arguments[1 : 1 + len(COMMANDS[arguments[0]][0])]}
+        read = {Path(argument).resolve() for argument in arguments[1 : 1 + len(COMMANDS[arguments[0]])]}
         assert "--force" in arguments and not {path.resolve() for path in changed} & read, changed
         for path in changed:
             assert not path.is_symlink() and path.is_file()
@@ -138,18 +144,35 @@ def test_command_lines(
     run()
 
 
-@pytest.mark.parametrize(("kind", "command"), [("scores", "place"), ("scores", "report"), ("placement", "finetune")])
+@pytest.mark.parametrize(
+    ("kind", "command", "count"),
+    [
+        ("scores", "place", 2000),
+        ("scores", "report", 200),
+        ("scores", "merge", 200),
+        ("placement", "finetune", 600),
+        ("placement", "export", 600),
+    ],
+)
 def test_damaged_files(
-    kind: str, command: str, pool: dict[str, Path], without_models: None, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    command: str,
+    count: int,
+    pool: dict[str, Path],
+    without_models: None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     content, file = json.loads(pool[kind].read_text()), pool["data"].parent / "damaged.json"
     inputs = {**pool, kind: file}
 
-    @cases({"place": 2000, "report": 200, "finetune": 600}[command])
+    written = ["-o", str(tmp_path / "merged.json"), "--force"] if command == "merge" else []
+
+    @cases(count)
     @given(changed=damaged(content))
     def run(changed: Any) -> None:
         file.write_text(json.dumps(changed))
-        arguments = [command, *(argument.format(**inputs) for argument in COMMANDS[command][0])]
+        arguments = [command, *(argument.format(**inputs) for argument in COMMANDS[command]), *written]
         code = main(arguments)
         check(arguments, code, capsys.readouterr().err, {}, pool)
 
@@ -210,7 +233,7 @@ def test_processes(pool: dict[str, Path], mended: Callable[[], None]) -> None:
     lines: list[list[str]] = []
 
     @cases(300)
-    @given(arguments=command_lines(pool).filter(lambda line: line[0] in ("place", "report")))
+    @given(arguments=command_lines(pool).filter(lambda line: line[0] in ("place", "report", "merge", "export")))
     def collect(arguments: list[str]) -> None:
         lines.append(arguments)
 
@@ -232,6 +255,10 @@ def test_processes(pool: dict[str, Path], mended: Callable[[], None]) -> None:
     after = contents(pool)
     changed = {path for path, text in before.items() if after.get(path) != text}
     assert not changed - {pool["old"], pool["data"], pool["placement"], pool["hard"]}
+
+
+def test_every_command_is_drawn() -> None:
+    assert set(COMMANDS) == set(build_parser()[1])
 
 
 def test_scores_stay_readable(tmp_path: Path) -> None:

@@ -10,39 +10,41 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.saved_scores import save_placement, save_scores
+from plop_ext.cli.main import build_parser
+from tests.support.saved_scores import save_others, save_placement, save_scores
 
-# Each command with its inputs, and the options that name outputs.
-COMMANDS = {
-    "score": (("plop-tiny", "{data}"), ("-o", "--heatmap")),
-    "place": (("{scores}",), ("-o",)),
-    "export": (("{placement}", "--to", "trl"), ("-o",)),
-    "report": (("{scores}",), ("-o", "--figures")),
-    "finetune": (("plop-tiny", "{data}", "--placement", "{placement}"), ("-o",)),
-    "compare": (("plop-tiny", "{data}", "--scores", "{scores}"), ("-o", "--plot")),
+# Each command with its inputs; its options are those of its parser.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "run": ("plop-tiny", "{data}"),
+    "score": ("plop-tiny", "{data}"),
+    "report": ("{scores}",),
+    "place": ("{scores}",),
+    "export": ("{placement}", "--to", "axolotl"),
+    "finetune": ("plop-tiny", "{data}", "--placement", "{placement}"),
+    "compare": ("plop-tiny", "{data}", "--scores", "{scores}"),
+    "merge": ("{scores}", "{others}"),
+    "demo": (),
+    "doctor": (),
 }
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "score": (
-        *("--samples", "--stop", "--settle-types", "--settle-modules", "--batch-size", "--mask", "--baseline"),
-        *("--probes", "--include", "--exclude", "--scope", "--token-step", "--pad-to-multiple-of", "--compat"),
-        *("--columns", "--split", "--max-length", "--seed", "--dtype", "--device", "--memory-budget"),
-    ),
-    "place": (
-        *("--types", "--modules", "--max-nfn", "--strategy", "--rank", "--ranks", "--max-params", "--max-memory"),
-        *("--batch-size", "--seq", "--seed"),
-    ),
-    "export": ("--to", "--rank", "--alpha"),
-    "report": ("--against", "--types", "--rank", "--batch-size", "--seq"),
-    "finetune": (
-        *("--eval", "--eval-samples", "--rank", "--steps", "--batch-size", "--alpha", "--lr", "--columns", "--split"),
-        *("--max-length", "--seed", "--dtype"),
-    ),
-    "compare": ("--strategies", "--types", "--max-params", "--rates", "--seeds", "--rank", "--steps", "--eval"),
-}
-FLAGS = {"score": ("--resume", "--fast"), "place": ("--ignore-nonfinite",), "export": ("--lossy",)}
+# Options that name what a command writes.
+OUTPUTS = {"--output", "--heatmap", "--figures", "--plot"}
 # Files and other things that a path may name; the rest of the pool is made in `make_pool`.
 NAMES = (
-    *("data", "scores", "placement", "old", "link", "hard", "folder", "pipe", "loop", "dangling", "null", "full"),
+    *(
+        "data",
+        "scores",
+        "others",
+        "placement",
+        "old",
+        "link",
+        "hard",
+        "folder",
+        "pipe",
+        "loop",
+        "dangling",
+        "null",
+        "full",
+    ),
     *("new", "new.png", "new[/b].json", "sub/new.json", "no/such/new.json", "new \u00e9\u4e2d.json", "..", "."),
     *("x" * 300, "~no-such-user/x", "new\udc80.json", "new\n.json", "--force", ":smile:.html", "$HOME.svg"),
 )
@@ -57,6 +59,7 @@ def make_pool(folder: Path) -> dict[str, Path]:
     pool["data"] = folder / "data.jsonl"
     pool["data"].write_text('{"text": "some words that are long enough to be scored"}\n' * 2)
     pool["scores"], pool["placement"] = save_scores(folder), save_placement(folder)
+    pool["others"] = save_others(folder)
     pool["old"].write_text("a file of the user")
     pool["link"].symlink_to(pool["scores"])
     os.link(pool["data"], pool["hard"])
@@ -75,28 +78,37 @@ def paths(pool: dict[str, Path]) -> st.SearchStrategy[str]:
     return st.sampled_from(NAMES).map(lambda name: str(pool.get(name, name)))
 
 
+def options(command: str) -> tuple[list[str], list[str], list[str]]:
+    """The options of a command: those for outputs, others with a value, and flags."""
+    actions = [action for action in build_parser()[1][command]._actions if action.option_strings]
+    long = {action.option_strings[-1]: action.nargs == 0 for action in actions}
+    flags = [name for name, flag in long.items() if flag and name != "--help"]
+    values = [name for name, flag in long.items() if not flag]
+    return [name for name in values if name in OUTPUTS], [name for name in values if name not in OUTPUTS], flags
+
+
 def command_lines(pool: dict[str, Path]) -> st.SearchStrategy[list[str]]:
     """Command lines with right and wrong inputs, outputs, options and values."""
     path = paths(pool)
     value = st.one_of(st.sampled_from(_NUMBERS), st.sampled_from(_WORDS), st.text(max_size=5), path).map(
         lambda text: text.replace("\0", "")
     )
+    known = {name: options(name) for name in COMMANDS}
 
     @st.composite
     def line(draw: Callable[..., Any]) -> list[str]:
         name = draw(st.sampled_from(tuple(COMMANDS)))
-        inputs, outputs = COMMANDS[name]
+        outputs, values, flags = known[name]
         arguments = [name]
-        for item in inputs:
+        for item in COMMANDS[name]:
             right = item.format(**pool)
             arguments.append(right if draw(st.integers(0, 9)) else draw(value))
         for option in outputs:
             if draw(st.booleans()):
                 arguments += [option, draw(path)]
-        for option in draw(st.lists(st.sampled_from(OPTIONS[name]), max_size=2, unique=True)):
+        for option in draw(st.lists(st.sampled_from(values), max_size=2, unique=True)):
             arguments += [option, draw(value)]
-        arguments += draw(st.lists(st.sampled_from(FLAGS.get(name, ("--force",))), max_size=1))
-        return arguments + ["--force"] * draw(st.integers(0, 1))
+        return arguments + draw(st.lists(st.sampled_from(flags), max_size=2, unique=True))
 
     return line()
 

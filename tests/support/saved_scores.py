@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,4 +49,12 @@ def save_placement(folder: Path) -> Path:
     """Write a placement, and return its file."""
     path = folder / "placement.json"
     ranked().place(types=3).save(path)
+    return path
+
+
+def save_others(folder: Path) -> Path:
+    """Write scores of other data that can be merged with those of `save_scores`, and return their file."""
+    path, scores = folder / "others.json", ranked()
+    data = {**scores.provenance["data"], "name": "other"}
+    replace(scores, provenance={**scores.provenance, "data": data}).save(path)
     return path
