@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial
-from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from plop_ext import InputError, Scores
 from tests.support import tiny_models
@@ -95,6 +95,35 @@ def test_a_mesh_of_two_dimensions_with_fsdp() -> None:
 def test_settings(divide: Callable[[nn.Module], nn.Module], settings: dict[str, Any]) -> None:
     model = biased()
     assert_alike(quietly(model, batches(), **settings), in_processes(2, scored, divide, model, settings))
+
+
+def single_output(model: Any) -> nn.Module:
+    """Column-wise layers of one output, which the first process holds alone."""
+    divided_model = divided(model)
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    for block in divided_model.model.layers:  # type: ignore[union-attr]
+        parallelize_module(block.mlp.extra, mesh, ColwiseParallel())
+    return divided_model
+
+
+class WithExtra(nn.Module):
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.extra = nn.Linear(tiny_models.HIDDEN, 1, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.extra(x)
+        y: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
+
+
+@pytest.mark.slow
+def test_a_layer_of_one_output() -> None:
+    model: Any = biased()
+    for block in model.model.layers:
+        block.mlp = WithExtra(block.mlp)
+    assert_alike(quietly(model, batches()), in_processes(2, scored, single_output, model, {}))
 
 
 def from_files(model: Any, folder: Path, settings: dict[str, Any]) -> Scores:
