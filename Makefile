@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE_SOURCES := setup.py scripts/toolchain.py scripts/native_build.py $(shell find csrc -type f -name '*.[ch]*')
 
-.PHONY: setup demo test slow-test lint wheel-test page-test quantized-test trl-test zero-test stacks-test oldest-test resources mutants gpu-test gpu-sanitize gpu-bench gpu-profile clean
+.PHONY: setup demo test slow-test lint wheel-test page-test quantized-test trl-test zero-test stacks-test examples-test oldest-test resources mutants gpu-test gpu-sanitize gpu-bench gpu-profile clean
 
 setup: $(VENV)/.native
 
@@ -77,6 +77,11 @@ trl-test: setup
 zero-test: setup
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation --upgrade --target build/zero 'deepspeed==0.19.8' 'hjson==3.1.0' 'py-cpuinfo==9.0.0' 'msgpack==1.2.4' 'einops==0.8.2'
 	DS_ACCELERATOR=cpu PYTHONPATH=build/zero $(BIN)/python -m pytest tests/distributed/test_zero.py
+
+# The scripts and the notebook of examples/, which need TRL, Lightning and Jupyter; installs these into .venv.
+examples-test: setup
+	$(BIN)/pip install --quiet 'trl==1.16.0' 'lightning==2.6.6' nbclient nbformat ipykernel
+	$(BIN)/python -m pytest -m '' tests/examples
 
 # The oldest releases of transformers, PEFT, accelerate, datasets and TRL that are supported, in an environment of its own.
 oldest-test: setup
