@@ -6,6 +6,7 @@ python examples/lightning_module.py
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from typing import Any
 
 import lightning
@@ -13,7 +14,8 @@ import peft
 import torch
 from worked_sums import model_and_tokenizer, rows
 
-from plop_ext.data import batches, encode
+from plop_ext.data import encode
+from plop_ext.data.batching import pad
 from plop_ext.integrations import score_trainer
 
 
@@ -25,8 +27,9 @@ class Sums(lightning.LightningDataModule):
         self.tokenizer = tokenizer
 
     def train_dataloader(self) -> Any:
-        made = batches(encode(rows(), self.tokenizer), batch_size=16, pad_token_id=self.tokenizer.pad_token_id)
-        return [{name: value for name, value in batch.items() if name != "sample_ids"} for batch in made]
+        encoded = encode(rows(), self.tokenizer)
+        collate = partial(pad, pad_token_id=self.tokenizer.pad_token_id)
+        return torch.utils.data.DataLoader(encoded, batch_size=16, shuffle=True, collate_fn=collate)
 
 
 class Adapted(lightning.LightningModule):
@@ -41,7 +44,7 @@ class Adapted(lightning.LightningModule):
         placement = score_trainer(self.trainer).place(types=3)
         self.print(placement)
         self.model = peft.get_peft_model(self.model, placement.lora_config(r=8, task_type="CAUSAL_LM"))
-        placement.verify(self.model)
+        placement.verify(self.model.train())
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
         loss: torch.Tensor = self.model(**batch).loss

@@ -20,8 +20,10 @@ _STACKS = {
     "lightning.Trainer": "lightning",
     "pytorch_lightning.Trainer": "lightning",
     "trl.GRPOTrainer": "trl_grpo",
+    "trl.RLOOTrainer": "trl_grpo",
     "trl.DPOTrainer": "trl_pairs",
     "trl.RewardTrainer": "trl_pairs",
+    "trl.SFTTrainer": "hf_trainer",
     "transformers.Trainer": "hf_trainer",
 }
 _OPTIONS = frozenset(inspect.signature(score).parameters) - {"model", "dataloader", "tokenizer", "mask"}
@@ -45,7 +47,7 @@ def score_trainer(
     Args:
         trainer: A `Trainer` of transformers; `SFTTrainer`, `DPOTrainer`, `RewardTrainer` or `GRPOTrainer` of TRL; or
             a `Trainer` of Lightning, for instance in `LightningModule.setup`. GRPO generates completions of the
-            trainer's prompts, and calls the reward functions.
+            trainer's prompts, and calls the reward functions, and so does RLOO.
         model: The Lightning module, if `trainer` does not fit one yet.
         data: The datamodule or dataloader, if a Lightning trainer does not fit one yet.
         mask: Tokens that count, as for `score`. Default: those of the loss (`"completion"`) if the batches mark them,
@@ -65,8 +67,7 @@ def score_trainer(
     unknown = sorted(set(options) - _OPTIONS)
     if unknown:
         raise InputError(f"`{unknown[0]}` is no argument of `score_trainer`, or of `score`")
-    kinds = [f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(trainer).__mro__]
-    stack = next((name for kind, name in _STACKS.items() if kind in kinds), None)
+    stack = _stack_of(trainer)
     if stack is None:
         raise InputError(
             f"`trainer` must be a Trainer of transformers, TRL or Lightning, got {shown(trainer)}; give your own "
@@ -81,3 +82,20 @@ def score_trainer(
         batches = Peeked(found.batches)
         mask = mask or ("completion" if batches.marks_completions else "attention")
         return score(found.model, batches, mask=mask, **options)
+
+
+def _stack_of(trainer: Any) -> str | None:
+    """Return the module that reads a trainer's data; None for a trainer of no known stack.
+
+    Raises:
+        InputError: If it is a trainer of TRL whose batches are not those of its model.
+    """
+    kinds = [f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(trainer).__mro__]
+    of_trl = next((kind for kind in kinds if kind.startswith("trl.")), None)
+    if of_trl is not None and of_trl not in _STACKS:
+        known = ", ".join(kind.removeprefix("trl.") for kind in _STACKS if kind.startswith("trl."))
+        raise InputError(
+            f"`trainer` is a {of_trl.removeprefix('trl.')}, whose batches are not those of its model; `score_trainer` "
+            f"reads {known}; give rows of your data to `score`"
+        )
+    return next((stack for kind, stack in _STACKS.items() if kind in kinds), None)

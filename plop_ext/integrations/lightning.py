@@ -36,7 +36,7 @@ def data_of(trainer: Any, rows: str, module: Any = None, data: Any = None) -> Tr
     if data is None:
         raise InputError("`data` is missing: `trainer` fits no data yet; pass a datamodule or a dataloader")
     batches = data.train_dataloader() if hasattr(data, "train_dataloader") else data
-    if isinstance(batches, dict):
+    if isinstance(batches, (dict, list, tuple)):  # Lightning takes these for several dataloaders
         raise InputError(f"the training has {len(batches)} dataloaders; pass the one to score as `data`")
     return TrainerData(_model_in(module), batches)
 

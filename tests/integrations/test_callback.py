@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import plop_ext
 from plop_ext.errors import InputError
@@ -92,9 +93,17 @@ def test_steps_between_are_not_scored(tmp_path: Path) -> None:
 
 
 def test_drift_goes_where_the_trainer_logs(tmp_path: Path) -> None:
+    reported: list[str] = []
+
+    class Tracker(TrainerCallback):  # as those of TensorBoard, Weights & Biases, MLflow and trackio
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            reported.extend(logs)
+
     trainer = trainer_of(adapted(), tmp_path)
+    trainer.add_callback(Tracker())
     with PlopCallback(trainer) as watch:
         trainer.train()
+    assert reported.count("plop/nfn/q_proj") == reported.count("plop/nfn/down_proj") == 2
     logged = [entry for entry in trainer.state.log_history if "plop/nfn/q_proj" in entry]
     assert [entry["step"] for entry in logged] == [2, 4]
     assert [record["step"] for record in watch.drift] == [2, 4]

@@ -88,3 +88,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         score_trainer(trainer(tmp_path))
     with pytest.raises(InputError, match="pass a datamodule or a dataloader"):
         score_trainer(trainer(tmp_path), Module())
+    with pytest.raises(InputError, match="the training has 2 dataloaders; pass the one to score"):
+        score_trainer(trainer(tmp_path), Module(), [loader(), loader()])

@@ -160,6 +160,17 @@ def test_the_two_forms_of_pairs_agree() -> None:
         assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_other_trainers_of_trl_are_named() -> None:
+    class KTOTrainer:
+        __module__ = "trl.trainer.kto_trainer"
+
+    class Own(KTOTrainer):
+        pass
+
+    with pytest.raises(InputError, match="is a KTOTrainer, whose batches are not those of its model"):
+        score_trainer(Own())
+
+
 def test_a_prompt_alone_is_refused() -> None:
     with pytest.raises(InputError, match="`score_trainer`"):
         plop_ext.score(tiny_llama(), [[{"prompt": "1+1="}]] * 2, progress=False)
