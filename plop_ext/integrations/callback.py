@@ -73,6 +73,7 @@ class PlopCallback(TrainerCallback):
         self._settings = settings_of(mask, token_step, include=include, exclude=exclude, scope=scope, seed=seed)
         self._watch: TrainingWatch | None = None
         self._open = False
+        self._attached = False
         self._replaced: Any = None
         self._drift = Drift()
         self._step = 0
@@ -111,13 +112,12 @@ class PlopCallback(TrainerCallback):
         vars(self._trainer).pop("compute_loss", None)
         if self._replaced is not None:
             self._trainer.compute_loss = self._replaced
-        if self._watch is not None:
-            self._watch.__exit__(None, None, None)
+        self._attach(False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.close()
         self._drift = Drift()
-        self._watch = TrainingWatch(model, self._settings, self._window).__enter__()
+        self._watch = TrainingWatch(model, self._settings, self._window)
         self._replaced = vars(self._trainer).get("compute_loss")
         self._trainer.compute_loss = self._observed(self._trainer.compute_loss)
         self._open = True
@@ -125,6 +125,7 @@ class PlopCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step = state.global_step + 1
         self._due = state.global_step % self._every == 0
+        self._attach(self._open and self._due)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self._watch is None or not self._open or self._logging:
@@ -147,6 +148,16 @@ class PlopCallback(TrainerCallback):
                 "`PlopCallback` scored nothing: the trainer calls parts of the model instead of the model, as fused "
                 "losses do; use `score_trainer` before training"
             )
+
+    def _attach(self, wanted: bool) -> None:
+        """Attach or remove the hooks: the steps between those that score then cost nothing."""
+        if self._watch is None or wanted == self._attached:
+            return
+        self._attached = wanted
+        if wanted:
+            self._watch.__enter__()
+        else:
+            self._watch.__exit__(None, None, None)
 
     def _observed(self, compute_loss: Any) -> Any:
         """Return `compute_loss` of the trainer, in which forwards are scored that are due."""

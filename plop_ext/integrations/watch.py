@@ -84,6 +84,7 @@ class TrainingWatch:
         return "W, which is trained" if self._trained else "W, not W + BA"
 
     def __enter__(self) -> TrainingWatch:
+        """Attach the hooks; entering once more after an exit goes on with the same window."""
         with ExitStack() as stack:
             stack.enter_context(self._collector)
             model = self._collector.model

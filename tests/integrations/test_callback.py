@@ -169,3 +169,19 @@ def test_a_compiled_model_is_refused(tmp_path: Path) -> None:
 def test_scores_before_training_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has not trained with this callback yet"):
         PlopCallback(trainer_of(adapted(), tmp_path)).scores()
+
+
+def test_steps_between_have_no_hooks(tmp_path: Path) -> None:
+    hooks: list[int] = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            hooks.append(sum(len(module._forward_hooks) for module in model.modules()))
+
+    model = adapted()
+    trainer = trainer_of(model, tmp_path, max_steps=5)
+    with PlopCallback(trainer, every=2) as watch:
+        trainer.add_callback(Count())
+        trainer.train()
+    assert [count > 0 for count in hooks] == [True, False, True, False, True]
+    assert len(watch.scores().sample_ids) == 12
