@@ -97,6 +97,8 @@ def score(
             convolutions, stacked experts. A `torch.compile`d model is scored eagerly. Wrappers (DDP, FSDP,
             activation checkpointing, LoRA adapters, a module around one model) have no part in the names, so that a
             placement fits the model with and without them; in a model with LoRA adapters, the base layers are scored.
+            Weights that FSDP or ZeRO-3 shards are gathered one by one, and a model that tensor, expert or pipeline
+            parallelism divides is scored as a whole (docs/distributed.md).
             A folder or name of a model is loaded as by `plop_ext.models.load_model`, with its tokenizer.
         dataloader: Batches; or rows of a data set, texts, or samples from `plop_ext.data.encode`, which are encoded
             and batched with their defaults; or the name of a data set, as for `plop_ext.data.load_rows`. A dict is
