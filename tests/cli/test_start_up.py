@@ -80,6 +80,7 @@ def test_scoring_takes_a_second_beside_the_import_of_torch_and_the_model(tmp_pat
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scores")
     scores(table([0.6, 0.8, 0.9, 1.4])).save(folder / "s.json")
+    scores(table([0.6, 0.8, 0.9, 1.4])).place().save(folder / "placed.json")
     scores(table([0.6, 0.8, 0.9, 1.4], seed=1), data="other").save(folder / "t.json")
     return folder
 
@@ -95,6 +96,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "export {0}/p.json --to lycoris",
         "report {0}/s.json --against {0}/t.json",
         "merge {0}/s.json {0}/t.json -o {0}/m.json",
+        "export {0}/placed.json --to axolotl",
     ],
 )
 def test_nothing_heavy_is_imported(line: str, saved: Path) -> None:

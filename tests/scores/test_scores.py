@@ -95,6 +95,6 @@ def test_place_chooses_from_the_scores_by_its_arguments(
     scores = made()
     assert scores.place(**changes) == "placement"  # type: ignore[comparison-overlap]
     assert seen.pop("scores") is scores
-    nothing = dict.fromkeys(("types", "modules", "max_nfn", "r", "ranks", "max_params", "max_memory"))
+    nothing = dict.fromkeys(("types", "modules", "max_nfn", "r", "ranks", "max_params", "max_memory", "serve"))
     defaults = {"strategy": "lowest", "seed": 0, "batch": 8, "seq": 1024, "ignore_nonfinite": False}
     assert seen == {**nothing, **defaults, **changes}
