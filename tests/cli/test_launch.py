@@ -173,3 +173,18 @@ def test_training_in_two_processes_is_training_in_one(tmp_path: Path) -> None:
 def test_commands_that_try_placements_run_in_one_process() -> None:
     done = launched("compare", "plop-tiny", "arithmetic", "--scores", "s.json")
     assert done.returncode and done.stderr.count("plop: `plop compare` runs in one process; start it without") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "processes"), [("tp", 2), ("tp=2,dp=2", 4)])
+def test_a_launch_divides_a_model(way: str, processes: int, tmp_path: Path) -> None:
+    """A rank adds its columns in float32, so the scores are those of one process to rounding."""
+    output, one = tmp_path / "divided.json", tmp_path / "one.json"
+    words = [*SCORE, "--dtype", "float32", "-q"]
+    done = launched(*words, "--parallel", way, "-o", str(output), processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert main([*words, "-o", str(one)]) == 0
+    found, expected = Scores.load(output), Scores.load(one)
+    assert found.module_names == expected.module_names
+    assert found.sample_ids.tolist() == expected.sample_ids.tolist()
+    assert found.nfn == pytest.approx(expected.nfn, rel=1e-6)
