@@ -17,9 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from plop_ext import InputError, Scores
+from plop_ext import InputError, Scores, StopRule
 from tests.support import tiny_models
-from tests.support.parallel_models import divided, divided_and_sharded, loaded
+from tests.support.parallel_models import divided, divided_and_sharded, divided_replicas, loaded
 from tests.support.processes import in_processes
 from tests.support.quiet import nfn, quietly
 
@@ -82,6 +82,19 @@ def test_other_numbers_of_processes(divide: Callable[[nn.Module], nn.Module], co
 def test_a_mesh_of_two_dimensions_with_fsdp() -> None:
     model = biased()
     assert_alike(quietly(model, batches()), in_processes(4, scored, divided_and_sharded, model, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"token_step": 3}, {"stop": StopRule(types=2, confidence=0.6, min_samples=2), "max_samples": 128}],
+    ids=["default", "step", "stop"],
+)
+def test_replicas_that_are_divided(settings: dict[str, Any]) -> None:
+    model = biased()
+    found = in_processes(4, scored, divided_replicas, model, settings)
+    assert_alike(quietly(model, batches(), **settings), found)
+    assert {scores.provenance["parallel"]["batches_at_once"] for scores in found} == {2}
 
 
 @pytest.mark.slow

@@ -49,6 +49,14 @@ def divided_and_sharded(model: nn.Module) -> nn.Module:
     return fully_shard(copied, mesh=mesh["dp"])
 
 
+def divided_replicas(model: nn.Module) -> nn.Module:
+    """A copy of which there are two, each divided over half of the processes."""
+    copied = copy.deepcopy(model)
+    sizes = (2, distributed.get_world_size() // 2)
+    _divide(copied, init_device_mesh(_device(copied), sizes, mesh_dim_names=("dp", "tp"))["tp"], sequence=False)
+    return copied
+
+
 def _device(model: nn.Module) -> str:
     return next(model.parameters()).device.type
 
