@@ -66,7 +66,7 @@ def whole(model: nn.Module, data: Any, **settings: Any) -> Scores:
 
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The arguments of `discover`, `Collector` and `choose_forwards`, which are called all the same."""
+    """The arguments of `discover_whole`, `Collector` and `choose_forwards`, which are called all the same."""
     seen: dict[str, Any] = {}
 
     def spy(name: str) -> None:
@@ -80,7 +80,7 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         monkeypatch.setattr(score_module, name, keep)
 
-    for name in ("discover", "Collector", "choose_forwards"):
+    for name in ("discover_whole", "Collector", "choose_forwards"):
         spy(name)
     return seen
 
@@ -98,7 +98,7 @@ def test_the_settings_reach_the_parts(passed: dict[str, Any]) -> None:
     assert scores.module_names == tuple(NAMES[1:]) and len(scores.sample_ids) == 6
     assert {module.baseline_from for module in scores.modules} == {"probe"}
     names = {"include": ("up", "down"), "exclude": ("layers.0.up",), "scope": "all", "everything": False}
-    assert passed["discover"] == ((model,), names)
+    assert passed["discover_whole"] == ((model, None), names)
     (collected, layers), named = passed["Collector"]
     assert collected is model and [layer.name for layer in layers] == NAMES[1:] and named == {"last_call_only": False}
 
@@ -120,7 +120,7 @@ def test_the_published_script_scores_heads_and_the_last_call_only(passed: dict[s
     scores = score(Plain(), batches(2), compat="paper-script", progress=False)
     assert scores.provenance["stop"] is None
     assert scores.module_names == (*NAMES, "head") and scores.paper_script
-    assert passed["discover"][1]["everything"] is True and passed["Collector"][1] == {"last_call_only": True}
+    assert passed["discover_whole"][1]["everything"] is True and passed["Collector"][1] == {"last_call_only": True}
     with pytest.raises(InputError) as caught:
         whole(Plain(), batches(2), compat="paper-script", fast=True)
     assert str(caught.value) == (
