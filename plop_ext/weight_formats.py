@@ -12,7 +12,10 @@ from plop_ext.errors import InputError
 
 ORIGINAL = "give the 16-bit checkpoint that it was made from, or one in the format of compressed-tensors, FP8 or NF4"
 # What is known of formats that transformers does not know.
+# Stands for a format that a configuration does not name.
+UNNAMED = "an unnamed format"
 REASONS = {
+    UNNAMED: "its quantization_config has no quant_method",
     "exl2": "it is a format of ExLlamaV2",
     "exl3": "it is a format of ExLlamaV3",
     "mlx": "it is a format of MLX",
@@ -42,7 +45,7 @@ def name_of(settings: Any) -> str:
     if of("load_in_4bit") or of("load_in_8bit"):
         return "bitsandbytes"
     method = of("quant_method")
-    return str(getattr(method, "value", method))
+    return UNNAMED if method is None else str(getattr(method, "value", method))
 
 
 def is_known(method: str) -> bool:

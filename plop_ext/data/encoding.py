@@ -113,7 +113,10 @@ def encode(
         if counted_tokens(sample) if mask == "completion" else not special.issuperset(sample["input_ids"]):
             encoded.append(sample)
     if encoder.unplaced:
-        logger.warning("%d assistant turns do not count: the chat template does not render them", encoder.unplaced)
+        logger.warning(
+            "%d assistant turns do not count: the chat template does not render them, or renders them twice",
+            encoder.unplaced,
+        )
     if truncated:
         logger.warning("%d of %d samples were truncated to `max_length` = %d tokens", truncated, len(rows), max_length)
     if not encoded:

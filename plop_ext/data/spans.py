@@ -83,7 +83,7 @@ class Turns:
             after: Where the previous turn ends.
 
         Returns:
-            Start and end in the text; None if the template does not render the message.
+            Start and end in the text; None if the template does not render the message, or renders it more than once.
         """
         changed = [self._change(self._messages, self.text, index, other) for other in _others(self._messages[index])]
         contents = [span for span in changed if span is not None and span[1] >= after]
@@ -114,7 +114,8 @@ class Turns:
     def _change(self, messages: Sequence[Message], text: str, index: int, other: Message) -> Span | None:
         """Return what of a text changes if `other` takes the place of a message; None if nothing does."""
         changed = self._renderer.attempt([*messages[:index], other, *messages[index + 1 :]])
-        if changed is None or changed == text:
+        # A template that renders a message twice, as in a summary, does not say which of them is the answer.
+        if changed is None or changed == text or (other["content"] == _STAND_IN and changed.count(_STAND_IN) > 1):
             return None
         start = common_prefix(text, changed)
         limit = min(len(text), len(changed)) - start

@@ -167,3 +167,12 @@ class TestEncode:
         rows = [{"messages": CHAT}, {"messages": [{"role": "system", "content": "x"}]}]
         with pytest.raises(InputError, match=r"`rows`: row 2: the chat template of `tokenizer` refuses .*no system"):
             encode(rows, byte_tokenizer(template=STRICT))
+
+
+def test_an_answer_that_the_template_renders_twice_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}|" + UNMARKED
+    with caplog.at_level(logging.WARNING):
+        (sample,) = encode([{"messages": CHAT}], tokenizer, **LABELS)
+    assert "1 assistant turn" in caplog.text
+    assert [label for label in sample["labels"] if label != -100] == ids(tokenizer, "yo")

@@ -72,6 +72,10 @@ def of_an_unknown_tool(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "shrink-ray", "bits": 3})
 
 
+def of_a_tool_without_a_name(folder: Path) -> None:
+    edit_config(folder, quantization_config={"bits": 3})
+
+
 def exllama(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "exl2"})
 
@@ -84,6 +88,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     undeclared_gptq: r"2 scales would be ignored, such as \S+qzeros \(format: GPTQ, AWQ or MXFP4\)",
     undeclared_nf4: r"2 scales would be ignored, such as \S+absmax \(format: bitsandbytes\)",
     of_an_unknown_tool: r"is quantized by shrink-ray \(.*\): transformers does not know this format",
+    of_a_tool_without_a_name: r"is quantized by an unnamed format \(.*\): its quantization_config has no quant_method",
     exllama: r"is quantized by exl2 \(.*\): it is a format of ExLlamaV2",
 }
 
