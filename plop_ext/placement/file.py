@@ -40,8 +40,8 @@ def read(cls: type[PlacementT], path: str | os.PathLike[str]) -> PlacementT:
             lora_targets=_targets(content["lora_targets"]),
             fingerprints={name: _fingerprint(item) for name, item in content["fingerprints"].items()},
             notes=tuple(content["notes"]),
-            r=int(content["r"]),
-            ranks={name: int(rank) for name, rank in content["ranks"].items()},
+            r=_rank(content["r"]),
+            ranks={name: _rank(rank) for name, rank in content["ranks"].items()},
             reason=content["reason"],
             evidence=None if content["evidence"] is None else Evidence.from_dict(content["evidence"]),
             left_out=_targets(content["left_out"]),
@@ -63,6 +63,12 @@ def _fields(placement: PlacementData) -> dict[str, Any]:
 
 def _targets(items: Iterable[Mapping[str, Any]]) -> tuple[LoraTarget, ...]:
     return tuple(LoraTarget.from_dict(item) for item in items)
+
+
+def _rank(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"no rank: {value!r}")
+    return value
 
 
 def _fingerprint(fields: Mapping[str, Any]) -> Fingerprint:

@@ -356,7 +356,7 @@ def test_other_files(tmp_path: Path) -> None:
         {"unscored": 3},
         {"modules": 3},
         {"types": None},
-        {"r": "x"},
+        *({"r": rank} for rank in ("x", 0, -1, False, 1.5, None)),
         {"ranks": [1]},
         {"ranks": {"a": "x"}},
         {"evidence": 3},
