@@ -15,7 +15,6 @@ ORIGINAL = "give the 16-bit checkpoint that it was made from, or one in the form
 # Stands for a format that a configuration does not name.
 UNNAMED = "an unnamed format"
 REASONS = {
-    UNNAMED: "its quantization_config has no quant_method",
     "exl2": "it is a format of ExLlamaV2",
     "exl3": "it is a format of ExLlamaV3",
     "mlx": "it is a format of MLX",
@@ -57,6 +56,8 @@ def is_known(method: str) -> bool:
 
 def reason_against(method: str) -> str:
     """Return why a format that transformers does not know is refused."""
+    if method == UNNAMED:
+        return "its quantization_config has no quant_method"
     return REASONS.get(method, "transformers does not know this format")
 
 
