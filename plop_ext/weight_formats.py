@@ -11,9 +11,9 @@ from typing import Any
 from plop_ext.errors import InputError
 
 ORIGINAL = "give the 16-bit checkpoint that it was made from, or one in the format of compressed-tensors, FP8 or NF4"
-# What is known of formats that transformers does not know.
 # Stands for a format that a configuration does not name.
 UNNAMED = "an unnamed format"
+# What is known of formats that transformers does not know.
 REASONS = {
     "exl2": "it is a format of ExLlamaV2",
     "exl3": "it is a format of ExLlamaV3",
