@@ -39,7 +39,6 @@ class Collector:
         unassigned: Names of layers with rows whose sample or padding cannot be told, with the reason.
         experts_implementation: Implementation of the experts modules outside of the context; None if there are no
             experts modules.
-        communicating: What other processes exchange with this one in a forward of the model; empty if nothing.
         recording: The record to which the hooks write, for the forwards of plop_ext.
 
     Example:
@@ -53,11 +52,10 @@ class Collector:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[LinearLayer], *, last_call_only: bool = False) -> None:
-        self.recording = Recording(layers, last_call_only, stages_group(model))
+        self.recording = Recording(layers, last_call_only, stages_group(model), why_communicating(model))
         self.layers = self.recording.layers
         self.unassigned = self.recording.notes.unassigned
         self.experts_implementation: str | None = None
-        self.communicating = why_communicating(model)
         self.model = model
         self._stack = ExitStack()
 

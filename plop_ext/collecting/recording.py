@@ -37,19 +37,24 @@ class Recording:
         layers: The scored layers; the parts of one module are neighbours.
         last_call_only: Keep only the last call of a layer in a batch.
         stages: Group of the stages of a pipeline, each of which calls some of the layers; None for a whole model.
+        communicating: What other processes exchange with this one in a forward of the model; empty if nothing.
 
     Attributes:
         layers: The layers, as given.
         last_call_only: As given.
+        communicating: As given.
         layers_of: The scored layers of each module, with their rows in the totals.
         notes: Observations in addition to the totals.
         feeding: The states of other streams that the running modules have received.
         queue: The totals of closed batches.
     """
 
-    def __init__(self, layers: Sequence[LinearLayer], last_call_only: bool, stages: Any = None) -> None:
+    def __init__(
+        self, layers: Sequence[LinearLayer], last_call_only: bool, stages: Any = None, communicating: str = ""
+    ) -> None:
         self.layers = tuple(layers)
         self.last_call_only = last_call_only
+        self.communicating = communicating
         self.layers_of: dict[nn.Module, list[tuple[int, LinearLayer]]] = {}
         for index, layer in enumerate(self.layers):
             self.layers_of.setdefault(layer.module, []).append((index, layer))

@@ -61,7 +61,7 @@ class FastPath:
     def __enter__(self) -> FastPath:
         # A kernel reads the norm of the next block, which FSDP has not gathered yet, and sums whole rows, which tensor
         # parallelism divides; and a disagreement here would repeat a batch for which no other process waits.
-        alone = not self._collector.communicating
+        alone = not self._collector.recording.communicating
         found, reasons = find_blocks(self._model, self._sums.owns) if alone else ([], [])
         device = next((block.before_attention.weight.device for block in found), None)
         if device is not None and ops.STATUS.backend(device) == "pytorch":
@@ -70,7 +70,7 @@ class FastPath:
             count = f"{len(reasons)} block{'s are' if len(reasons) > 1 else ' is'} left out"
             self.reason = f"{count}: {'; '.join(sorted(set(reasons)))}"
         elif not alone:
-            self.reason = self._collector.communicating
+            self.reason = self._collector.recording.communicating
         elif not found:
             self.reason = "the model has no blocks of a family that the fast path supports"
         self._blocks = [

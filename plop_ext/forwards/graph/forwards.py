@@ -106,8 +106,8 @@ class GraphedForwards:
         devices = sorted({str(parameter.device) for parameter in model.parameters()})
         if len(devices) > 1:
             self._stop(f"the weights are on several devices ({', '.join(devices)}), and a graph runs on a single one")
-        elif collector.communicating:
-            self._stop(collector.communicating)
+        elif collector.recording.communicating:
+            self._stop(collector.recording.communicating)
 
     def __enter__(self) -> GraphedForwards:
         return self
