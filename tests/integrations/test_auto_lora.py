@@ -23,12 +23,14 @@ def test_the_adapted_modules_are_those_of_the_placement() -> None:
     assert adapted(torch.tensor([[1, 5, 6]])).logits.shape == (1, 3, 259)
 
 
+@pytest.mark.slow
 def test_a_budget_decides_on_the_rank() -> None:
     adapted = plop_ext.auto_lora(tiny_llama(), TEXTS, byte_tokenizer(), types=2, max_params=2000, progress=False)
     trainable = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert 1000 < trainable <= 2000
 
 
+@pytest.mark.slow
 def test_adapters_are_not_stacked() -> None:
     adapted = plop_ext.auto_lora(tiny_llama(), TEXTS, byte_tokenizer(), types=2, progress=False)
     with pytest.raises(InputError, match="has adapters already"):

@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-FAST = ("float32", "all")
+FAST = ("all",)  # with half precision, reentrant checkpointing and accumulation
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,7 @@ def test_scores_are_those_of_the_batches(tmp_path: Path) -> None:
     assert scores.provenance["training"]["weight"] == "W, not W + BA"
 
 
+@pytest.mark.slow
 def test_the_window_bounds_what_is_kept(tmp_path: Path) -> None:
     trainer = trainer_of(adapted(), tmp_path, max_steps=6)
     with PlopCallback(trainer, window=8) as watch:
@@ -85,6 +86,7 @@ def test_the_window_bounds_what_is_kept(tmp_path: Path) -> None:
     assert len(watch._watch._collector.recording.queue._arrived) == 0  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_steps_between_are_not_scored(tmp_path: Path) -> None:
     trainer = trainer_of(adapted(), tmp_path, max_steps=6)
     with PlopCallback(trainer, every=3) as watch:
@@ -129,6 +131,7 @@ def test_an_exception_in_a_loss_leaves_nothing(tmp_path: Path) -> None:
     assert "compute_loss" not in vars(trainer)
 
 
+@pytest.mark.slow
 def test_weights_that_train_are_measured_as_they_are_now(tmp_path: Path) -> None:
     from tests.support.tiny_lm import tiny_llama
 
@@ -171,6 +174,7 @@ def test_scores_before_training_are_refused(tmp_path: Path) -> None:
         PlopCallback(trainer_of(adapted(), tmp_path)).scores()
 
 
+@pytest.mark.slow
 def test_steps_between_have_no_hooks(tmp_path: Path) -> None:
     hooks: list[int] = []
 

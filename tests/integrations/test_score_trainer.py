@@ -44,6 +44,7 @@ def test_scores_are_those_of_the_trainers_batches_and_loss(tmp_path: Path) -> No
     assert everything.tokens == sum(len(row["input_ids"]) for row in ROWS) > scores.tokens
 
 
+@pytest.mark.slow
 def test_a_training_that_has_begun_is_refused(tmp_path: Path) -> None:
     trainer = trainer_of(adapted(), tmp_path, max_steps=1)
     trainer.train()
