@@ -115,7 +115,7 @@ class Turns:
         """Return what of a text changes if `other` takes the place of a message; None if nothing does."""
         changed = self._renderer.attempt([*messages[:index], other, *messages[index + 1 :]])
         # A template that renders a message twice, as in a summary, does not say which of them is the answer.
-        if changed is None or changed == text or (other["content"] == _STAND_IN and changed.count(_STAND_IN) > 1):
+        if changed is None or changed == text or (other.get("content") == _STAND_IN and changed.count(_STAND_IN) > 1):
             return None
         start = common_prefix(text, changed)
         limit = min(len(text), len(changed)) - start
