@@ -29,13 +29,14 @@ class Parser(argparse.ArgumentParser):
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
         """Raise an error if a command line has words that this parser does not know."""
-        positional = [word for word in words if not word.startswith("-")]
-        if positional:
-            self.error(f"{positional[0]} is one argument too many; quote names with spaces, give files as a folder")
-        if words:
+        # A word behind an option that does not exist is that option's value.
+        options = [word for word in words if word.startswith("-")]
+        if options:
             known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(words[0].partition("=")[0], known, 1)
-            self.error(f"there is no option {words[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+            near = difflib.get_close_matches(options[0].partition("=")[0], known, 1)
+            self.error(f"there is no option {options[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        if words:
+            self.error(f"{words[0]} is one argument too many; quote names with spaces, give files as a folder")
 
 
 def whole(text: str) -> int:

@@ -117,8 +117,8 @@ NAMES = (
     *("score", "find_plop_target_modules", "score_streaming", "finetune", "compare", "run_experiment", "StopRule"),
     *(f"Comparison.{name}" for name in ("load", "row", "save")),
     *(f"Scores.{name}" for name in ("place", "merge", "statistics", "save", "load")),
-    *(f"Placement.{name}" for name in ("cost", "lora_config", "export", "verify", "check_model", "num_parameters")),
-    *(f"Placement.{name}" for name in ("rank_for", "ranks_at", "save", "load")),
+    *(f"Placement.{name}" for name in ("cost", "lora_config", "export", "servable", "verify", "check_model")),
+    *(f"Placement.{name}" for name in ("num_parameters", "rank_for", "ranks_at", "save", "load")),
     *("load_rows", "encode", "batches", "load_model"),
 )
 

@@ -19,6 +19,10 @@ from torch import distributed
 # A collective that waits this long has hung; a test that runs this long fails.
 GROUP_SECONDS = 40
 TEST_SECONDS = 60
+# A fork of a process with threads may stop before its first line of Python, at a lock that a thread held. It has then
+# run nothing of what is tested, so the processes are started anew; a hang after they have met is never tried again.
+START_SECONDS = 15
+STARTS = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,20 @@ def in_processes(count: int, work: Callable[..., Any], *args: Any, seconds: floa
 
 def ends_of(count: int, work: Callable[..., Any], *args: Any, seconds: float = TEST_SECONDS) -> list[End]:
     """How `count` processes that call `work(*args)` end, by rank; fails if one takes too long. See `in_processes`."""
+    for _ in range(STARTS):
+        ends = _started(count, work, args, seconds)
+        if ends is not None:
+            break
+    else:
+        pytest.fail(f"{count} processes did not meet within {START_SECONDS} s, {STARTS} times", pytrace=False)
+    hanging = [rank for rank, end in enumerate(ends) if end is None]
+    if hanging:
+        pytest.fail(f"ranks {hanging} hang; how the others ended: {ends}", pytrace=False)
+    return [end for end in ends if end is not None]
+
+
+def _started(count: int, work: Callable[..., Any], args: tuple[Any, ...], seconds: float) -> list[End | None] | None:
+    """How the processes end, None for one that takes too long; None for all if they do not meet."""
     context: Any = multiprocessing.get_context("fork")
     # As under torchrun, the store outlives every rank.
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -69,18 +87,19 @@ def ends_of(count: int, work: Callable[..., Any], *args: Any, seconds: float = T
     for process, (_, sender) in zip(processes, pipes, strict=True):
         process.start()
         sender.close()
-    deadline = time.monotonic() + seconds
     try:
-        ends = [_receive(receiver, process, deadline) for process, (receiver, _) in zip(processes, pipes, strict=True)]
+        meeting = time.monotonic() + START_SECONDS
+        if not all(receiver.poll(max(0.0, meeting - time.monotonic())) for receiver, _ in pipes):
+            return None
+        if any(receiver.recv() is not None for receiver, _ in pipes):  # the error of a group that was not made
+            return None
+        deadline = time.monotonic() + seconds
+        return [_receive(receiver, process, deadline) for process, (receiver, _) in zip(processes, pipes, strict=True)]
     finally:
         for process in processes:
             process.join(1)
             if process.is_alive():
                 process.kill()
-    hanging = [rank for rank, end in enumerate(ends) if end is None]
-    if hanging:
-        pytest.fail(f"ranks {hanging} hang; how the others ended: {ends}", pytrace=False)
-    return [end for end in ends if end is not None]
 
 
 def _receive(receiver: Any, process: Any, deadline: float) -> End | None:
@@ -108,6 +127,7 @@ def _run(rank: int, count: int, port: int, sender: Any, work: Callable[..., Any]
             timeout=timedelta(seconds=GROUP_SECONDS),
         )
         distributed.barrier()
+        sender.send(None)
         torch.manual_seed(0)
         started = time.monotonic()
         end = End(work(*args), seconds=time.monotonic() - started)
