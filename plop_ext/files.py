@@ -277,6 +277,19 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def read_whole(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file, a pipe or a terminal.
+
+    Raises:
+        OSError: If it cannot be read, or is a device such as /dev/zero, whose content never ends.
+    """
+    with open(path, "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not file.isatty()):
+            raise OSError(errno.EINVAL, "it is a device, not a file")
+        return file.read()
+
+
 def read_json(path: str | os.PathLike[str], file_format: str, version: int, writer: str) -> dict[str, Any]:
     """Read a JSON file that this package wrote, and check its format and version.
 
@@ -285,7 +298,7 @@ def read_json(path: str | os.PathLike[str], file_format: str, version: int, writ
     """
     check_type((str, os.PathLike), f"the path of a file written by {writer}", path=path)
     try:
-        content = _parse(Path(path).read_bytes())
+        content = _parse(read_whole(path))
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {reason(error)}; name a file written by {writer}") from error
     except (ValueError, RecursionError) as error:  # also invalid UTF-8, numbers of over 4,300 digits, endless nesting

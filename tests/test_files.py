@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from plop_ext import files
+from plop_ext.cli.main import main
 from plop_ext.errors import InputError, OutputError
 from plop_ext.files import check_writable, save_or_rescue, write_json, write_text_atomic
 from tests.support.disks import limited_file_size
@@ -158,3 +159,10 @@ def test_files_read_the_same_without_orjson(tmp_path: Path, monkeypatch: pytest.
         except InputError as error:
             found.append(str(error))
     assert found[0] == found[1]
+
+
+def test_a_device_is_not_read_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="`/dev/zero`: it is a device, not a file; name a file"):
+        files.read_json("/dev/zero", "x", 1, "a test")
+    assert main(["place", "s.json", "--config", "/dev/full"]) == 2
+    assert "cannot read `/dev/full`: it is a device, not a file; name a TOML file" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plop_ext.errors import InputError, first_line, reason
+from plop_ext.files import read_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,7 +55,7 @@ def with_config(arguments: Sequence[str], commands: Mapping[str, argparse.Argume
 
 def _tables(path: Path, commands: Mapping[str, argparse.ArgumentParser]) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_whole(path).decode())
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {reason(error)}; name a TOML file") from error
     except ValueError as error:
