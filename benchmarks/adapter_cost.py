@@ -1,4 +1,4 @@
-"""What LoRA on fewer module types saves: step time, memory and size of the adapter, with PEFT as it is.
+"""What LoRA on fewer module types saves: step time, memory and size of the adapter, with unmodified PEFT.
 
 python -m benchmarks.adapter_cost --output benchmarks/results/adapter_cost.json
 

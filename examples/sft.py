@@ -3,7 +3,7 @@
 python examples/sft.py
 
 A first trainer, without adapters, prepares the data and is scored; a second one trains. The adapter is then merged
-into the weights, as a server without LoRA would load it, and for vLLM it is kept as it is.
+into the weights, as a server without LoRA would load it, and vLLM gets it unmerged.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def inputs_hash(args: argparse.Namespace, *sources: str) -> str | None:
 
 
 def check_same(output: str, found: str | None, inputs: str | None) -> None:
-    """Check that the finished result at `output` is of these inputs, so that --resume can leave it as it is.
+    """Check that the finished result at `output` is of these inputs, so that --resume can leave it unchanged.
 
     Args:
         output: The file.

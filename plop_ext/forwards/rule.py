@@ -33,7 +33,7 @@ _EARLY, _LATE = 2, 4
 
 @dataclass(frozen=True)
 class Planned:
-    """How much a run reads, as far as it is known; None if it is not, or may end early.
+    """How much a run reads; None where that is not known, or the run may end early.
 
     Attributes:
         batches: Batches.

@@ -97,7 +97,7 @@ class LayerAdapter:
         return (self.weight_rows(module),)
 
     def sums_shards(self, module: nn.Module) -> bool:
-        """Return whether `part_sumsq` reads a sharded weight as it is, so that it need not be gathered."""
+        """Return whether `part_sumsq` reads a sharded weight without gathering it."""
         return False
 
     def weight_sumsq(self, module: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from plop_ext.errors import InputError
-from plop_ext.files import resolve, writing
+from plop_ext.files import read_whole, resolve, writing
 from plop_ext.forwards.rule import AUTO
 from plop_ext.totals import Totals
 
@@ -162,7 +162,7 @@ class Journal:
 
     def _read(self) -> int:
         """Load the complete records; return the offset at which they end, or 0 without a complete header."""
-        data = self._path.read_bytes()
+        data = read_whole(self._path)
         lines = data.split(b"\n")
         # Anything after the last line break is an incomplete line.
         whole, end = lines[:-1], len(data) - len(lines[-1])

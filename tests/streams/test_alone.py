@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from plop_ext import score
-from tests.support.stream_cases import CASES, Batch, StreamCase
+from tests.support.stream_cases import CASES, StreamCase
+from tests.support.stream_texts import Batch
 
 
 def gains_alone(model: nn.Module, batch: Batch, names: list[str], case: StreamCase) -> dict[str, list[float]]:
