@@ -1,6 +1,6 @@
 """The rule by which a run that was asked for no way chooses one: from the model and its device, before any forward.
 
-It was measured once (`benchmarks/whole_api.py`) and holds no clock, so the same run takes the same way. Fused kernels
+It holds no clock, so the same run takes the same way; `benchmarks/whole_api.py` measures what it chooses. Fused kernels
 change the last bits of 16-bit scores: whether they run follows from the model, its device and the settings of the run
 alone. A CUDA graph changes no bit, so it may also follow from the batches.
 """
@@ -20,7 +20,7 @@ from plop_ext.forwards.masks.known_models import runs_library_code
 
 AUTO = "auto"
 _DTYPES = (torch.float16, torch.bfloat16)
-# Blocks of fewer weights than those measured: their kernels take less time than the checks of the first batch.
+# An estimate: the kernels of smaller blocks take less time than the checks of the first batch.
 _LEAST_WEIGHTS = 10_000_000
 # A forward is bound by the launches of its kernels if a block takes the device less than about a millisecond, in which
 # it does this many multiplications.
