@@ -1,8 +1,8 @@
 """The rule by which a run that was asked for no way chooses one: from the model and its device, before any forward.
 
-It holds no clock, so the same run takes the same way; `benchmarks/whole_api.py` measures what it chooses. Fused kernels
-change the last bits of 16-bit scores: whether they run follows from the model, its device and the settings of the run
-alone. A CUDA graph changes no bit, so it may also follow from the batches.
+It holds no clock, so the same run takes the same way; `benchmarks/whole_api.py` measures what it chooses. Fused
+kernels change the last bits of 16-bit scores: whether they run follows from the model, its device and the settings of
+the run alone. A CUDA graph changes no bit, so it may also follow from the batches.
 """
 
 from __future__ import annotations
