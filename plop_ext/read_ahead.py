@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from plop_ext import memory
@@ -63,8 +63,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _start(files: list[Path], ended: threading.Event) -> None:
     """Start the threads, which end with the files, with `ended`, or with the process."""
     chunks = _Chunks(files, int(memory.available_ram() * _SHARE))
-    for _ in range(min(_READERS, chunks.count)):
-        threading.Thread(target=_read, args=(chunks, ended), name="plop-read-ahead", daemon=True).start()
+    with suppress(RuntimeError):  # no thread can be started
+        for _ in range(min(_READERS, chunks.count)):
+            threading.Thread(target=_read, args=(chunks, ended), name="plop-read-ahead", daemon=True).start()
 
 
 class _Chunks:
@@ -76,7 +77,7 @@ class _Chunks:
         for path in files:
             try:
                 size = path.stat().st_size
-            except OSError:
+            except (OSError, ValueError):  # the index names what is no path
                 break
             places += [(path, start, min(_CHUNK, size - start)) for start in range(0, size, _CHUNK)]
         places = places[: most // _CHUNK]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -108,3 +109,9 @@ def test_one_file_comes_before_its_shards(folder: Path) -> None:
     assert [path.name for path in weight_files(folder)] == ["model-1.safetensors", "model-2.safetensors"]
     (folder / "model.safetensors").write_bytes(b"")
     assert [path.name for path in weight_files(folder)] == ["model.safetensors"]
+
+
+def test_an_index_that_names_no_path_is_left_to_the_loader(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x\0y", "b": "\ud800"}}))
+    with reading_ahead(tmp_path):
+        pass

@@ -18,8 +18,10 @@ _OUTPUTS = ("output", "heatmap", "plot", "force", "resume", "json", "quiet", "ve
 _OTHERS = ("command", "run", "words", "config", "dry_run", "memory_budget", "trust_remote_code", "parallel")
 # What main adds.
 _ADDED = ("alone", "in_ranks", "launch", "load")
-# Number and bytes of the blocks, evenly spread, that are read of a larger file: no two checkpoints agree in all.
+# Number and bytes of the blocks, evenly spread, that are read of a larger file of weights: no two checkpoints agree in
+# all of them. Rows of data may differ anywhere, so all other files are read whole.
 _BLOCKS, _BLOCK = 1024, 1 << 16
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 class InputsHash:
@@ -109,11 +111,11 @@ def _files(source: str) -> list[Path]:
 
 
 def _add(found: Any, path: Path) -> None:
-    """Add the contents of a file, or samples of them."""
+    """Add the contents of a file, or samples of those of large weights."""
     size = path.stat().st_size
     found.update(f"\0{size}\0".encode())
     with path.open("rb") as stream:
-        if size <= _BLOCKS * _BLOCK:
+        if size <= _BLOCKS * _BLOCK or path.suffix not in _WEIGHTS:
             while block := stream.read(1 << 20):
                 found.update(block)
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,26 @@ def check_alike(group: Group, names: Sequence[str], norms: Sequence[float], devi
             f"parts of one model that nothing marks; load the same model on each rank, {_FIX}"
         )
     _check_norms(group, names, norms, device)
+
+
+def check_settings(group: Group, settings: Mapping[str, Any]) -> None:
+    """Check that all ranks were called with the same settings.
+
+    Args:
+        group: The ranks.
+        settings: Values by the name of the argument, as JSON has them.
+
+    Raises:
+        InputError: If a rank has another value; it names the first such argument.
+    """
+    found = [json.loads(content) for content in group.gather(json.dumps(settings, sort_keys=True).encode())]
+    for rank, other in enumerate(found):
+        for name, value in found[0].items():
+            if other.get(name) != value:
+                raise InputError(
+                    f"`{name}` is {other.get(name)!r} on rank {rank} and {value!r} on rank 0; call with the same "
+                    "arguments on all ranks"
+                )
 
 
 def _check_norms(group: Group, names: Sequence[str], norms: Sequence[float], device: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plop_ext.arguments import check_choice, shown
 from plop_ext.errors import InputError
 from plop_ext.integrations.trainer_data import Peeked
-from plop_ext.preserve import random_state
+from plop_ext.preserve import evaluating, random_state
 from plop_ext.scoring.score import score
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def score_trainer(
     reader = importlib.import_module(f"plop_ext.integrations.{stack}")
     with reader.left_alone(trainer), random_state():
         found = reader.data_of(trainer, rows, **given)
-        batches = Peeked(found.batches)
+        with evaluating(found.model):  # completions are written for the first batch, too
+            batches = Peeked(found.batches)
         mask = mask or ("completion" if batches.marks_completions else "attention")
         return score(found.model, batches, mask=mask, **options)
 

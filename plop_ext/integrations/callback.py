@@ -75,6 +75,7 @@ class PlopCallback(TrainerCallback):
         self._open = False
         self._attached = False
         self._replaced: Any = None
+        self._observing: Any = None
         self._drift = Drift()
         self._step = 0
         self._due = False
@@ -109,9 +110,11 @@ class PlopCallback(TrainerCallback):
         if not self._open:
             return
         self._open = False
-        vars(self._trainer).pop("compute_loss", None)
-        if self._replaced is not None:
-            self._trainer.compute_loss = self._replaced
+        # What another callback has wrapped since stays until that one is closed; this one's then observes nothing.
+        if vars(self._trainer).get("compute_loss") is self._observing:
+            del self._trainer.compute_loss
+            if (before := self._before()) is not None:
+                self._trainer.compute_loss = before
         self._attach(False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -119,7 +122,7 @@ class PlopCallback(TrainerCallback):
         self._drift = Drift()
         self._watch = TrainingWatch(model, self._settings, self._window)
         self._replaced = vars(self._trainer).get("compute_loss")
-        self._trainer.compute_loss = self._observed(self._trainer.compute_loss)
+        self._observing = self._trainer.compute_loss = self._observed(self._trainer.compute_loss)
         self._open = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -175,4 +178,12 @@ class PlopCallback(TrainerCallback):
             finally:
                 watch.due, watch.batch = False, None
 
+        observed.callback = self  # type: ignore[attr-defined]
         return observed
+
+    def _before(self) -> Any:
+        """Return the `compute_loss` that the trainer itself had, below those of callbacks that are closed; or None."""
+        found = self._replaced
+        while isinstance(owner := getattr(found, "callback", None), PlopCallback) and not owner._open:
+            found = owner._replaced
+        return found

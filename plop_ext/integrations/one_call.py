@@ -73,7 +73,14 @@ def auto_lora(
     config = placement.lora_config(**fields)
     from peft import get_peft_model
 
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     adapted = get_peft_model(model, config)
     placement.verify(adapted)
-    return adapted.train(training)
+    adapted.train(training[model])
+    for module in list(adapted.modules()):
+        wrapped = getattr(module, "base_layer", None)
+        if wrapped in training:
+            module.train(training[wrapped])
+    for module, mode in training.items():
+        module.training = mode
+    return adapted

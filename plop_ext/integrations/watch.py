@@ -94,8 +94,10 @@ class TrainingWatch:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self._take(wait=True)
-        self._stack.close()
+        try:
+            self._take(wait=True)
+        finally:
+            self._stack.close()
 
     def scores(self, data: Mapping[str, Any], **training: Any) -> Scores:
         """Return the scores of the window; `training` describes the training in the provenance. Waits for the device.

@@ -168,8 +168,15 @@ def _read_generation_config(model: Any, source: Source) -> None:
     """Set the generation settings of the folder, as `from_pretrained` does for a folder."""
     from transformers import GenerationConfig
 
-    if model.can_generate() and (source.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
+    if not model.can_generate():
+        return
+    folder = str(source.folder)
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    except OSError:  # none, or a damaged one: older models have these settings in config.json
+        model.generation_config = GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True
+        )
 
 
 def _needed(

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from plop_ext._warnings import silenced
-from plop_ext.distributed.alike import check_alike
+from plop_ext.distributed.alike import check_alike, check_settings
 from plop_ext.distributed.group import Group
 from plop_ext.distributed.handshake import RollCall
 from plop_ext.distributed.layout import Layout, layout_of
@@ -74,6 +74,9 @@ class Lockstep:
             )
         partners = self._group.gather(json.dumps([places[rank] for rank in mine]).encode())
         self._layout = layout_of(model, list(map(json.loads, partners)))
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        check_settings(self._group, settings)
 
     def check_alike(self, layers: Sequence[LinearLayer], norms: WeightNorms, device: torch.device) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -34,6 +34,9 @@ class Ranks(Protocol):
 
     def settle(self, model: nn.Module) -> None:
         """Learn what the ranks hold of the model, prepared for scoring."""
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Check that all ranks were called with the same settings."""
 
     def check_alike(self, layers: Sequence[LinearLayer], norms: WeightNorms, device: torch.device) -> None:
         """Raise `InputError` if the ranks hold different models."""
@@ -75,6 +78,8 @@ class Alone:
     size = 1
 
     def settle(self, model: nn.Module) -> None: ...
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None: ...
 
     def check_alike(self, layers: Sequence[LinearLayer], norms: WeightNorms, device: torch.device) -> None: ...
 

@@ -206,6 +206,7 @@ def score(
         fast = journalled_fast(journal)
     described_data = check_data_info(data_info)
     with ranks_of(process_group, data, timeout) as ranks:
+        ranks.check_settings({**settings.to_dict(), "stop": str(rule), "data": data, "exact": exact})
         model, tokenizer = take_model(model, tokenizer)
         given = take_batches(dataloader, tokenizer, mask, limit, seed, forward is not None, ranks.size > 1)
         model = runnable(model)

@@ -76,3 +76,18 @@ def test_parts_of_a_model_without_marks_are_refused(function: Any, expected: str
     for found in ends_of(2, function, 2):
         assert found.error.startswith(f"InputError: {expected}"), found
         assert "pass process_group=None" in found.error
+
+
+def other_settings(name: str, values: tuple[Any, Any]) -> None:
+    options = {"max_samples": None, "progress": False, name: values[distributed.get_rank()]}
+    score(tiny_models.llama(), [{**BATCH, "labels": BATCH["input_ids"]}], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("mask", ("attention", "completion")), ("token_step", (1, 4)), ("seed", (0, 1)), ("max_samples", (1, 2))],
+)
+def test_ranks_with_other_settings_are_refused(name: str, values: tuple[Any, Any]) -> None:
+    for found in ends_of(2, other_settings, name, values):
+        expected = f"InputError: `{name}` is {values[1]!r} on rank 1 and {values[0]!r} on rank 0; "
+        assert found.error.startswith(expected), found

@@ -35,3 +35,15 @@ def test_adapters_are_not_stacked() -> None:
     adapted = plop_ext.auto_lora(tiny_llama(), TEXTS, byte_tokenizer(), types=2, progress=False)
     with pytest.raises(InputError, match="has adapters already"):
         plop_ext.auto_lora(adapted, TEXTS, byte_tokenizer(), progress=False)
+
+
+def test_each_module_keeps_its_training_mode() -> None:
+    model = tiny_llama().train()
+    model.model.layers[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
+    adapted = plop_ext.auto_lora(model, TEXTS, byte_tokenizer(), types=2, progress=False)
+    assert {name: module.training for name, module in modules.items()} == modes
+    for name, module in adapted.named_modules():
+        if "lora_" in name:
+            assert module.training == ("layers.0." not in name), name

@@ -189,3 +189,33 @@ def test_steps_between_have_no_hooks(tmp_path: Path) -> None:
         trainer.train()
     assert [count > 0 for count in hooks] == [True, False, True, False, True]
     assert len(watch.scores().sample_ids) == 12
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+def test_two_callbacks_leave_the_trainer_as_they_found_it(tmp_path: Path, last_first: bool) -> None:
+    trainer = trainer_of(adapted(), tmp_path, max_steps=1)
+    loss = vars(trainer).get("compute_loss")
+    first, second = PlopCallback(trainer, token_step=1), PlopCallback(trainer, token_step=1)
+    for callback in (first, second):
+        trainer.add_callback(callback)
+    trainer.train()
+    assert vars(trainer).get("compute_loss") is loss
+    for callback in (first, second):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    for callback in (second, first) if last_first else (first, second):
+        callback.close()
+    assert vars(trainer).get("compute_loss") is loss
+
+
+def test_hooks_go_if_waiting_for_the_device_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted()
+    watch = TrainingWatch(model, settings_of("attention", 1), 8)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+
+    def fail(wait: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "_take", fail)
+    with pytest.raises(KeyboardInterrupt), watch:
+        pass
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()] == hooks

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,3 +64,19 @@ def test_other_trainers_and_arguments_are_refused(tmp_path: Path) -> None:
         scored(trainer, rows="best")
     with pytest.raises(InputError, match="leave them out"):
         score_trainer(trainer, data=[])
+
+
+def test_every_batch_is_made_in_evaluation_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A trainer of RL writes completions when its batches are asked for: dropout would change the first ones.
+    trainer = trainer_of(tiny_llama().train(), tmp_path)
+    loader, modes = trainer.get_train_dataloader(), []
+
+    class Watched:
+        def __iter__(self) -> Iterator[Any]:
+            for batch in loader:
+                modes.append(trainer.model.training)
+                yield batch
+
+    monkeypatch.setattr(trainer, "get_train_dataloader", Watched)
+    score_trainer(trainer, max_samples=12)
+    assert len(modes) > 1 and not any(modes) and trainer.model.training

@@ -173,3 +173,21 @@ def test_memory_that_queued_work_still_uses_is_not_written(tmp_path: Path) -> No
         assert all(
             torch.equal(value.cpu(), weights[key]) for key, value in model.state_dict().items() if key in weights
         )
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_generation_settings_of_config_json_are_kept(
+    damaged: bool, tmp_path: Path, direct: list[Reader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_llama(tmp_path)
+    edit_config(folder, num_beams=4, no_repeat_ngram_size=3)
+    settings = folder / "generation_config.json"
+    settings.unlink(missing_ok=True)
+    if damaged:
+        settings.write_text("{")
+    found, _ = load_model(folder, device="cpu")
+    assert direct
+    monkeypatch.undo()
+    expected, _ = load_model(folder, device="cpu")
+    assert found.generation_config.num_beams == 4
+    assert found.generation_config.to_dict() == expected.generation_config.to_dict()
