@@ -151,6 +151,8 @@ class Reader:
         if writable is not None:
             writable.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self.stream is not None:  # after an error, targets may be freed while copies to them are still queued
+            self.stream.synchronize()
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
