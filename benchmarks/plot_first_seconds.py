@@ -5,14 +5,11 @@ python -m benchmarks.plot_first_seconds benchmarks/results/first_seconds.json --
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.markdown import Result
-from plop_ext.report import plots
+from benchmarks.plotting import draw
 from plop_ext.report.figures import style
 
 if TYPE_CHECKING:
@@ -52,14 +49,7 @@ def _panel(axes: Axes, found: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="what benchmarks.first_seconds wrote")
-    parser.add_argument("--output", type=Path, required=True, help=f"{', '.join(plots.FORMATS)}")
-    args = parser.parse_args(argv)
-    import matplotlib
-
-    with matplotlib.rc_context(style.settings()):
-        plots.save(figure(json.loads(args.result.read_text(encoding="utf-8"))), args.output)
+    draw(__doc__, "benchmarks.first_seconds", figure, argv)
 
 
 if __name__ == "__main__":

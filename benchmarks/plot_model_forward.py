@@ -5,15 +5,12 @@ python -m benchmarks.plot_model_forward benchmarks/results/model_forward.json --
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.markdown import Result
 from benchmarks.overhead import BEST, OURS, PLAIN, PUBLISHED, USUAL
-from plop_ext.report import plots
+from benchmarks.plotting import draw
 from plop_ext.report.figures import style
 
 if TYPE_CHECKING:
@@ -77,14 +74,7 @@ def _panel(axes: Axes, found: dict[str, dict[str, Any]], names: Sequence[str]) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="what benchmarks.model_forward wrote")
-    parser.add_argument("--output", type=Path, required=True, help=f"{', '.join(plots.FORMATS)}")
-    args = parser.parse_args(argv)
-    import matplotlib
-
-    with matplotlib.rc_context(style.settings()):
-        plots.save(figure(json.loads(args.result.read_text(encoding="utf-8"))), args.output)
+    draw(__doc__, "benchmarks.model_forward", figure, argv)
 
 
 if __name__ == "__main__":
