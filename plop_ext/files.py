@@ -278,16 +278,24 @@ def uncollected() -> Iterator[None]:
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file, a pipe or a terminal.
+    """Return the content of a file, a terminal, or a pipe to which something writes.
 
     Raises:
-        OSError: If it cannot be read, or is a device such as /dev/zero, whose content never ends.
+        OSError: If it cannot be read, is a device such as /dev/zero, whose content never ends, or is a pipe to which
+            nothing writes, for whose content there is no end of waiting.
     """
-    with open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+    # Otherwise opening a pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
         if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not file.isatty()):
             raise OSError(errno.EINVAL, "it is a device, not a file")
-        return file.read()
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(descriptor, True)
+        content = file.read()
+    if stat.S_ISFIFO(mode) and not content:
+        raise OSError(errno.EPIPE, "it is a pipe to which nothing writes")
+    return content
 
 
 def read_json(path: str | os.PathLike[str], file_format: str, version: int, writer: str) -> dict[str, Any]:

@@ -166,3 +166,24 @@ def test_a_device_is_not_read_for_ever(capsys: pytest.CaptureFixture[str]) -> No
         files.read_json("/dev/zero", "x", 1, "a test")
     assert main(["place", "s.json", "--config", "/dev/full"]) == 2
     assert "cannot read `/dev/full`: it is a device, not a file; name a TOML file" in capsys.readouterr().err
+
+
+def test_a_pipe_is_read_to_its_end_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="it is a pipe to which nothing writes"):
+        files.read_whole(pipe)
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as file:
+            for part in (b"ab", b"c" * 100_000):  # more than a pipe holds
+                time.sleep(0.1)
+                file.write(part)
+                file.flush()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(write)
+        assert files.read_whole(f"/dev/fd/{reading}") == b"ab" + b"c" * 100_000
+        done.result()
+    os.close(reading)
